@@ -1,0 +1,60 @@
+# Two commands do everything: `make repro` and `make test`. Both set up .venv first, once.
+SHELL := bash
+PYTHON ?= python3
+BIN := $(CURDIR)/.venv/bin
+STAMP := .venv/.complete
+export PATH := $(BIN):$(PATH)
+export DVC_NO_ANALYTICS := 1
+export MLFLOW_DISABLE_TELEMETRY := true
+export HF_HUB_OFFLINE := 1
+port ?= 5000
+workers ?= 1
+
+.PHONY: help setup repro test ui smoke sweep bench readme lock lint
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/ —/'
+
+setup: $(STAMP)  ## .venv with requirements.txt, once
+
+$(STAMP): requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "error: Python 3.11 or newer is needed, this is " + sys.version.split()[0])'
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --upgrade pip 2>&1 | { grep -v "^WARNING: Location" || true; }
+	set -o pipefail; .venv/bin/python -m pip install --quiet -r requirements.txt 2>&1 | { grep -v "^WARNING: Location" || true; }
+	touch $@
+
+repro: setup  ## the whole pipeline, cached: dvc repro
+	dvc repro
+
+test: setup  ## the tests
+	python -m pytest
+
+ui: setup  ## the MLflow UI on 127.0.0.1 (port=5000)
+	@echo "open http://127.0.0.1:$(port)/#/experiments and choose an experiment, or directly:"
+	@python -m stages.address --port $(port)
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --host 127.0.0.1 --port $(port) --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}"
+
+smoke: setup  ## every stage at tiny sizes in .smoke, in under two minutes
+	rm -rf .smoke && mkdir -p .smoke/.dvc .smoke/reports
+	cp -r dvc.yaml .dvcignore everycause stages data .smoke/
+	cp .dvc/config .smoke/.dvc/config && printf '[core]\n    no_scm = true\n' > .smoke/.dvc/config.local
+	cp profiles/smoke.yaml .smoke/params.yaml
+	cd .smoke && dvc repro --quiet
+	@echo "smoke passed: .smoke/reports/results/results.md"
+
+sweep: setup  ## an Optuna study over the loss weights and thresholds; resumable
+	dvc repro --quiet train_base accumulate_filters generate_masks
+	python -m stages.tune --artifacts artifacts --out reports/tuning
+
+bench: setup  ## one line per measure, and benchmarks/results.json
+	python -m benchmarks.run
+
+readme: setup  ## put the generated table into README.md
+	python -m stages.readme
+
+lock: setup  ## requirements.lock from the present .venv
+	.venv/bin/python -m pip freeze --exclude-editable > requirements.lock
+
+lint: setup  ## ruff
+	ruff check . && ruff format --check .

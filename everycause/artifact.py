@@ -1,0 +1,73 @@
+"""Artifacts on disk: written beside and renamed, so that nothing half-written is ever seen."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+
+@contextmanager
+def published(out: Path) -> Iterator[Path]:
+    """A folder to write into; it becomes `out` when the block succeeds and vanishes when it does not."""
+    partial = out.with_name(out.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        shutil.rmtree(out, ignore_errors=True)
+        partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def fingerprint(*parts: str | bytes | Path) -> str:
+    """A short hash of texts, bytes and files."""
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part.read_bytes() if isinstance(part, Path) else part.encode() if isinstance(part, str) else part
+        digest.update(len(data).to_bytes(8, "little") + data)
+    return digest.hexdigest()[:16]
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], description: dict[str, Any]) -> None:
+    """Tensors and a JSON description in one safetensors file with reproducible bytes."""
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    save_file(plain, path, metadata={"description": json.dumps(description, sort_keys=True)})
+
+
+def load_tensors(path: Path, made_by: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What save_tensors wrote.
+
+    Raises:
+        ValueError: the file is missing or not readable; the sentence names the stage that makes it.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist: run the stage {made_by} first (`dvc repro {made_by}`)")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["description"])
+    except (SafetensorError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a readable artifact ({error}): delete it and run the stage {made_by} again") from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Indented JSON with sorted keys."""
+    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+
+def read_json(path: Path, made_by: str) -> Any:
+    """What write_json wrote.
+
+    Raises:
+        ValueError: the file is missing; the sentence names the stage that makes it.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist: run the stage {made_by} first (`dvc repro {made_by}`)")
+    return json.loads(path.read_text())

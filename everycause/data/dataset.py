@@ -1,0 +1,79 @@
+"""The data set that params.yaml names: its splits of the training distribution.
+
+Shifted splits are not opened here but in data.shifts, which only evaluation may import.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import Field, model_validator
+
+from everycause.artifact import fingerprint
+from everycause.data.codebirds import Codebirds, CodebirdsParams
+from everycause.data.codes import Code
+from everycause.data.folder import FolderParams, folder_split
+from everycause.data.split import Split
+from everycause.section import Section
+
+Name = Literal["train", "validation", "test"]
+
+
+class DataParams(Section):
+    """Which images."""
+
+    source: Literal["codebirds", "folder"]
+    """`codebirds` renders the embedded data set; `folder` reads a user's own photos."""
+    root: str = Field(min_length=1)
+    """The data folder (source: folder): root/split/class/image."""
+    memory_mib: int = Field(ge=0)
+    """A split that fits into this many MiB is read once and held; a larger one is read again in every epoch."""
+    codebirds: CodebirdsParams
+    folder: FolderParams
+
+    @model_validator(mode="after")
+    def _has_a_code(self) -> "DataParams":
+        Code(self.codebirds.length, self.codebirds.dimension, self.codebirds.order)
+        return self
+
+    @property
+    def code(self) -> Code | None:
+        """The code whose words are the classes, where the data are rendered."""
+        return Code(self.codebirds.length, self.codebirds.dimension, self.codebirds.order) if self.source == "codebirds" else None
+
+    @property
+    def image_size(self) -> int:
+        """Side of the images, in pixels."""
+        return self.codebirds.image_size if self.source == "codebirds" else self.folder.image_size
+
+
+def open_split(params: DataParams, name: Name, threads: int) -> Split:
+    """A split of the training distribution.
+
+    Raises:
+        ValueError: the data folder is not as it should be.
+    """
+    if params.source == "folder":
+        split = folder_split(Path(params.root), name, params.folder, threads)
+    else:
+        split = codebirds_split(params, name, threads)
+    return split.kept_in_memory(params.memory_mib)
+
+
+def codebirds_split(params: DataParams, name: Name, threads: int) -> Split:
+    """A rendered split of the training distribution."""
+    birds = Codebirds(params.codebirds, threads)
+    factors = birds.factors(name)
+    return Split(
+        name=name,
+        labels=torch.from_numpy(factors.label),
+        class_names=codebirds_class_names(birds),
+        image_size=params.codebirds.image_size,
+        read=lambda index: torch.from_numpy(birds.images(factors.rows(index))),
+        identity=fingerprint(f"codebirds {name}", params.codebirds.model_dump_json()),
+    )
+
+
+def codebirds_class_names(birds: Codebirds) -> tuple[str, ...]:
+    """A class is called by its codeword."""
+    return tuple("word-" + "".join(map(str, word)) for word in birds.code.words)

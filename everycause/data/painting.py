@@ -1,0 +1,236 @@
+"""Paints Codebirds: poses, layers of signed distances, and the styles of renditions.
+
+A bird is a list of layers painted from back to front. A layer's coverage is its distance in pixels clipped to one
+pixel's width, which is exact antialiasing for straight edges. Outlined styles first paint the layer grown by the line
+width in the line color, so that hidden lines disappear by themselves. All arrays are float32 and all operations IEEE-exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float32, UInt8
+
+from everycause.data.glyphs import CUES, Plane, disc
+from everycause.data.scenes import hsv_to_rgb, noise_bank, palette, random_words, scene
+
+if TYPE_CHECKING:
+    from everycause.data.codebirds import Codebirds, Factors
+
+STYLES = ("photo", "cartoon", "poster", "mosaic", "negative", "embroidery", "hue_shift", "sketch")
+RENDITIONS = tuple(range(1, 7))
+"""The styles of the `renditions` split."""
+OUTLINED = (STYLES.index("cartoon"), STYLES.index("sketch"))
+SKETCH = STYLES.index("sketch")
+
+ANCHORS = ((0.33, -0.47, 0.0, -1.0), (-0.02, 0.02, 1.0, 0.0), (-0.56, -0.06, -1.0, 0.0), (0.57, -0.25, 1.0, 0.0), (0.0, 0.46, 0.0, 1.0))
+"""Center and outward direction of each place (crest, wing, tail, beak, feet) in the bird's frame: x ahead, y down."""
+PAINT_ORDER = (2, 4, 3, 0, 1)
+"""Places from back to front; the body and the head are painted before the last three."""
+
+Color = Float32[np.ndarray, "batch 3"]
+Canvas = Float32[np.ndarray, "batch 3 height width"]
+
+
+class Layer(NamedTuple):
+    """One shape of a bird."""
+
+    distance: Plane
+    """In pixels, negative inside."""
+    color: Color
+    second: Color | None = None
+    """The other color of a texture."""
+    texture: Plane | None = None
+    part: int = -1
+    """The informative part that this is, or −1."""
+
+
+def paint(birds: Codebirds, factors: Factors) -> UInt8[np.ndarray, "batch 3 height width"]:
+    """The images of some factors."""
+    canvas = _scene(birds, factors)
+    light, rim = factors.draw("light").T
+    light = (0.85 + 0.3 * light[:, None]).astype(np.float32)
+    line = np.where(np.isin(factors.style, OUTLINED), 0.95, birds.params.rim_darkness * rim).astype(np.float32)
+    sketched = factors.style == SKETCH
+    canvas[sketched] = np.float32(0.95)
+    for layer in _layers(birds, factors):
+        _cover(canvas, layer, light, line, sketched)
+    _stylize(canvas, factors.style)
+    side = canvas.shape[-1]
+    canvas += _pixel_noise(birds, factors, side)
+    return (np.clip(canvas, 0, 1) * np.float32(255) + np.float32(0.5)).astype(np.uint8)
+
+
+def part_masks(birds: Codebirds, factors: Factors) -> Bool[np.ndarray, "batch parts height width"]:
+    """The visible pixels of each part."""
+    side = birds.params.image_size
+    masks = np.zeros((len(factors.index), birds.code.length, side, side), dtype=bool)
+    for layer in _layers(birds, factors):
+        covered = layer.distance < 0
+        masks &= ~covered[:, None]
+        if layer.part >= 0:
+            masks[:, layer.part] = covered
+    return masks
+
+
+def _scene(birds: Codebirds, factors: Factors) -> Canvas:
+    side = birds.params.image_size
+    colors = palette(np.maximum(factors.scene, 0), birds.num_classes, factors.draw("palette"), birds.params.scene_saturation)
+    canvas = scene(noise_bank(birds.key(factors.split + " scenes"), side), colors, factors.draw("scene"), side)
+    canvas[factors.scene < 0] = np.float32(0.5)
+    return canvas
+
+
+def _pixel_noise(birds: Codebirds, factors: Factors, side: int) -> Canvas:
+    """Uniform noise from the image's own generator (another counter range than its draws)."""
+    key = birds.key(factors.split + " noise")
+    count = 3 * side * side
+    words = np.stack([random_words((key, int(i)), -(-count // 8)) for i in factors.index])
+    levels = words.view(np.uint8)[:, :count].reshape(-1, 3, side, side)
+    scale = np.float32(2 * birds.params.pixel_noise / 255)
+    return (levels.astype(np.float32) - np.float32(127.5)) * scale
+
+
+def _bird_frame(birds: Codebirds, factors: Factors) -> tuple[Plane, Plane, np.ndarray]:
+    """Every pixel in the bird's coordinates, and the pixels per unit of them."""
+    side = birds.params.image_size
+    turn, size, right, down, mirror = factors.draw("pose").T
+    half_angle_tangent = (turn - 0.5) * 2 * 0.17633  # tan 10°: a rotation within ±20°, from arithmetic alone
+    cosine = (1 - half_angle_tangent**2) / (1 + half_angle_tangent**2)
+    sine = 2 * half_angle_tangent / (1 + half_angle_tangent**2)
+    scale = 0.84 + 0.28 * size
+    facing = np.where(mirror < 0.5, 1.0, -1.0)
+    grid = ((np.arange(side, dtype=np.float32) + np.float32(0.5)) * np.float32(2 / side) - np.float32(1)).astype(np.float32)
+    columns = (grid[None] - ((right - 0.5) * 0.28)[:, None].astype(np.float32))[:, None, :]
+    rows = (grid[None] - ((down - 0.5) * 0.28)[:, None].astype(np.float32))[:, :, None]
+    cosine, sine, facing = ((value / scale).astype(np.float32)[:, None, None] for value in (cosine, sine, facing * scale))
+    ahead = (columns * cosine + rows * sine) * facing
+    below = rows * cosine - columns * sine
+    return ahead, below, (side / 2 * scale).astype(np.float32)[:, None, None]
+
+
+def _layers(birds: Codebirds, factors: Factors) -> Iterator[Layer]:
+    """The bird (and the distractor) from back to front; absent things have an infinite distance."""
+    ahead, below, unit = _bird_frame(birds, factors)
+    absent = ~factors.bird[:, None, None]
+    if birds.params.distractor:
+        yield _distractor(birds, factors)
+    hue, saturation, value = factors.draw("body").T
+    body = hsv_to_rgb(hue, 0.12 + 0.2 * saturation, 0.5 + 0.3 * value)
+    places = {place: part for part, place in enumerate(birds.places)}
+    for place in PAINT_ORDER:
+        if place in places:
+            yield _part(birds, factors, places[place], (ahead, below, unit))
+        if place == 4:
+            trunk = disc(ahead * np.float32(1 / 1.35), below * np.float32(1 / 0.95), 0.345) * unit
+            head = disc(ahead - np.float32(0.36), below + np.float32(0.25), 0.19) * unit
+            yield Layer(np.where(absent, np.float32(1e6), np.minimum(trunk, head)), body)
+            eye = disc(ahead - np.float32(0.42), below + np.float32(0.28), 0.035) * unit
+            yield Layer(np.where(absent, np.float32(1e6), eye), np.full_like(body, 0.05))
+
+
+def _part(birds: Codebirds, factors: Factors, part: int, frame: tuple[Plane, Plane, np.ndarray]) -> Layer:
+    """The layer of one informative part, each image with its own variant."""
+    cue, (ahead, below, unit) = CUES[part], frame
+    column, row, out_column, out_row = ANCHORS[birds.places[part]]
+    radius = cue.radius * birds.params.part_scale * (0.9 + 0.2 * factors.draw("part_size")[:, part])
+    offset = (factors.draw("part_place")[:, 2 * part : 2 * part + 2] - 0.5) * 0.06
+    lean = (factors.draw("part_turn")[:, part] - 0.5) * 0.3  # small turns: the sheared frame is close enough to a rotated one
+    turned = np.array([out_column - lean * out_row, out_row + lean * out_column]) / radius / np.sqrt(1 + lean**2)
+    along, across = (value.astype(np.float32)[:, None, None] for value in turned)
+    right = ahead - (column + offset[:, 0]).astype(np.float32)[:, None, None]
+    down = below - (row + offset[:, 1]).astype(np.float32)[:, None, None]
+    x, y = right * along + down * across, down * along - right * across
+    distance = np.empty_like(x)
+    texture = np.empty_like(x) if cue.textures else None
+    variants = factors.variants[:, part]
+    for variant in np.unique(variants):
+        rows = variants == variant
+        distance[rows] = cue.outlines[variant % len(cue.outlines)](x[rows], y[rows])
+        if texture is not None:
+            texture[rows] = cue.textures[variant](x[rows], y[rows])
+    distance *= unit * radius.astype(np.float32)[:, None, None]
+    distance[~(factors.present[:, part] & factors.bird)] = np.float32(1e6)
+    color, second = _part_colors(birds, factors, part)
+    return Layer(distance, color, second if cue.textures else None, texture, part)
+
+
+def _part_colors(birds: Codebirds, factors: Factors, part: int) -> tuple[Color, Color]:
+    """Colors that tell nothing, except the hue cue's; in renditions and sketches not even that one."""
+    tone = factors.draw("part_tone")[:, 2 * part : 2 * part + 2]
+    free = factors.draw("part_hue")[:, part]
+    if CUES[part].hue:
+        symbol = (factors.variants[:, part] + (free - 0.5) * birds.params.hue_jitter) / birds.code.order
+        hue = np.where(factors.style == 0, symbol, factors.draw("free_hue")[:, part])
+        return hsv_to_rgb(hue, birds.params.hue_saturation * (0.8 + 0.2 * tone[:, 0]), 0.75 + 0.25 * tone[:, 1]), np.zeros((len(hue), 3), dtype=np.float32)
+    light = tone[:, 0] < 0.5
+    value = np.where(light, 0.8 + 0.2 * tone[:, 1], 0.08 + 0.2 * tone[:, 1])
+    contrast = np.float32(birds.params.texture_contrast)
+    color = hsv_to_rgb(free, 0.6 * tone[:, 1], value)
+    other = hsv_to_rgb(free, 0.6 * tone[:, 1], np.where(light, 0.2, 0.85))
+    return color, color + (other - color) * contrast
+
+
+def _distractor(birds: Codebirds, factors: Factors) -> Layer:
+    """A small disc or square in a corner whose color is its kind."""
+    follows, kind, column, row, size, _ = factors.draw("object").T
+    kinds = np.where(follows < birds.params.distractor_correlation, factors.label, (kind * birds.num_classes).astype(int))
+    side = birds.params.image_size
+    grid = ((np.arange(side) + 0.5) * (2 / side) - 1).astype(np.float32)
+    center = [np.where(draw < 0.5, -0.82 + 0.2 * draw, 0.62 + 0.2 * draw).astype(np.float32) for draw in (column, row)]
+    x, y = grid[None, None] - center[0][:, None, None], grid[None, :, None] - center[1][:, None, None]
+    radius = (0.09 + 0.04 * size).astype(np.float32)[:, None, None]
+    distance = np.where((kinds % 2 == 0)[:, None, None], np.sqrt(x * x + y * y), np.maximum(np.abs(x), np.abs(y))) - radius
+    return Layer(distance * np.float32(side / 2), hsv_to_rgb(kinds / birds.num_classes, np.full(len(kinds), 0.8), np.full(len(kinds), 0.9)))
+
+
+def _cover(canvas: Canvas, layer: Layer, light: np.ndarray, line: np.ndarray, sketched: np.ndarray) -> None:
+    """Paint a layer over the canvas, in place."""
+    rim = np.clip(np.float32(1.5) - layer.distance, 0, 1) * line[:, None, None]
+    canvas *= (np.float32(1) - rim)[:, None]
+    cover = np.clip(np.float32(0.5) - layer.distance, 0, 1)[:, None]
+    paper = sketched[:, None]
+    color = np.where(paper, np.float32(0.95), layer.color * light)[:, :, None, None]
+    if layer.texture is not None and layer.second is not None:
+        second = np.where(paper, np.float32(0.1), layer.second * light)[:, :, None, None]
+        color = color + (second - color) * layer.texture[:, None]
+    canvas += cover * (color - canvas)
+
+
+def _stylize(canvas: Canvas, style: np.ndarray) -> None:
+    """Apply the styles that work on the finished picture, in place."""
+    for number in np.unique(style):
+        rows = style == number
+        if change := EFFECTS.get(STYLES[number]):
+            canvas[rows] = change(canvas[rows])
+
+
+def _levels(image: Canvas, count: int) -> Canvas:
+    return np.floor(np.clip(image, 0, 0.999) * np.float32(count)) / np.float32(count - 1)
+
+
+def _mosaic(image: Canvas) -> Canvas:
+    side = image.shape[-1]
+    tile = max(2, side // 24)
+    centers = np.minimum(np.arange(side) // tile * tile + tile // 2, side - 1)
+    blurred = (image + np.roll(image, 1, -1) + np.roll(image, 1, -2) + np.roll(image, (1, 1), (-1, -2))) * np.float32(0.25)
+    return blurred[:, :, centers][:, :, :, centers]
+
+
+def _embroidery(image: Canvas) -> Canvas:
+    side = image.shape[-1]
+    row, column = np.arange(side)[:, None], np.arange(side)[None]
+    thread = np.where((row + column) // max(1, side // 64) % 3 == 0, np.float32(0.6), np.float32(1.1))
+    return _levels(image, 6) * thread
+
+
+EFFECTS = {
+    "cartoon": lambda image: _levels(image, 5),
+    "poster": lambda image: _levels((image - np.float32(0.5)) * np.float32(1.5) + np.float32(0.5), 3),
+    "mosaic": _mosaic,
+    "negative": lambda image: np.float32(1) - image,
+    "embroidery": _embroidery,
+    "hue_shift": lambda image: image[:, [2, 0, 1]],
+}

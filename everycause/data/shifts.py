@@ -1,0 +1,117 @@
+"""Shifted test splits. Only evaluation may import this module (a test sees to it).
+
+Every shifted split of Codebirds renders the same test poses, so that comparisons are paired image by image. Erasures and
+swaps have scenes that are independent of the class: otherwise a classifier that reads the scene would look complete.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from everycause.artifact import fingerprint
+from everycause.data.codebirds import Codebirds, Factors
+from everycause.data.corruptions import corrupted
+from everycause.data.dataset import DataParams, codebirds_class_names, open_split
+from everycause.data.folder import folder_split, shift_names
+from everycause.data.painting import RENDITIONS, SKETCH
+from everycause.data.split import Split
+
+
+class View(NamedTuple):
+    """A split to evaluate on, and for rendered ones what it was made from."""
+
+    split: Split
+    factors: Factors | None = None
+
+    @property
+    def name(self) -> str:
+        """family, or family/member."""
+        return self.split.name
+
+
+def views(params: DataParams, corruptions: list[str], severities: list[int], threads: int) -> Iterator[View]:
+    """The test split first, then every shifted one.
+
+    Raises:
+        ValueError: the data folder is not as it should be.
+    """
+    if params.source == "codebirds":
+        birds = Codebirds(params.codebirds, threads)
+        variations = codebirds_variations(birds)
+        test = _rendered(birds, "test", next(variations)[1])
+    else:
+        test = View(open_split(params, "test", threads))
+    held = test.split.kept_in_memory(params.memory_mib)
+    yield View(held, test.factors)
+    if params.source == "codebirds":
+        yield from (_rendered(birds, name, factors) for name, factors in variations)
+    else:
+        root = Path(params.root)
+        yield from (View(folder_split(root, name, params.folder, threads)) for name in shift_names(root))
+    for corruption in corruptions:
+        for severity in severities:
+            yield View(corrupted(held, corruption, severity))
+
+
+def codebirds_variations(birds: Codebirds) -> Iterator[tuple[str, Factors]]:
+    """The test factors and everything that can be changed about them."""
+    test = birds.factors("test")
+    yield "test", test
+    rendition = RENDITIONS[0] + (test.draw("style")[:, 0] * len(RENDITIONS)).astype(int)
+    yield "renditions", replace(test, style=rendition)
+    yield "sketch", replace(test, style=np.full(len(test.index), SKETCH))
+    independent = replace(test, scene=birds.free_scene(test))
+    yield "scene_shift/independent", independent
+    yield "scene_shift/opposed", replace(test, scene=other_class(test.label, test.draw("scene_kind")[:, 0], birds.num_classes))
+    yield "scene_shift/scene_only", replace(test, scene=test.label, bird=np.zeros_like(test.bird))
+    yield "scene_shift/bird_only", replace(test, scene=np.full_like(test.scene, -1))
+    for size in range(1, birds.code.length + 1):
+        for parts in birds.code.subsets(size):
+            yield erasure_name(parts), erased(independent, parts)
+    for size in (1, 2):
+        if size <= birds.code.length:
+            yield f"swaps/{size}", swapped(birds, independent, size)
+
+
+def erasure_name(parts: tuple[int, ...]) -> str:
+    """The view in which these parts are absent."""
+    return "erasures/" + "-".join(map(str, parts)) if parts else "scene_shift/independent"
+
+
+def erased(factors: Factors, parts: tuple[int, ...]) -> Factors:
+    """The same images rendered without some parts."""
+    present = factors.present.copy()
+    present[:, list(parts)] = False
+    return replace(factors, present=present)
+
+
+def swapped(birds: Codebirds, factors: Factors, size: int) -> Factors:
+    """The same images with `size` parts, drawn at random, taken from a random other class."""
+    which, whose = factors.draw("swap").T
+    subsets = np.array(birds.code.subsets(size))
+    parts = subsets[(which * len(subsets)).astype(int)]
+    donors = birds.code.words[other_class(factors.label, whose, birds.num_classes)]
+    variants, rows = factors.variants.copy(), np.arange(len(parts))[:, None]
+    variants[rows, parts] = donors[rows, parts]
+    return replace(factors, variants=variants)
+
+
+def other_class(label: np.ndarray, draw: np.ndarray, num_classes: int) -> np.ndarray:
+    """A class other than the label, from a uniform draw in [0, 1)."""
+    return (label + 1 + (draw * (num_classes - 1)).astype(int)) % num_classes
+
+
+def _rendered(birds: Codebirds, name: str, factors: Factors) -> View:
+    split = Split(
+        name=name,
+        labels=torch.from_numpy(factors.label),
+        class_names=codebirds_class_names(birds),
+        image_size=birds.params.image_size,
+        read=lambda index: torch.from_numpy(birds.images(factors.rows(index))),
+        identity=fingerprint(f"codebirds {name}", birds.params.model_dump_json()),
+    )
+    return View(split, factors)

@@ -1,0 +1,1 @@
+"""What a classifier has learned, measured on splits that training never sees."""

@@ -1,0 +1,1 @@
+"""What a classifier relies on: counterfactual regions (masks) and minimum correct filters."""

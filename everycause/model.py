@@ -1,0 +1,152 @@
+"""A timm classifier with its explained layer named: logits, activations, save, load."""
+
+import difflib
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import timm
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+
+from everycause.artifact import fingerprint, load_tensors, save_tensors
+from everycause.data.batches import Statistics
+from everycause.hooks import evaluating, recorded
+from everycause.section import Section
+
+FILE = "model.safetensors"
+
+
+class ModelParams(Section):
+    """Which network."""
+
+    name: str = Field(min_length=1)
+    """Any timm model."""
+    pretrained: bool
+    """Start from timm's pretrained weights; they must already be in the local cache."""
+    explained_layer: str = Field(min_length=1)
+    """Dotted name of the layer whose channels are the filters."""
+
+
+class Readout(NamedTuple):
+    """One forward pass, seen at the explained layer and at the end."""
+
+    logits: Float[Tensor, "batch classes"]
+    activations: Float[Tensor, "batch filters"]
+    """Global averages of the explained layer's channels."""
+
+
+class Classifier(nn.Module):
+    """A network together with everything that is needed to use it on images again.
+
+    Raises:
+        ValueError: timm does not know the name, or the network has no such layer.
+    """
+
+    def __init__(self, params: ModelParams, class_names: tuple[str, ...], image_size: int, statistics: Statistics) -> None:
+        super().__init__()
+        self.params = params
+        self.class_names = class_names
+        self.image_size = image_size
+        self.statistics = statistics
+        self.network = _create(params, len(class_names), image_size)
+        layers = dict(self.network.named_modules())
+        if params.explained_layer not in layers:
+            names = [name for name, _ in self.network.named_children()]
+            raise ValueError(f"model.explained_layer '{params.explained_layer}' does not exist in {params.name}: its top-level layers are {', '.join(names)}")
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters lie."""
+        return next(self.parameters()).device
+
+    @property
+    def explained_layer(self) -> nn.Module:
+        """The layer whose channels are the filters."""
+        return self.network.get_submodule(self.params.explained_layer)
+
+    def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch classes"]:
+        """Logits of normalized images."""
+        return self.network(images)
+
+    def readout(self, images: Float[Tensor, "batch 3 height width"]) -> Readout:
+        """Logits and pooled activations of normalized images.
+
+        Raises:
+            ValueError: the explained layer gives no feature maps.
+        """
+        with recorded(self.explained_layer) as outputs:
+            logits = self.network(images)
+        maps = outputs[-1]
+        if maps.ndim != 4:
+            raise ValueError(
+                f"model.explained_layer '{self.params.explained_layer}' of {self.params.name} gives {maps.ndim}-dimensional output, not feature maps: name a convolutional layer"
+            )
+        return Readout(logits, maps.mean(dim=(2, 3)))
+
+    def head(self) -> tuple[Float[Tensor, "classes filters"], Float[Tensor, "classes"]]:
+        """Weight and bias of the linear map from pooled activations to logits, checked on noise.
+
+        Raises:
+            ValueError: the logits are not a linear function of the pooled activations.
+        """
+        linear = self.network.get_classifier()
+        if isinstance(linear, nn.Linear):
+            noise = torch.randn(2, 3, self.image_size, self.image_size, generator=torch.Generator().manual_seed(0))
+            with evaluating(self), torch.no_grad():
+                seen = self.readout(noise.to(self.device))
+            if seen.activations.shape[1] == linear.in_features and torch.allclose(linear(seen.activations), seen.logits, rtol=1e-3, atol=1e-4):
+                return linear.weight.detach(), linear.bias.detach()
+        raise ValueError(
+            f"the filter terms need logits that are linear in the averaged channels of '{self.params.explained_layer}', "
+            f"and those of {self.params.name} are not: name the last convolutional layer, or leave out the rows with filters"
+        )
+
+    def save(self, folder: Path) -> None:
+        """Write weights and description into a folder, as one file."""
+        description = {
+            "params": self.params.model_dump(), "class_names": list(self.class_names), "image_size": self.image_size,
+            "mean": list(self.statistics.mean), "standard_deviation": list(self.statistics.standard_deviation),
+        }  # fmt: skip
+        save_tensors(folder / FILE, self.network.state_dict(), description)
+
+
+def load(folder: Path, device: torch.device | str = "cpu") -> Classifier:
+    """A saved classifier, in evaluation mode.
+
+    Raises:
+        ValueError: there is none; the sentence names the stage to run.
+    """
+    made_by = "train_base" if "base" in folder.parts else "retrain"
+    tensors, description = load_tensors(folder / FILE, made_by)
+    params = ModelParams(**description["params"]).model_copy(update={"pretrained": False})
+    statistics = Statistics(tuple(description["mean"]), tuple(description["standard_deviation"]))
+    classifier = Classifier(params, tuple(description["class_names"]), description["image_size"], statistics)
+    classifier.network.load_state_dict(tensors)
+    return classifier.to(device=device, memory_format=torch.channels_last).eval()
+
+
+def model_fingerprint(folder: Path) -> str:
+    """Identifies the weights in a folder."""
+    return fingerprint(folder / FILE)
+
+
+def _create(params: ModelParams, num_classes: int, image_size: int) -> nn.Module:
+    if not timm.is_model(params.name):
+        close = difflib.get_close_matches(params.name, timm.list_models(), n=3)
+        hint = f": did you mean {' or '.join(close)}?" if close else ": timm.list_models() lists them"
+        raise ValueError(f"model.name '{params.name}' is not a timm model{hint}")
+    published = timm.get_pretrained_cfg(params.name)
+    sized = {"img_size": image_size} if published is not None and published.fixed_input_size else {}
+    if not params.pretrained:
+        return timm.create_model(params.name, num_classes=num_classes, **sized)
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # without it, timm retries for most of a minute before it fails
+    try:
+        return timm.create_model(params.name, pretrained=True, num_classes=num_classes, **sized)
+    except (OSError, RuntimeError) as error:
+        raise ValueError(
+            f"the pretrained weights of {params.name} are not in the local Hugging Face cache and nothing is downloaded here: "
+            "put them there (huggingface_hub.snapshot_download on a machine with network) or set model.pretrained to false"
+        ) from error

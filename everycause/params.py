@@ -1,0 +1,103 @@
+"""params.yaml → frozen, strict, validated sections.
+
+Every reader validates the whole file, so that a mistake in the last stage's section stops the first stage; but it
+imports the sections' owners by name, at run time, so that a stage depends on the code of its own sections only.
+"""
+
+import difflib
+from pathlib import Path
+from pkgutil import resolve_name
+from types import SimpleNamespace
+from typing import Any
+
+import yaml
+from pydantic import Field, ValidationError, create_model, model_validator
+
+from everycause.section import Section
+
+SECTIONS = {
+    "run": "everycause.runtime:RunParams",
+    "tracking": "everycause.tracking:TrackingParams",
+    "data": "everycause.data.dataset:DataParams",
+    "model": "everycause.model:ModelParams",
+    "training": "everycause.training.fit:FitParams",
+    "filters": "everycause.explanation.filters:FilterParams",
+    "masks": "everycause.explanation.masks:MaskParams",
+    "fill": "everycause.training.counterfactual:FillParams",
+    "objective": "everycause.training.objective:ObjectiveParams",
+    "retraining": "everycause.training.fit:FitParams",
+    "evaluation": "everycause.evaluation.ood:EvaluationParams",
+    "tuning": "everycause.tuning:TuningParams",
+}
+"""The owner of each section's class."""
+
+
+class Matrix(Section):
+    """The lists over which dvc.yaml runs its stages."""
+
+    seeds: list[int] = Field(min_length=1)
+    """Training seeds: every stage runs once for each."""
+    rows: list[str] = Field(min_length=1)
+    """The retraining rows of the results table."""
+    evaluated: list[str] = Field(min_length=1)
+    """The rows that are evaluated and reported, `base` among them."""
+
+    @model_validator(mode="after")
+    def _rows_are_known(self) -> "Matrix":
+        known = resolve_name("everycause.training.rows:ROWS")
+        for row in self.rows:
+            if row not in known:
+                close = difflib.get_close_matches(row, known, n=1)
+                hint = f", did you mean '{close[0]}'?" if close else ""
+                raise ValueError(f"rows: '{row}' is not a retraining row{hint} (known: {', '.join(known)})")
+        if missing := [row for row in self.evaluated if row != "base" and row not in self.rows]:
+            raise ValueError(f"evaluated: '{missing[0]}' is neither 'base' nor one of rows ({', '.join(self.rows)})")
+        if "base" not in self.evaluated:
+            raise ValueError("evaluated: 'base' is missing, and every other row is read against it")
+        return self
+
+
+def read(*names: str, path: Path = Path("params.yaml")) -> SimpleNamespace:
+    """The validated values of some top-level keys of params.yaml.
+
+    Raises:
+        ValueError: the file is missing or anything in it is wrong; the sentence gives the dotted path.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist: run from the repository root, or copy one of profiles/*.yaml to {path}")
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    whole = validated(raw, str(path))
+    return SimpleNamespace(**{name: getattr(whole, name) for name in names})
+
+
+def validated(raw: Any, source: str) -> Any:
+    """All sections, validated.
+
+    Raises:
+        ValueError: anything is wrong; the sentence begins with `source` and gives the dotted path.
+    """
+    if not isinstance(raw, dict):
+        raise ValueError(f"{source} holds no keys: start from one of profiles/*.yaml")
+    sections = {name: (resolve_name(owner), ...) for name, owner in SECTIONS.items()}
+    try:
+        return create_model("Params", __base__=Matrix, **sections)(**raw)
+    except ValidationError as error:
+        raise ValueError(f"{source}: " + "; ".join(_sentence(problem) for problem in error.errors())) from error
+
+
+def _sentence(problem: Any) -> str:
+    """One validation problem in words, with its dotted path."""
+    where = ".".join(str(part) for part in problem["loc"])
+    match problem["type"]:
+        case "missing":
+            return f"the key '{where}' is missing"
+        case "extra_forbidden":
+            return f"the key '{where}' is unknown"
+        case "value_error":
+            return f"{where}: {problem['ctx']['error']}" if where else str(problem["ctx"]["error"])
+    text = f"'{where}' is {problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
+    numeric_text = isinstance(problem["input"], str) and problem["type"] == "float_type"
+    return text + " (YAML reads 1e-4 as text: write 1.0e-4)" if numeric_text else text

@@ -1,0 +1,1 @@
+"""Training and joint retraining: loss terms, counterfactual images, the training loop."""

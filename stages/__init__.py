@@ -1,0 +1,1 @@
+"""The experiment: one thin script per DVC stage, composition only."""

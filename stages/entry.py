@@ -1,0 +1,36 @@
+"""How every stage starts and ends: a user's mistake is one sentence, an artifact is whole or absent, a run is recorded."""
+
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+import tyro
+
+from everycause import tracking
+from everycause.artifact import published
+
+
+def run(main: Callable[..., None]) -> None:
+    """Make a stage's signature its command line; a ValueError becomes a sentence and exit code 1."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    try:
+        tyro.cli(main)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+
+
+@contextmanager
+def recorded(name: str, params: SimpleNamespace, out: Path, seed: int, device: torch.device, data: str) -> Iterator[tuple[Path, tracking.Record]]:
+    """A folder that becomes `out`, and the record of the run that fills it."""
+    sections = {key: value.model_dump() for key, value in vars(params).items()}
+    tags = {"stage": name.split("/")[0], "row": name.split("/")[-1], "seed": str(seed), **tracking.identity(device, data)}
+    with (
+        published(out) as folder,
+        tracking.run(f"{name}/seed-{seed}", params.tracking, tags, tracking.flattened(sections), folder / tracking.HISTORY) as record,
+    ):
+        yield folder, record
+        record.artifacts(folder)

@@ -1,0 +1,53 @@
+"""Stage 4, retrain: one row of the results table, from the base classifier on.
+
+Reads   the base classifier, its filters and masks, the training and validation splits.
+Writes  OUT/model.safetensors, OUT/history.jsonl.
+Paper   arXiv 2511.12100 (counterfactual images), arXiv 2501.11087 (filter terms).  Cost: about 40 s on two cores.
+"""
+
+from pathlib import Path
+
+from everycause.data.dataset import open_split
+from everycause.explanation.filters import FilterBank
+from everycause.explanation.masks import Masks
+from everycause.model import load, model_fingerprint
+from everycause.params import read
+from everycause.runtime import start
+from everycause.training.fit import fit
+from everycause.training.rows import ROWS, goal_of
+from stages.entry import recorded, run
+
+HEADLINE = ("masks", "joint")
+"""Rows whose models are logged to MLflow, beside the base."""
+
+
+def main(row: str, seed: int, base: Path, filters: Path, masks: Path, out: Path) -> None:
+    """Retrain the base classifier as one row of the table says.
+
+    Args:
+        row: A row of everycause.training.rows.
+        seed: Seed of order, augmentation and backgrounds.
+        base: Folder of the base classifier.
+        filters: Folder of its filter bank.
+        masks: Folder of its masks.
+        out: Folder to write.
+    """
+    params = read("run", "tracking", "data", "filters", "fill", "objective", "retraining")
+    if row not in ROWS:
+        raise ValueError(f"'{row}' is not a retraining row (known: {', '.join(ROWS)})")
+    device = start(params.run, seed)
+    classifier, model = load(base, device), model_fingerprint(base)
+    train = open_split(params.data, "train", params.run.threads)
+    validation = open_split(params.data, "validation", params.run.threads)
+    bank, found = FilterBank.load(filters, model), Masks.load(masks, model)
+    goal = goal_of(ROWS[row], bank, found, train, classifier.statistics, params.objective, params.fill, params.filters.frequency_threshold, seed)
+    with recorded(f"retrain/{row}", params, out, seed, device, train.identity) as (folder, record):
+        for epoch in fit(classifier, train, validation, params.retraining, seed, goal, row):
+            record(epoch.measures, epoch.number)
+        classifier.save(folder)
+        if params.tracking.log_models and row in HEADLINE:
+            record.model(classifier)
+
+
+if __name__ == "__main__":
+    run(main)
