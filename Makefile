@@ -31,7 +31,6 @@ test: setup  ## the tests
 	python -m pytest
 
 ui: setup  ## the MLflow UI on 127.0.0.1 (port=5000)
-	@echo "open http://127.0.0.1:$(port)/#/experiments and choose an experiment, or directly:"
 	@python -m stages.address --port $(port)
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --host 127.0.0.1 --port $(port) --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}"
 

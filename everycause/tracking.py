@@ -53,6 +53,11 @@ class Record:
         if self._run is not None:
             self._run.attempt("log_metrics", measures, step=step)
 
+    @property
+    def run_id(self) -> str | None:
+        """The MLflow run, where there is one."""
+        return self._run.run_id if self._run is not None else None
+
     def artifacts(self, folder: Path) -> None:
         """Attach the files of a folder."""
         if self._run is not None:
@@ -67,8 +72,9 @@ class Record:
 class Window:
     """An open MLflow run; the first call that fails closes the window with a warning."""
 
-    def __init__(self, mlflow: Any) -> None:
+    def __init__(self, mlflow: Any, run_id: str) -> None:
         self.mlflow = mlflow
+        self.run_id = run_id
         self.open = True
 
     def attempt(self, call: str | Callable[[], Any], *arguments: Any, **options: Any) -> None:
@@ -135,6 +141,14 @@ def tracking_uri() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{ROOT / 'mlflow.db'}"
 
 
+def experiment_id(name: str) -> str:
+    """The id of an experiment in the store, created if need be."""
+    import mlflow
+
+    mlflow.set_tracking_uri(tracking_uri())
+    return _experiment(mlflow, name)
+
+
 def _start(name: str, params: TrackingParams, tags: dict[str, str], logged: dict[str, Any], parent: str | None) -> Window | None:
     """Open a run, or warn and go on without."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -148,12 +162,12 @@ def _start(name: str, params: TrackingParams, tags: dict[str, str], logged: dict
         experiment = _experiment(mlflow, params.experiment)
         if params.system_metrics_seconds:
             mlflow.set_system_metrics_sampling_interval(params.system_metrics_seconds)
-        mlflow.start_run(
+        started = mlflow.start_run(
             experiment_id=experiment, run_name=name, tags=tags, nested=parent is not None, parent_run_id=parent,
             log_system_metrics=params.system_metrics_seconds > 0,
         )  # fmt: skip
         mlflow.log_params(logged)
-        return Window(mlflow)
+        return Window(mlflow, started.info.run_id)
     except Exception as error:
         log.warning("MLflow at %s is not to be had (%s: %s): this run is recorded on disk only", tracking_uri(), type(error).__name__, _first_line(error))
         return None

@@ -62,7 +62,7 @@ def value_at(params: dict[str, Any], path: str) -> float:
     value: Any = params
     for key in path.split("."):
         if not isinstance(value, dict) or key not in value:
-            raise ValueError(f"tuning.parameters: '{path}' is not a key of params.yaml")
+            raise ValueError(f"tuning.parameters: '{path}' is not a parameter that a trial can change (sections: {', '.join(params)})")
         value = value[key]
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"tuning.parameters: '{path}' is {value!r}, not a number")
@@ -70,7 +70,7 @@ def value_at(params: dict[str, Any], path: str) -> float:
 
 
 def defaults(params: dict[str, Any], tuning: TuningParams) -> dict[str, float]:
-    """The present values of the tuned parameters.
+    """The present values of the tuned parameters in the sections that a trial may change.
 
     Raises:
         ValueError: a path does not exist or its range excludes the present value.

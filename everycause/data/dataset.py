@@ -10,8 +10,9 @@ import torch
 from pydantic import Field, model_validator
 
 from everycause.artifact import fingerprint
-from everycause.data.codebirds import Codebirds, CodebirdsParams
+from everycause.data.codebirds import Codebirds
 from everycause.data.codes import Code
+from everycause.data.factors import CodebirdsParams
 from everycause.data.folder import FolderParams, folder_split
 from everycause.data.split import Split
 from everycause.section import Section

@@ -5,19 +5,15 @@ pixel's width, which is exact antialiasing for straight edges. Outlined styles f
 width in the line color, so that hidden lines disappear by themselves. All arrays are float32 and all operations IEEE-exact.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 
+from everycause.data.factors import Design, Factors
 from everycause.data.glyphs import CUES, Plane, disc
 from everycause.data.scenes import hsv_to_rgb, noise_bank, palette, random_words, scene
-
-if TYPE_CHECKING:
-    from everycause.data.codebirds import Codebirds, Factors
 
 STYLES = ("photo", "cartoon", "poster", "mosaic", "negative", "embroidery", "hue_shift", "sketch")
 RENDITIONS = tuple(range(1, 7))
@@ -47,7 +43,7 @@ class Layer(NamedTuple):
     """The informative part that this is, or −1."""
 
 
-def paint(birds: Codebirds, factors: Factors) -> UInt8[np.ndarray, "batch 3 height width"]:
+def paint(birds: Design, factors: Factors) -> UInt8[np.ndarray, "batch 3 height width"]:
     """The images of some factors."""
     canvas = _scene(birds, factors)
     light, rim = factors.draw("light").T
@@ -63,7 +59,7 @@ def paint(birds: Codebirds, factors: Factors) -> UInt8[np.ndarray, "batch 3 heig
     return (np.clip(canvas, 0, 1) * np.float32(255) + np.float32(0.5)).astype(np.uint8)
 
 
-def part_masks(birds: Codebirds, factors: Factors) -> Bool[np.ndarray, "batch parts height width"]:
+def part_masks(birds: Design, factors: Factors) -> Bool[np.ndarray, "batch parts height width"]:
     """The visible pixels of each part."""
     side = birds.params.image_size
     masks = np.zeros((len(factors.index), birds.code.length, side, side), dtype=bool)
@@ -75,7 +71,7 @@ def part_masks(birds: Codebirds, factors: Factors) -> Bool[np.ndarray, "batch pa
     return masks
 
 
-def _scene(birds: Codebirds, factors: Factors) -> Canvas:
+def _scene(birds: Design, factors: Factors) -> Canvas:
     side = birds.params.image_size
     colors = palette(np.maximum(factors.scene, 0), birds.num_classes, factors.draw("palette"), birds.params.scene_saturation)
     canvas = scene(noise_bank(birds.key(factors.split + " scenes"), side), colors, factors.draw("scene"), side)
@@ -83,7 +79,7 @@ def _scene(birds: Codebirds, factors: Factors) -> Canvas:
     return canvas
 
 
-def _pixel_noise(birds: Codebirds, factors: Factors, side: int) -> Canvas:
+def _pixel_noise(birds: Design, factors: Factors, side: int) -> Canvas:
     """Uniform noise from the image's own generator (another counter range than its draws)."""
     key = birds.key(factors.split + " noise")
     count = 3 * side * side
@@ -93,7 +89,7 @@ def _pixel_noise(birds: Codebirds, factors: Factors, side: int) -> Canvas:
     return (levels.astype(np.float32) - np.float32(127.5)) * scale
 
 
-def _bird_frame(birds: Codebirds, factors: Factors) -> tuple[Plane, Plane, np.ndarray]:
+def _bird_frame(birds: Design, factors: Factors) -> tuple[Plane, Plane, np.ndarray]:
     """Every pixel in the bird's coordinates, and the pixels per unit of them."""
     side = birds.params.image_size
     turn, size, right, down, mirror = factors.draw("pose").T
@@ -111,7 +107,7 @@ def _bird_frame(birds: Codebirds, factors: Factors) -> tuple[Plane, Plane, np.nd
     return ahead, below, (side / 2 * scale).astype(np.float32)[:, None, None]
 
 
-def _layers(birds: Codebirds, factors: Factors) -> Iterator[Layer]:
+def _layers(birds: Design, factors: Factors) -> Iterator[Layer]:
     """The bird (and the distractor) from back to front; absent things have an infinite distance."""
     ahead, below, unit = _bird_frame(birds, factors)
     absent = ~factors.bird[:, None, None]
@@ -131,7 +127,7 @@ def _layers(birds: Codebirds, factors: Factors) -> Iterator[Layer]:
             yield Layer(np.where(absent, np.float32(1e6), eye), np.full_like(body, 0.05))
 
 
-def _part(birds: Codebirds, factors: Factors, part: int, frame: tuple[Plane, Plane, np.ndarray]) -> Layer:
+def _part(birds: Design, factors: Factors, part: int, frame: tuple[Plane, Plane, np.ndarray]) -> Layer:
     """The layer of one informative part, each image with its own variant."""
     cue, (ahead, below, unit) = CUES[part], frame
     column, row, out_column, out_row = ANCHORS[birds.places[part]]
@@ -157,7 +153,7 @@ def _part(birds: Codebirds, factors: Factors, part: int, frame: tuple[Plane, Pla
     return Layer(distance, color, second if cue.textures else None, texture, part)
 
 
-def _part_colors(birds: Codebirds, factors: Factors, part: int) -> tuple[Color, Color]:
+def _part_colors(birds: Design, factors: Factors, part: int) -> tuple[Color, Color]:
     """Colors that tell nothing, except the hue cue's; in renditions and sketches not even that one."""
     tone = factors.draw("part_tone")[:, 2 * part : 2 * part + 2]
     free = factors.draw("part_hue")[:, part]
@@ -173,7 +169,7 @@ def _part_colors(birds: Codebirds, factors: Factors, part: int) -> tuple[Color, 
     return color, color + (other - color) * contrast
 
 
-def _distractor(birds: Codebirds, factors: Factors) -> Layer:
+def _distractor(birds: Design, factors: Factors) -> Layer:
     """A small disc or square in a corner whose color is its kind."""
     follows, kind, column, row, size, _ = factors.draw("object").T
     kinds = np.where(follows < birds.params.distractor_correlation, factors.label, (kind * birds.num_classes).astype(int))

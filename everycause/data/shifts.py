@@ -13,9 +13,10 @@ import numpy as np
 import torch
 
 from everycause.artifact import fingerprint
-from everycause.data.codebirds import Codebirds, Factors
+from everycause.data.codebirds import Codebirds
 from everycause.data.corruptions import corrupted
 from everycause.data.dataset import DataParams, codebirds_class_names, open_split
+from everycause.data.factors import Factors
 from everycause.data.folder import folder_split, shift_names
 from everycause.data.painting import RENDITIONS, SKETCH
 from everycause.data.split import Split

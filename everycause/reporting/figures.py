@@ -15,9 +15,10 @@ from matplotlib.figure import Figure
 from everycause.data.codes import Code
 from everycause.reporting.results import Results
 
-COLORS = dict(
-    zip(("base", "continued", "filters", "masks", "masks_random", "joint"), ("#888888", "#222222", "#d98c00", "#0072b2", "#7ab8dd", "#b3005e"), strict=True)
-)
+COLORS = {
+    "base": "#888888", "continued": "#222222", "filters": "#d98c00", "masks": "#0072b2", "masks_scene": "#56b4a9", "masks_random": "#a9c8e8",
+    "joint": "#b3005e",
+}  # fmt: skip
 
 
 def causal_figures(results: Results, code: Code, cues: list[str]) -> dict[str, Figure]:

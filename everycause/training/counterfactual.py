@@ -29,6 +29,8 @@ class FillParams(Section):
     """Whether donors are independent of the class, or never of the image's own class."""
     donor_share: float = Field(gt=0, le=1)
     """Share of the searched images that donate a region: those that it matters least to."""
+    scene_share: float = Field(gt=0, lt=1)
+    """Share of the regions, least important first, that rows of extent `scene` replace as well."""
     augment_rate: float = Field(ge=0, le=1)
     """Probability that an image with a mask is shown with its counterfactual."""
 
@@ -107,7 +109,7 @@ class Step:
 
     images: Images
     labels: Int64[Tensor, "batch"]
-    counterfactuals: Images
+    counterfactuals: UInt8[Tensor, "augmented 3 height width"]
     counterfactual_labels: Int64[Tensor, "augmented"]
 
 

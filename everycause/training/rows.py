@@ -2,6 +2,9 @@
 
 from typing import Literal, NamedTuple
 
+from jaxtyping import Bool, Float
+from torch import Tensor
+
 from everycause.data.batches import Statistics
 from everycause.data.split import Split
 from everycause.explanation.filters import FilterBank
@@ -17,6 +20,8 @@ class Row(NamedTuple):
 
     regions: Literal["none", "counterfactual", "random"] = "none"
     """Which regions are replaced in the counterfactual images."""
+    extent: Literal["region", "scene"] = "region"
+    """`region` replaces the set alone (the paper's); `scene` also the regions that matter least, so that the evidence that is kept stands in another scene."""
     filters: bool = False
     """Whether the filter terms are on."""
     meaning: str = ""
@@ -27,6 +32,7 @@ ROWS = {
     "continued": Row(meaning="control: the same steps and images, cross-entropy only"),
     "filters": Row(filters=True, meaning="filter terms λ1, λ2 (arXiv 2501.11087)"),
     "masks": Row(regions="counterfactual", meaning="counterfactual images λ_aug (arXiv 2511.12100)"),
+    "masks_scene": Row(regions="counterfactual", extent="scene", meaning="the same, and the least important regions replaced too (ours)"),
     "masks_random": Row(regions="random", meaning="control: as many random regions replaced"),
     "joint": Row(regions="counterfactual", filters=True, meaning="both"),
 }
@@ -54,8 +60,16 @@ def goal_of(
         sets = masks.removed[flipped]
         if row.regions == "random":
             sets = random_sets(sets.sum(dim=1), sets.shape[1], seed)
+        if row.extent == "scene":
+            sets = sets | least_important(masks.effect[flipped], fill.scene_share)
         removed = dict(zip(masks.index[flipped].tolist(), sets, strict=True))
         source = background_bank(train, masks.index, masks.effect, masks.partition, fill) if fill.source == "bank" else statistics
         counterfactuals = Counterfactuals(removed, masks.partition, source, fill.augment_rate)
     filters = bank.global_filters(frequency_threshold) if row.filters else None
     return Goal(weights, counterfactuals, filters)
+
+
+def least_important(effect: Float[Tensor, "images regions"], share: float) -> Bool[Tensor, "images regions"]:
+    """For each image the share of its regions whose single removal changes p(y) least."""
+    rank = effect.argsort(dim=1, stable=True).argsort(dim=1)
+    return rank < round(share * effect.shape[1])

@@ -1,0 +1,65 @@
+import numpy as np
+import pytest
+import torch
+
+from everycause.data.batches import Geometry, batches, draw_geometry, normalized, statistics, transformed
+from everycause.data.split import Split
+
+
+def random_images(count: int = 6, size: int = 9) -> torch.Tensor:
+    return torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def test_statistics_are_those_of_numpy_whatever_the_chunk(train: Split) -> None:
+    images = train.all().numpy() / 255
+    for chunk in (7, 640):
+        found = statistics(train, chunk)
+        assert np.allclose(found.mean, images.mean(axis=(0, 2, 3))) and np.allclose(found.standard_deviation, images.std(axis=(0, 2, 3)))
+    assert statistics(train, 7) == statistics(train, 640)
+
+
+def test_the_mean_color_is_zero_after_normalization(train: Split) -> None:
+    images = normalized(train.all(), statistics(train), torch.device("cpu"))
+    assert images.mean(dim=(0, 2, 3)).abs().max() < 1e-4
+    assert images.std(dim=(0, 2, 3)).sub(1).abs().max() < 1e-3
+
+
+def test_transformed_images_are_those_of_a_slow_reference() -> None:
+    images = random_images()
+    geometry = draw_geometry(len(images), 3, torch.Generator().manual_seed(1))
+    fast = transformed(images, geometry)
+    for image, mirror, down, right, result in zip(images, *geometry, fast, strict=True):
+        picture = image.flip(-1) if mirror else image
+        padded = torch.nn.functional.pad(picture.float()[None], (3, 3, 3, 3), mode="reflect")[0].to(torch.uint8)
+        horizontal = -right if mirror else right  # the shift is applied before the mirror
+        assert torch.equal(
+            result, padded[:, 3 - down : 12 - down, 3 + horizontal : 12 + horizontal] if mirror else padded[:, 3 - down : 12 - down, 3 - right : 12 - right]
+        )
+
+
+def test_no_shift_and_no_mirror_is_the_identity_and_two_mirrors_too() -> None:
+    images, none = random_images(), torch.zeros(6, dtype=torch.int64)
+    assert torch.equal(transformed(images, Geometry(none, none, none)), images)
+    mirror = Geometry(none + 1, none, none)
+    assert torch.equal(transformed(images, mirror), images.flip(-1))
+    assert torch.equal(transformed(transformed(images, mirror), mirror), images)
+
+
+def test_batches_cover_a_split_once_and_in_the_given_order(train: Split) -> None:
+    order = np.random.default_rng(0).permutation(len(train))
+    seen = list(batches(train, 100, order))
+    assert torch.equal(torch.cat([batch.index for batch in seen]), torch.from_numpy(order))
+    assert torch.equal(torch.cat([batch.labels for batch in seen]), train.labels[order])
+    assert torch.equal(seen[0].images, train.read(order[:100]))
+
+
+def test_a_split_larger_than_memory_is_read_again_and_is_the_same(train: Split) -> None:
+    streamed = Split(train.name, train.labels, train.class_names, train.image_size, train.read, train.identity)
+    assert streamed.kept_in_memory(0) is streamed
+    held = streamed.kept_in_memory(100)
+    assert torch.equal(held.read(np.array([5, 2])), streamed.read(np.array([5, 2])))
+
+
+def test_an_empty_split_is_refused() -> None:
+    with pytest.raises(ValueError, match="has no images"):
+        Split("train", torch.zeros(0, dtype=torch.int64), ("a", "b"), 8, lambda index: random_images(), "")

@@ -1,0 +1,69 @@
+import math
+
+import pytest
+import torch
+
+from everycause.training.objective import PAPER_BATCH, ObjectiveParams, accuracy, filter_terms, joint_terms
+
+BATCH, CLASSES, FILTERS = 12, 4, 6
+
+
+def example() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(BATCH, CLASSES, generator=generator)
+    labels = torch.randint(CLASSES, (BATCH,), generator=generator)
+    activations = torch.randn(BATCH, FILTERS, generator=generator).relu()
+    filters = torch.rand(CLASSES, FILTERS, generator=generator) > 0.5
+    return logits, labels, activations, filters
+
+
+def weights(augment: float, mc: float, nonmc: float) -> ObjectiveParams:
+    return ObjectiveParams(lambda_augment=augment, lambda_mc=mc, lambda_nonmc=nonmc)
+
+
+def test_the_joint_loss_is_that_of_the_papers() -> None:
+    logits, labels, activations, filters = example()
+    terms = joint_terms(logits, labels, logits[:5] * 2, labels[:5], filter_terms(activations, labels, filters), weights(0.7, 1e-2, 2e-2))
+    expected = 0.0
+    for row, label in zip(logits.tolist(), labels.tolist(), strict=True):
+        expected += (math.log(sum(map(math.exp, row))) - row[label]) / BATCH
+    for row, label in zip((logits[:5] * 2).tolist(), labels[:5].tolist(), strict=True):
+        expected += 0.7 * (math.log(sum(map(math.exp, row))) - row[label]) / 5
+    for row, label in zip(activations.tolist(), labels.tolist(), strict=True):
+        for k, value in enumerate(row):
+            m = 1 / (1 + math.exp(-value))
+            m = m if m > 0.5 else 0.0
+            expected += (-1e-2 if filters[label, k] else 2e-2) * m * PAPER_BATCH / BATCH
+    assert float(terms["loss"]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_with_all_weights_zero_it_is_cross_entropy_to_the_last_bit() -> None:
+    logits, labels, activations, filters = example()
+    terms = joint_terms(logits, labels, logits, labels, filter_terms(activations, labels, filters), weights(0.0, 0.0, 0.0))
+    assert torch.equal(terms["loss"], torch.nn.functional.cross_entropy(logits, labels))
+    none = torch.zeros(0, dtype=torch.int64)
+    assert torch.equal(joint_terms(logits, labels, logits[:0], none, None, weights(1.0, 1.0, 1.0))["loss"], terms["cross_entropy"])
+
+
+def test_the_weight_of_an_image_does_not_depend_on_the_batch() -> None:
+    _, labels, activations, filters = example()
+    once = filter_terms(activations, labels, filters)
+    twice = filter_terms(activations.repeat(2, 1), labels.repeat(2), filters)
+    assert torch.allclose(once.mc, twice.mc) and torch.allclose(once.nonmc, twice.nonmc)
+    paper = filter_terms(activations[:1].repeat(PAPER_BATCH, 1), labels[:1].repeat(PAPER_BATCH), filters)
+    active = activations[0].sigmoid() * (activations[0] > 0)
+    assert torch.allclose(paper.mc, PAPER_BATCH * (active * filters[labels[0]]).sum())
+
+
+def test_more_activity_on_own_filters_lowers_the_loss_and_dead_filters_get_no_gradient() -> None:
+    _, labels, activations, filters = example()
+    activations = activations.clone().requires_grad_()
+    terms = filter_terms(activations, labels, filters)
+    (-terms.mc + terms.nonmc).backward()
+    own = filters[labels]
+    assert (activations.grad[own & (activations > 0)] < 0).all() and (activations.grad[~own & (activations > 0)] > 0).all()
+    assert (activations.grad[activations == 0] == 0).all()
+
+
+def test_accuracy_counts_exactly() -> None:
+    assert accuracy(torch.eye(4), torch.tensor([0, 1, 2, 0])) == 0.75
