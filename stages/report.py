@@ -48,7 +48,8 @@ def main(artifacts: Path, out: Path) -> None:
     drawn = {"accuracies.png": figures.accuracies(results)}
     if params.data.code is not None:
         drawn |= figures.causal_figures(results, params.data.code, [cue.name for cue in CUES[: params.data.code.length]])
-    drawn["gallery.png"] = pictures.counterfactual_gallery(train, found, params.fill)
+    if bool(found.flipped.any()):
+        drawn["gallery.png"] = pictures.counterfactual_gallery(train, found, params.fill)
     drawn["contact_sheet.png"] = pictures.contact_sheet(train, params.data, params.evaluation.corruptions, params.run.threads)
     with published(out) as folder, tracking.run("report", params.tracking, {"stage": "report"}, {"rows": ",".join(results.rows)}) as record:
         for name, figure in drawn.items():

@@ -15,7 +15,7 @@ from jaxtyping import Bool, UInt8
 from everycause.data import painting
 from everycause.data.factors import Design, Factors
 
-CHUNK = 32
+CHUNK = 64
 """Images rendered at once by one thread: the planes of a chunk fit into the cache."""
 
 

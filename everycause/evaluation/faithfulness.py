@@ -38,11 +38,12 @@ def against_truth(masks: Masks, params: DataParams, threads: int, seed: int) -> 
 def part_measures(masks: Bool[Tensor, "images height width"], parts: Bool[Tensor, "images parts height width"]) -> dict[str, float]:
     """Share of the mask that lies on parts, share of the parts that it covers, and the number of parts it destroys."""
     covered = covered_share(masks, parts)
-    on_parts = (masks & parts.any(dim=1)).sum(dim=(1, 2)) / masks.sum(dim=(1, 2))
-    recall = (masks & parts.any(dim=1)).sum(dim=(1, 2)) / parts.any(dim=1).sum(dim=(1, 2)).clamp_min(1)
+    anywhere = parts.any(dim=1)
+    hit = (masks & anywhere).sum(dim=(1, 2)).double()
+    on_parts, recall = hit / masks.sum(dim=(1, 2)), hit / anywhere.sum(dim=(1, 2)).clamp_min(1)
     return {
-        "share_on_parts": float(on_parts.double().mean()),
-        "part_recall": float(recall.double().mean()),
+        "share_on_parts": float(on_parts.mean()),
+        "part_recall": float(recall.mean()),
         "flip_distance": float((covered >= DESTROYED).sum(dim=1).double().mean()),
     }
 

@@ -49,7 +49,7 @@ class MaskParams(Section):
     max_regions: int = Field(ge=1)
     """The most regions a set may have; at most a quarter of the regions is ever removed."""
     images: int = Field(ge=1)
-    """The most images that are searched, in index order."""
+    """The most images that are searched, evenly over the classes."""
     batch_size: int = Field(ge=1)
     """Masked images per forward pass."""
 
@@ -125,6 +125,13 @@ class Masks:
         return cls(**tensors, model=model)
 
 
+def evenly_over_classes(index: Int64[Tensor, "eligible"], labels: Int64[Tensor, "images"], count: int) -> Int64[Tensor, "chosen"]:
+    """At most `count` of some images: the first of every class, then the second of every class, and so on; in index order."""
+    one_hot = torch.nn.functional.one_hot(labels[index], int(labels.max()) + 1)
+    rank_in_class = (one_hot.cumsum(dim=0) * one_hot).sum(dim=1)
+    return index[rank_in_class.argsort(stable=True)[:count]].sort().values
+
+
 class Found(NamedTuple):
     """The result for a batch of images; the fields are those of Masks."""
 
@@ -136,7 +143,7 @@ class Found(NamedTuple):
 
 
 def generate(classifier: Classifier, split: Split, params: MaskParams, model: str) -> Masks:
-    """Search the first `params.images` correct and confident images of a split.
+    """Search `params.images` of the correct and confident images of a split, as many of each class as there are.
 
     Raises:
         ValueError: no image is correct and confident, or an image is smaller than the grid.
@@ -145,7 +152,7 @@ def generate(classifier: Classifier, split: Split, params: MaskParams, model: st
     probabilities = logits_of(classifier, split).softmax(dim=1)
     confidence = probabilities.gather(1, split.labels[:, None])[:, 0]
     eligible = (probabilities.argmax(dim=1) == split.labels) & (confidence > params.confidence)
-    index = eligible.nonzero()[:, 0][: params.images]
+    index = evenly_over_classes(eligible.nonzero()[:, 0], split.labels, params.images)
     if len(index) == 0:
         raise ValueError(f"no image of '{split.name}' is predicted correctly with p(y) > {params.confidence}: train longer or lower masks.confidence")
     runner_up = probabilities[index].scatter(1, split.labels[index][:, None], -1).argmax(dim=1)

@@ -53,10 +53,17 @@ def goal_of(
 
     Only searched images whose prediction flipped have a counterfactual; the random control replaces as many regions of
     the same images.
+
+    Raises:
+        ValueError: the row needs counterfactual images and no searched image has one.
     """
     counterfactuals = None
     if row.regions != "none":
         flipped = masks.flipped
+        if not bool(flipped.any()):
+            raise ValueError(
+                f"none of the {len(flipped)} searched images changes its prediction, so there is nothing to retrain on: raise masks.max_regions, masks.grid or masks.images"
+            )
         sets = masks.removed[flipped]
         if row.regions == "random":
             sets = random_sets(sets.sum(dim=1), sets.shape[1], seed)

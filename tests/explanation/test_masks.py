@@ -5,7 +5,7 @@ import torch
 
 from everycause.data.batches import normalized
 from everycause.data.split import Split
-from everycause.explanation.masks import MaskParams, Masks, generate, search
+from everycause.explanation.masks import MaskParams, Masks, evenly_over_classes, generate, search
 from everycause.explanation.regions import grid, random_sets
 from everycause.hooks import evaluating
 from everycause.inference import logits_of
@@ -139,6 +139,15 @@ def test_nothing_to_search_and_too_fine_a_grid_are_one_sentence(classifier: Clas
         generate(classifier, relabelled, PARAMS.model_copy(update={"confidence": 0.999999}), "model")
     with pytest.raises(ValueError, match="smaller than the region grid"):
         grid(8, 9)
+
+
+def test_images_are_chosen_evenly_over_the_classes() -> None:
+    labels = torch.tensor([0] * 6 + [1] * 2 + [2] * 4)
+    everything = torch.arange(12)
+    assert evenly_over_classes(everything, labels, 6).tolist() == [0, 1, 6, 7, 8, 9]
+    assert evenly_over_classes(everything, labels, 9).tolist() == [0, 1, 2, 3, 6, 7, 8, 9, 10]
+    assert torch.equal(evenly_over_classes(everything, labels, 50), everything)
+    assert evenly_over_classes(everything[3:], labels, 3).tolist() == [3, 6, 8]
 
 
 @pytest.mark.parametrize(("size", "cells"), [(32, 4), (33, 4), (64, 6), (7, 7)])

@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 
@@ -96,6 +98,12 @@ def test_a_loss_that_is_not_finite_names_row_epoch_and_batch(small: Split, valid
         classifier.network.get_classifier().bias.fill_(float("nan"))
     with pytest.raises(ValueError, match="row joint: the loss is nan at epoch 1, batch 1"):
         list(fit(classifier, small, validation, PARAMS, 0, row="joint"))
+
+
+def test_a_row_of_masks_without_a_single_flip_is_refused(small: Split) -> None:
+    masks = dataclasses.replace(invented_masks(small), flipped=torch.zeros(40, dtype=torch.bool))
+    with pytest.raises(ValueError, match="none of the 40 searched images changes its prediction"):
+        goal_of(ROWS["masks"], invented_bank(), masks, small, make_classifier().statistics, WEIGHTS, FILL, 0.0, 0)
 
 
 def test_training_learns_something(small: Split, validation: Split) -> None:
