@@ -33,10 +33,10 @@ def main(seed: int, base: Path, out: Path) -> None:
     head = LinearHead(*(value.cpu() for value in classifier.head()))
     with recorded("accumulate_filters/filters", params, out, seed, device, train.identity) as (folder, record):
         seen = readout_of(classifier, train)
-        heads = train_heads(seen.activations, head.weight, head.bias, params.filters.heads, seed)
+        heads = train_heads(*(value.to(device) for value in (seen.activations, head.weight, head.bias)), params.filters.heads, seed)
         threshold = params.filters.confidence_threshold
         bank = accumulate(heads, head, seen, train.labels, train.class_names, threshold, model_fingerprint(base))
-        summary = quality(heads, head, seen, train.labels, threshold, seed) | bank.summary(params.filters.frequency_threshold)
+        summary = quality(heads, head, seen, train.labels, threshold, seed) | bank.summary(params.filters)
         record(summary, 0)
         bank.save(folder)
         write_json(folder / "summary.json", summary)

@@ -23,8 +23,11 @@ SKETCH = STYLES.index("sketch")
 
 ANCHORS = ((0.33, -0.47, 0.0, -1.0), (-0.02, 0.02, 1.0, 0.0), (-0.56, -0.06, -1.0, 0.0), (0.57, -0.25, 1.0, 0.0), (0.0, 0.46, 0.0, 1.0))
 """Center and outward direction of each place (crest, wing, tail, beak, feet) in the bird's frame: x ahead, y down."""
-PAINT_ORDER = (2, 4, 3, 0, 1)
-"""Places from back to front; the body and the head are painted before the last three."""
+BEHIND, BEFORE = (2, 4), (3, 0, 1)
+"""Places that are painted before and after the body and the head, each from back to front."""
+
+FAR = np.float32(1e6)
+"""Distance of what is absent, in pixels."""
 
 Color = Float32[np.ndarray, "batch 3"]
 Canvas = Float32[np.ndarray, "batch 3 height width"]
@@ -116,15 +119,14 @@ def _layers(birds: Design, factors: Factors) -> Iterator[Layer]:
     hue, saturation, value = factors.draw("body").T
     body = hsv_to_rgb(hue, 0.12 + 0.2 * saturation, 0.5 + 0.3 * value)
     places = {place: part for part, place in enumerate(birds.places)}
-    for place in PAINT_ORDER:
-        if place in places:
-            yield _part(birds, factors, places[place], (ahead, below, unit))
-        if place == 4:
-            trunk = disc(ahead * np.float32(1 / 1.35), below * np.float32(1 / 0.95), 0.345) * unit
-            head = disc(ahead - np.float32(0.36), below + np.float32(0.25), 0.19) * unit
-            yield Layer(np.where(absent, np.float32(1e6), np.minimum(trunk, head)), body)
-            eye = disc(ahead - np.float32(0.42), below + np.float32(0.28), 0.035) * unit
-            yield Layer(np.where(absent, np.float32(1e6), eye), np.full_like(body, 0.05))
+    frame = (ahead, below, unit)
+    yield from (_part(birds, factors, places[place], frame) for place in BEHIND if place in places)
+    trunk = disc(ahead * np.float32(1 / 1.35), below * np.float32(1 / 0.95), 0.345) * unit
+    head = disc(ahead - np.float32(0.36), below + np.float32(0.25), 0.19) * unit
+    yield Layer(np.where(absent, FAR, np.minimum(trunk, head)), body)
+    eye = disc(ahead - np.float32(0.42), below + np.float32(0.28), 0.035) * unit
+    yield Layer(np.where(absent, FAR, eye), np.full_like(body, 0.05))
+    yield from (_part(birds, factors, places[place], frame) for place in BEFORE if place in places)
 
 
 def _part(birds: Design, factors: Factors, part: int, frame: tuple[Plane, Plane, np.ndarray]) -> Layer:
@@ -133,7 +135,7 @@ def _part(birds: Design, factors: Factors, part: int, frame: tuple[Plane, Plane,
     column, row, out_column, out_row = ANCHORS[birds.places[part]]
     radius = cue.radius * birds.params.part_scale * (0.9 + 0.2 * factors.draw("part_size")[:, part])
     offset = (factors.draw("part_place")[:, 2 * part : 2 * part + 2] - 0.5) * 0.06
-    lean = (factors.draw("part_turn")[:, part] - 0.5) * 0.3  # small turns: the sheared frame is close enough to a rotated one
+    lean = (factors.draw("part_turn")[:, part] - 0.5) * 0.3  # the tangent of the part's own turn, within ±8.5°
     turned = np.array([out_column - lean * out_row, out_row + lean * out_column]) / radius / np.sqrt(1 + lean**2)
     along, across = (value.astype(np.float32)[:, None, None] for value in turned)
     right = ahead - (column + offset[:, 0]).astype(np.float32)[:, None, None]
@@ -148,7 +150,7 @@ def _part(birds: Design, factors: Factors, part: int, frame: tuple[Plane, Plane,
         if texture is not None:
             texture[rows] = cue.textures[variant](x[rows], y[rows])
     distance *= unit * radius.astype(np.float32)[:, None, None]
-    distance[~(factors.present[:, part] & factors.bird)] = np.float32(1e6)
+    distance[~(factors.present[:, part] & factors.bird)] = FAR
     color, second = _part_colors(birds, factors, part)
     return Layer(distance, color, second if cue.textures else None, texture, part)
 

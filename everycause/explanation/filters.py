@@ -53,10 +53,11 @@ class FilterBank:
         """G: the filters above a share of each class's most frequent one."""
         return self.histogram > frequency_threshold * self.histogram.max(dim=1, keepdim=True).values
 
-    def summary(self, frequency_threshold: float) -> dict[str, float]:
-        """The bank in a few numbers."""
-        sizes = self.global_filters(frequency_threshold).sum(dim=1).double()
-        return {"filters_per_class": float(sizes.mean()), "smallest_support": float(self.support.min()), "filters": float(self.histogram.shape[1])}
+    def summary(self, params: FilterParams) -> dict[str, float]:
+        """The bank in a few numbers, at both frequency thresholds."""
+        thresholds = {"filters_per_class": params.frequency_threshold, "filters_per_class_detection": params.detection_frequency_threshold}
+        sizes = {name: float(self.global_filters(threshold).sum(dim=1).double().mean()) for name, threshold in thresholds.items()}
+        return sizes | {"smallest_support": float(self.support.min()), "filters": float(self.histogram.shape[1])}
 
     def save(self, folder: Path) -> None:
         """Write everything into a folder, as one file."""

@@ -27,6 +27,7 @@ MASKS = {
 }  # fmt: skip
 FILTERS = {
     "filters": "filters of the layer", "filters_per_image": "minimum correct filters per image", "filters_per_class": "global filters per class",
+    "filters_per_class_detection": "… above the detection threshold",
     "mc_keep_rate": "prediction kept on the minimum correct filters", "random_keep_rate": "… on random filters, as many",
     "mc_disable_flip_rate": "prediction lost without them", "random_disable_flip_rate": "… without random filters, as many",
     "smallest_support": "images behind the least supported class",
