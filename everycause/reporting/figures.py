@@ -54,7 +54,7 @@ def completeness_profiles(results: Results, erasures: int, chance: float) -> Fig
             axis.plot(steps, values.mean(axis=1), color=color(row), marker="o", markersize=4, label=row)
         axis.set(title=f"{kind} over the subsets", xlabel="parts erased", xticks=list(steps), ylim=(0, 1.03))
     axes[0].set_ylabel("accuracy")
-    axes[1].legend(frameon=False, fontsize=8)
+    _legend(axes[1])
     return figure
 
 
@@ -70,6 +70,7 @@ def reliance(results: Results, cues: list[str]) -> Figure:
 def accuracies(results: Results) -> Figure:
     """Accuracy of each row on each split, with the scene gap."""
     names = [name for name in results.frame.columns if name.startswith("accuracy/") and not name.startswith("accuracy/corruptions/")]
+    names.sort(key=lambda name: name != "accuracy/test")
     figure, axis = plt.subplots(figsize=(11, 4))
     _grouped_bars(axis, results, names, [name.removeprefix("accuracy/").replace("scene_shift/", "scene: ").replace("_", " ") for name in names])
     axis.set(ylabel="accuracy", ylim=(0, 1.02), title="Accuracy per split")
@@ -123,4 +124,9 @@ def _grouped_bars(axis: Axes, results: Results, metrics: list[str], labels: list
         axis.bar(positions, values.mean(axis=1), width, yerr=whiskers, color=color(row), label=row, error_kw={"linewidth": 0.8})
     rotation = 30 if len(labels) > 6 else 0
     axis.set_xticks(np.arange(len(metrics)), labels, rotation=rotation, ha="right" if rotation else "center", fontsize=8)
-    axis.legend(frameon=False, fontsize=8, ncols=3)
+    _legend(axis)
+
+
+def _legend(axis: Axes) -> None:
+    """The rows, beside the axes, where no bar can hide behind them."""
+    axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0))
