@@ -8,7 +8,6 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export HF_HUB_OFFLINE := 1
 port ?= 5000
-workers ?= 1
 
 .PHONY: help setup repro test ui smoke sweep bench readme lock lint
 

@@ -1,0 +1,72 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from everycause.artifact import write_json
+from everycause.evaluation.ood import Predictions
+from everycause.reporting import figures, tables
+from everycause.reporting.document import document
+from everycause.reporting.results import Results
+
+ROWS, SEEDS = ["base", "continued", "masks"], [0, 1]
+
+
+def stored(right: int) -> Predictions:
+    """Ten test images of two classes, the first `right` of them classified correctly."""
+    labels = torch.arange(10) % 2
+    prediction = torch.where(torch.arange(10) < right, labels, 1 - labels)
+    logits = torch.nn.functional.one_hot(prediction, 2).float()
+    return Predictions({"test": logits, "foggy": logits}, {"test": labels, "foggy": labels}, None)
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Results:
+    for row, right in (("base", 5), ("continued", 6), ("masks", 8)):
+        for seed in SEEDS:
+            folder = tmp_path / row / f"seed-{seed}"
+            folder.mkdir(parents=True)
+            predictions = stored(right + seed)
+            predictions.save(folder)
+            accuracy = float(predictions.correct("test").double().mean())
+            write_json(folder / "metrics.json", {"accuracy/test": accuracy, "accuracy/foggy": accuracy, "accuracy/corruptions/jpeg/1": 0.5})
+    return Results.load(tmp_path, ROWS, SEEDS)
+
+
+def test_a_cell_is_mean_and_sample_deviation_over_seeds_in_percent(results: Results) -> None:
+    lines = tables.main_table(results).splitlines()
+    assert lines[0] == "| row | test | foggy |" and len(lines) == 2 + len(ROWS)
+    deviation = 100 * np.std([0.8, 0.9], ddof=1)
+    assert lines[-1] == f"| `masks` | 85.0 ± {deviation:.1f} | 85.0 ± {deviation:.1f} |"
+
+
+def test_differences_are_paired_with_the_control_and_name_no_other_row(results: Results) -> None:
+    lines = tables.difference_table(results).splitlines()
+    assert [line.split("|")[1].strip() for line in lines[2:]] == ["`masks`"]
+    assert "+20.0 [" in lines[2]
+    assert results.difference("continued", "test") is None and results.difference("base", "test") is None
+
+
+def test_the_header_says_how_many_seeds_and_which_rule(results: Results, tmp_path: Path) -> None:
+    assert next(iter(tables.header(results))).startswith("2 seeds; mean ± standard deviation")
+    single = Results.load(tmp_path, ROWS, [0])
+    assert "training noise is not measured" in next(iter(tables.header(single)))
+    assert "±" not in tables.main_table(single)
+
+
+def test_a_missing_result_names_the_stage(tmp_path: Path, results: Results) -> None:
+    with pytest.raises(ValueError, match="joint/seed-0/metrics.json does not exist: run the stage evaluate_ood"):
+        Results.load(tmp_path, [*ROWS, "joint"], SEEDS)
+
+
+def test_the_document_shows_measures_that_there_are_and_no_others(results: Results) -> None:
+    text = document(results, {"filters": 96.0}, {"searched": 1200.0, "flip_rate": 0.93}, {"accuracies.png": "Accuracy."})
+    assert "| images searched | 1200 |" in text and "| share whose prediction flips | 0.93 |" in text and "flip distance" not in text
+    assert "![Accuracy.](accuracies.png)" in text
+
+
+def test_figures_have_reproducible_bytes(results: Results, tmp_path: Path) -> None:
+    for name in ("one.png", "two.png"):
+        figures.save(figures.accuracies(results), tmp_path / name)
+    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
