@@ -57,6 +57,18 @@ def load_tensors(path: Path, made_by: str) -> tuple[dict[str, Tensor], dict[str,
         raise ValueError(f"{path} is not a readable artifact ({error}): delete it and run the stage {made_by} again") from error
 
 
+def load_explanation(path: Path, made_by: str, model: str) -> dict[str, Tensor]:
+    """The tensors of an explanation, whose description names the model that it explains.
+
+    Raises:
+        ValueError: the file is missing or not readable, or explains a model with another fingerprint.
+    """
+    tensors, description = load_tensors(path, made_by)
+    if description["model"] != model:
+        raise ValueError(f"{path} was made for another model ({description['model']}, not {model}): run the stage {made_by} again")
+    return tensors
+
+
 def write_json(path: Path, value: Any) -> None:
     """Indented JSON with sorted keys."""
     path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -154,6 +154,7 @@ def _start(name: str, params: TrackingParams, tags: dict[str, str], logged: dict
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    started = None
     try:
         import mlflow
 
@@ -169,6 +170,9 @@ def _start(name: str, params: TrackingParams, tags: dict[str, str], logged: dict
         mlflow.log_params(logged)
         return Window(mlflow, started.info.run_id)
     except Exception as error:
+        if started is not None:  # opened but not to be written to: the next run must not land in it
+            with suppress(Exception):
+                mlflow.end_run("FAILED")
         log.warning("MLflow at %s is not to be had (%s: %s): this run is recorded on disk only", tracking_uri(), type(error).__name__, _first_line(error))
         return None
 

@@ -85,6 +85,22 @@ def test_a_store_that_dies_during_a_run_is_one_warning(tmp_path: Path, monkeypat
     assert caplog.text.count("stopped answering") == 1 and len(lines(tmp_path / HISTORY)) == 3
 
 
+def test_a_run_that_opens_but_cannot_be_written_to_does_not_swallow_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_arguments: object, **_options: object) -> None:
+        raise OSError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mlflow, "log_params", full)
+        with caplog.at_level(logging.WARNING), run("unwritable", PARAMS, TAGS, {"a": 1}, tmp_path / HISTORY) as record:
+            record({"loss": 1.0}, 1)
+    assert "recorded on disk only" in caplog.text and mlflow.active_run() is None
+    with run("next", PARAMS, TAGS, {"a": 1}) as record:
+        record({"loss": 0.5}, 1)
+    assert {stored.info.run_name: stored.info.status for stored in runs()} == {"unwritable": "FAILED", "next": "FINISHED"}
+
+
 def test_a_terminated_process_leaves_no_running_run(tmp_path: Path) -> None:
     program = (
         "import time\nfrom pathlib import Path\nfrom everycause import tracking\n"

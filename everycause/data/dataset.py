@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from everycause.artifact import fingerprint
 from everycause.data.codebirds import Codebirds
 from everycause.data.codes import Code
-from everycause.data.factors import CodebirdsParams
+from everycause.data.factors import CodebirdsParams, Factors
 from everycause.data.folder import FolderParams, folder_split
 from everycause.data.split import Split
 from everycause.section import Section
@@ -57,24 +57,18 @@ def open_split(params: DataParams, name: Name, threads: int) -> Split:
     if params.source == "folder":
         split = folder_split(Path(params.root), name, params.folder, threads)
     else:
-        split = codebirds_split(params, name, threads)
+        birds = Codebirds(params.codebirds, threads)
+        split = rendered_split(birds, name, birds.factors(name))
     return split.kept_in_memory(params.memory_mib)
 
 
-def codebirds_split(params: DataParams, name: Name, threads: int) -> Split:
-    """A rendered split of the training distribution."""
-    birds = Codebirds(params.codebirds, threads)
-    factors = birds.factors(name)
+def rendered_split(birds: Codebirds, name: str, factors: Factors) -> Split:
+    """Images of Codebirds, drawn when they are read."""
     return Split(
         name=name,
         labels=torch.from_numpy(factors.label),
-        class_names=codebirds_class_names(birds),
-        image_size=params.codebirds.image_size,
+        class_names=tuple("word-" + "".join(map(str, word)) for word in birds.code.words),
+        image_size=birds.params.image_size,
         read=lambda index: torch.from_numpy(birds.images(factors.rows(index))),
-        identity=fingerprint(f"codebirds {name}", params.codebirds.model_dump_json()),
+        identity=fingerprint(f"codebirds {name}", birds.params.model_dump_json()),
     )
-
-
-def codebirds_class_names(birds: Codebirds) -> tuple[str, ...]:
-    """A class is called by its codeword."""
-    return tuple("word-" + "".join(map(str, word)) for word in birds.code.words)

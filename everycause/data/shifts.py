@@ -10,12 +10,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
-from everycause.artifact import fingerprint
 from everycause.data.codebirds import Codebirds
 from everycause.data.corruptions import corrupted
-from everycause.data.dataset import DataParams, codebirds_class_names, open_split
+from everycause.data.dataset import DataParams, open_split, rendered_split
 from everycause.data.factors import Factors
 from everycause.data.folder import folder_split, shift_names
 from everycause.data.painting import RENDITIONS, SKETCH
@@ -43,13 +41,13 @@ def views(params: DataParams, corruptions: list[str], severities: list[int], thr
     if params.source == "codebirds":
         birds = Codebirds(params.codebirds, threads)
         variations = codebirds_variations(birds)
-        test = _rendered(birds, "test", next(variations)[1])
+        test = View(rendered_split(birds, *next(variations)), birds.factors("test"))
     else:
         test = View(open_split(params, "test", threads))
     held = test.split.kept_in_memory(params.memory_mib)
     yield View(held, test.factors)
     if params.source == "codebirds":
-        yield from (_rendered(birds, name, factors) for name, factors in variations)
+        yield from (View(rendered_split(birds, name, factors), factors) for name, factors in variations)
     else:
         root = Path(params.root)
         yield from (View(folder_split(root, name, params.folder, threads)) for name in shift_names(root))
@@ -104,15 +102,3 @@ def swapped(birds: Codebirds, factors: Factors, size: int) -> Factors:
 def other_class(label: np.ndarray, draw: np.ndarray, num_classes: int) -> np.ndarray:
     """A class other than the label, from a uniform draw in [0, 1)."""
     return (label + 1 + (draw * (num_classes - 1)).astype(int)) % num_classes
-
-
-def _rendered(birds: Codebirds, name: str, factors: Factors) -> View:
-    split = Split(
-        name=name,
-        labels=torch.from_numpy(factors.label),
-        class_names=codebirds_class_names(birds),
-        image_size=birds.params.image_size,
-        read=lambda index: torch.from_numpy(birds.images(factors.rows(index))),
-        identity=fingerprint(f"codebirds {name}", birds.params.model_dump_json()),
-    )
-    return View(split, factors)

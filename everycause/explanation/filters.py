@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int64
 from pydantic import Field
 from torch import Tensor
 
-from everycause.artifact import load_tensors, save_tensors
+from everycause.artifact import load_explanation, save_tensors
 from everycause.explanation.heads import HeadParams, Heads
 from everycause.model import Readout
 from everycause.section import Section
@@ -71,9 +71,7 @@ class FilterBank:
         Raises:
             ValueError: there is none, or it belongs to another model.
         """
-        tensors, description = load_tensors(folder / FILE, "accumulate_filters")
-        if description["model"] != model:
-            raise ValueError(f"{folder / FILE} was made for another model ({description['model']}, not {model}): run the stage accumulate_filters again")
+        tensors = load_explanation(folder / FILE, "accumulate_filters", model)
         heads = Heads(tensors.pop("weight"), tensors.pop("bias"))
         return cls(**tensors, heads=heads, model=model)
 

@@ -21,7 +21,7 @@ from pydantic import Field
 from torch import Tensor
 from tqdm import tqdm
 
-from everycause.artifact import load_tensors, save_tensors
+from everycause.artifact import load_explanation, save_tensors
 from everycause.data.batches import normalized
 from everycause.data.split import Split
 from everycause.explanation.regions import grid
@@ -119,10 +119,7 @@ class Masks:
         Raises:
             ValueError: there are none, or they belong to another model.
         """
-        tensors, description = load_tensors(folder / FILE, "generate_masks")
-        if description["model"] != model:
-            raise ValueError(f"{folder / FILE} was made for another model ({description['model']}, not {model}): run the stage generate_masks again")
-        return cls(**tensors, model=model)
+        return cls(**load_explanation(folder / FILE, "generate_masks", model), model=model)
 
 
 def evenly_over_classes(index: Int64[Tensor, "eligible"], labels: Int64[Tensor, "images"], count: int) -> Int64[Tensor, "chosen"]:
