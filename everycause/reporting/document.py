@@ -23,7 +23,7 @@ MASKS = {
     "searched": "images searched", "flip_rate": "share whose prediction flips", "regions_at_flip": "regions at the flip",
     "area_at_flip": "share of the area at the flip", "forwards_per_image": "forward passes per image", "share_on_parts": "share of the mask on parts",
     "random/share_on_parts": "… of random regions", "flip_distance": "parts destroyed at the flip", "random/flip_distance": "… by random regions",
-    "code_distance": "parts that a complete classifier lets go", "pointing_game": "first region touches a part",
+    "code_distance": "parts that must go before a complete classifier may flip", "pointing_game": "first region touches a part",
 }  # fmt: skip
 FILTERS = {
     "filters": "filters of the layer", "filters_per_image": "minimum correct filters per image", "filters_per_class": "global filters per class",
