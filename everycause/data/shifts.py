@@ -14,6 +14,7 @@ import numpy as np
 from everycause.data.codebirds import Codebirds
 from everycause.data.corruptions import corrupted
 from everycause.data.dataset import DataParams, open_split, rendered_split
+from everycause.data.erasures import erased
 from everycause.data.factors import Factors
 from everycause.data.folder import folder_split, shift_names
 from everycause.data.painting import RENDITIONS, SKETCH
@@ -41,7 +42,8 @@ def views(params: DataParams, corruptions: list[str], severities: list[int], thr
     if params.source == "codebirds":
         birds = Codebirds(params.codebirds, threads)
         variations = codebirds_variations(birds)
-        test = View(rendered_split(birds, *next(variations)), birds.factors("test"))
+        name, factors = next(variations)
+        test = View(rendered_split(birds, name, factors), factors)
     else:
         test = View(open_split(params, "test", threads))
     held = test.split.kept_in_memory(params.memory_mib)
@@ -79,13 +81,6 @@ def codebirds_variations(birds: Codebirds) -> Iterator[tuple[str, Factors]]:
 def erasure_name(parts: tuple[int, ...]) -> str:
     """The view in which these parts are absent."""
     return "erasures/" + "-".join(map(str, parts)) if parts else "scene_shift/independent"
-
-
-def erased(factors: Factors, parts: tuple[int, ...]) -> Factors:
-    """The same images rendered without some parts."""
-    present = factors.present.copy()
-    present[:, list(parts)] = False
-    return replace(factors, present=present)
 
 
 def swapped(birds: Codebirds, factors: Factors, size: int) -> Factors:

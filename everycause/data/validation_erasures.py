@@ -11,6 +11,7 @@ import torch
 
 from everycause.data.codebirds import Codebirds
 from everycause.data.dataset import DataParams
+from everycause.data.erasures import erased
 from everycause.data.split import Images
 
 
@@ -27,6 +28,4 @@ def validation_erasures(params: DataParams, threads: int) -> Iterator[tuple[tupl
     factors = replace(factors, scene=birds.free_scene(factors))
     for size in range(birds.code.length + 1):
         for parts in birds.code.subsets(size):
-            present = factors.present.copy()
-            present[:, list(parts)] = False
-            yield parts, torch.from_numpy(birds.images(replace(factors, present=present))), torch.from_numpy(factors.label)
+            yield parts, torch.from_numpy(birds.images(erased(factors, parts))), torch.from_numpy(factors.label)

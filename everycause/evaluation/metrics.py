@@ -5,8 +5,6 @@ from everycause.data.shifts import erasure_name
 from everycause.evaluation.completeness import completeness_score, effective_causes, profile, reliance
 from everycause.evaluation.ood import Predictions
 
-FAMILIES = ("test", "renditions", "sketch", "corruptions", "swaps/1", "swaps/2")
-
 
 def metrics(predictions: Predictions, code: Code | None) -> dict[str, float]:
     """All metrics by name, accuracies and shares in [0, 1]; the causal ones only where the code is known."""

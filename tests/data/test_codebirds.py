@@ -6,11 +6,12 @@ import pytest
 from sklearn.metrics import mutual_info_score
 
 from everycause.data.codebirds import CHUNK, Codebirds
+from everycause.data.erasures import erased
 from everycause.data.factors import DRAWS, NUM_DRAWS
 from everycause.data.glyphs import CUES
 from everycause.data.painting import RENDITIONS, SKETCH, STYLES, _part_colors
 from everycause.data.scenes import noise_bank
-from everycause.data.shifts import codebirds_variations, erased, swapped
+from everycause.data.shifts import codebirds_variations, swapped
 
 
 def test_images_do_not_depend_on_chunking_order_or_threads(default_birds: Codebirds) -> None:
