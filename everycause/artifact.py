@@ -14,17 +14,28 @@ from torch import Tensor
 
 
 @contextmanager
-def published(out: Path) -> Iterator[Path]:
-    """A folder to write into; it becomes `out` when the block succeeds and vanishes when it does not."""
-    partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+def published(out: Path, resume: str | None = None) -> Iterator[Path]:
+    """A folder to write into; it becomes `out` when the block succeeds and vanishes when it does not.
+
+    With a `resume` key the folder stays when the block is cut short by anything but a user's mistake, and the next call
+    with the same key finds what was finished; another key starts anew.
+    """
+    partial, key = out.with_name(out.name + ".partial"), out.with_name(out.name + ".resume")
+    if resume is None or not key.is_file() or key.read_text() != resume:
+        shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True, exist_ok=True)
+    if resume is not None:
+        key.write_text(resume)
     try:
         yield partial
-        shutil.rmtree(out, ignore_errors=True)
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    except BaseException as error:
+        if resume is None or isinstance(error, ValueError):
+            shutil.rmtree(partial, ignore_errors=True)
+            key.unlink(missing_ok=True)
+        raise
+    shutil.rmtree(out, ignore_errors=True)
+    partial.rename(out)
+    key.unlink(missing_ok=True)
 
 
 def fingerprint(*parts: str | bytes | Path) -> str:
@@ -57,15 +68,17 @@ def load_tensors(path: Path, made_by: str) -> tuple[dict[str, Tensor], dict[str,
         raise ValueError(f"{path} is not a readable artifact ({error}): delete it and run the stage {made_by} again") from error
 
 
-def load_explanation(path: Path, made_by: str, model: str) -> dict[str, Tensor]:
-    """The tensors of an explanation, whose description names the model that it explains.
+def load_explanation(path: Path, made_by: str, model: str, data: str | None = None) -> dict[str, Tensor]:
+    """The tensors of an explanation, whose description names the model that it explains, and the data where that matters.
 
     Raises:
-        ValueError: the file is missing or not readable, or explains a model with another fingerprint.
+        ValueError: the file is missing or not readable, or explains a model or data with another fingerprint.
     """
     tensors, description = load_tensors(path, made_by)
     if description["model"] != model:
         raise ValueError(f"{path} was made for another model ({description['model']}, not {model}): run the stage {made_by} again")
+    if data is not None and description.get("data") != data:
+        raise ValueError(f"{path} was made from other data ({description.get('data')}, not {data}): run the stage {made_by} again")
     return tensors
 
 

@@ -2,6 +2,7 @@
 
 import difflib
 import os
+from math import isqrt
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,6 +37,14 @@ class Readout(NamedTuple):
     logits: Float[Tensor, "batch classes"]
     activations: Float[Tensor, "batch filters"]
     """Global averages of the explained layer's channels."""
+
+
+class Seen(NamedTuple):
+    """One forward pass with what the explained layer said."""
+
+    output: Tensor
+    """As the layer gives it; Classifier.as_maps lays it out."""
+    logits: Float[Tensor, "batch classes"]
 
 
 class Classifier(nn.Module):
@@ -77,14 +86,36 @@ class Classifier(nn.Module):
         Raises:
             ValueError: the explained layer gives no feature maps.
         """
-        with recorded(self.explained_layer) as outputs:
-            logits = self.network(images)
-        maps = outputs[-1]
+        maps, logits = self.seen(images)
         if maps.ndim != 4:
             raise ValueError(
                 f"model.explained_layer '{self.params.explained_layer}' of {self.params.name} gives {maps.ndim}-dimensional output, not feature maps: name a convolutional layer"
             )
         return Readout(logits, maps.mean(dim=(2, 3)))
+
+    def seen(self, images: Float[Tensor, "batch 3 height width"]) -> Seen:
+        """Output of the explained layer and logits of normalized images."""
+        with recorded(self.explained_layer) as outputs:
+            logits = self.network(images)
+        return Seen(outputs[-1], logits)
+
+    def as_maps(self, output: Tensor) -> Float[Tensor, "batch filters rows columns"]:
+        """The explained layer's output, or its gradient, as maps; patch tokens are laid out as the grid that they are.
+
+        Raises:
+            ValueError: it is neither maps nor a square of patch tokens.
+        """
+        if output.ndim == 3:
+            patches = output[:, getattr(self.network, "num_prefix_tokens", 0) :]
+            side = isqrt(patches.shape[1])
+            if side**2 == patches.shape[1]:
+                return patches.transpose(1, 2).unflatten(2, (side, side))
+        if output.ndim != 4:
+            raise ValueError(
+                f"model.explained_layer '{self.params.explained_layer}' of {self.params.name} gives {output.ndim}-dimensional output, neither feature maps nor a square "
+                "of patch tokens: name a convolutional layer or a transformer block"
+            )
+        return output
 
     def head(self) -> tuple[Float[Tensor, "classes filters"], Float[Tensor, "classes"]]:
         """Weight and bias of the linear map from pooled activations to logits, checked on noise.

@@ -23,9 +23,11 @@ SECTIONS = {
     "training": "everycause.training.fit:FitParams",
     "filters": "everycause.explanation.filters:FilterParams",
     "masks": "everycause.explanation.masks:MaskParams",
-    "fill": "everycause.training.counterfactual:FillParams",
+    "fill": "everycause.training.fill:FillParams",
     "objective": "everycause.training.objective:ObjectiveParams",
     "retraining": "everycause.training.fit:FitParams",
+    "rounds": "everycause.training.rounds:RoundsParams",
+    "faithfulness": "everycause.evaluation.faithfulness:FaithfulnessParams",
     "evaluation": "everycause.evaluation.ood:EvaluationParams",
     "tuning": "everycause.tuning:TuningParams",
 }
@@ -50,8 +52,9 @@ class Matrix(Section):
                 close = difflib.get_close_matches(row, known, n=1)
                 hint = f", did you mean '{close[0]}'?" if close else ""
                 raise ValueError(f"rows: '{row}' is not a retraining row{hint} (known: {', '.join(known)})")
-        if missing := [row for row in self.evaluated if row != "base" and row not in self.rows]:
-            raise ValueError(f"evaluated: '{missing[0]}' is neither 'base' nor one of rows ({', '.join(self.rows)})")
+        rounds = resolve_name("everycause.training.rows:ROUNDS")
+        if missing := [row for row in self.evaluated if row not in ("base", rounds, *self.rows)]:
+            raise ValueError(f"evaluated: '{missing[0]}' is neither 'base' nor '{rounds}' nor one of rows ({', '.join(self.rows)})")
         if "base" not in self.evaluated:
             raise ValueError("evaluated: 'base' is missing, and every other row is read against it")
         return self

@@ -1,12 +1,14 @@
 """Where and how the mathematics runs: device, threads, determinism."""
 
 import random
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 from pydantic import Field
 
+from everycause.artifact import fingerprint
 from everycause.section import Section
 
 
@@ -39,3 +41,8 @@ def start(params: RunParams, seed: int) -> torch.device:
 def device_name(device: torch.device) -> str:
     """The device in words, for records."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def code_fingerprint() -> str:
+    """Identifies the code of the package: what was half done by other code is not gone on with."""
+    return fingerprint(*sorted(Path(__file__).parent.rglob("*.py")))

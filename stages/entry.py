@@ -24,12 +24,14 @@ def run(main: Callable[..., None]) -> None:
 
 
 @contextmanager
-def recorded(name: str, params: SimpleNamespace, out: Path, seed: int, device: torch.device, data: str) -> Iterator[tuple[Path, tracking.Record]]:
-    """A folder that becomes `out`, and the record of the run that fills it."""
+def recorded(
+    name: str, params: SimpleNamespace, out: Path, seed: int, device: torch.device, data: str, resume: str | None = None
+) -> Iterator[tuple[Path, tracking.Record]]:
+    """A folder that becomes `out`, and the record of the run that fills it; with a `resume` key a killed run goes on."""
     sections = {key: value.model_dump() for key, value in vars(params).items()}
     tags = {"stage": name.split("/")[0], "row": name.split("/")[-1], "seed": str(seed), **tracking.identity(device, data)}
     with (
-        published(out) as folder,
+        published(out, resume) as folder,
         tracking.run(f"{name}/seed-{seed}", params.tracking, tags, tracking.flattened(sections), folder / tracking.HISTORY) as record,
     ):
         yield folder, record

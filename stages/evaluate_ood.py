@@ -1,4 +1,4 @@
-"""Stage 5, evaluate_ood: one model on the test split and on every shifted one.
+"""Stage 7, evaluate_ood: one model on the test split and on every shifted one.
 
 Reads   a classifier and the test splits, which no other stage touches.
 Writes  OUT/predictions.safetensors (the logits of every view), OUT/metrics.json, OUT/history.jsonl.

@@ -1,19 +1,19 @@
 """Stage 3, generate_masks: the few regions whose removal flips a prediction.
 
 Reads   the base classifier and the training split.
-Writes  OUT/masks.safetensors (Masks), OUT/summary.json, OUT/history.jsonl.
-Paper   arXiv 2511.12100 (SS-CA), Counterfactual LIMA.  Cost: about 60 s on two cores.
+Writes  OUT/masks-*.safetensors (Masks, a file per shard), OUT/summary.json, OUT/history.jsonl. A killed run goes on.
+Paper   arXiv 2511.12100 (SS-CA), Counterfactual LIMA.  Cost: about 30 s on two cores.
 """
 
 from pathlib import Path
 
-from everycause.artifact import write_json
+from everycause.artifact import fingerprint, write_json
 from everycause.data.dataset import open_split
 from everycause.evaluation.faithfulness import against_truth
 from everycause.explanation.masks import generate
 from everycause.model import load, model_fingerprint
 from everycause.params import read
-from everycause.runtime import start
+from everycause.runtime import code_fingerprint, start
 from stages.entry import recorded, run
 
 
@@ -27,13 +27,13 @@ def main(seed: int, base: Path, out: Path) -> None:
     """
     params = read("run", "tracking", "data", "masks")
     device = start(params.run, seed)
-    classifier = load(base, device)
+    classifier, model = load(base, device), model_fingerprint(base)
     train = open_split(params.data, "train", params.run.threads)
-    with recorded("generate_masks/masks", params, out, seed, device, train.identity) as (folder, record):
-        masks = generate(classifier, train, params.masks, model_fingerprint(base))
+    key = fingerprint(model, train.identity, params.masks.model_dump_json(), code_fingerprint())
+    with recorded("generate_masks/masks", params, out, seed, device, train.identity, resume=key) as (folder, record):
+        masks = generate(classifier, train, params.masks, folder, model)
         summary = masks.summary() | against_truth(masks, params.data, params.run.threads, seed)
         record(summary, 0)
-        masks.save(folder)
         write_json(folder / "summary.json", summary)
 
 

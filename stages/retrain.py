@@ -14,7 +14,7 @@ from everycause.model import load, model_fingerprint
 from everycause.params import read
 from everycause.runtime import start
 from everycause.training.fit import fit
-from everycause.training.rows import ROWS, goal_of
+from everycause.training.rows import ROWS, Recipe, Upstream, goal_of
 from stages.entry import recorded, run
 
 HEADLINE = ("masks", "joint")
@@ -32,15 +32,16 @@ def main(row: str, seed: int, base: Path, filters: Path, masks: Path, out: Path)
         masks: Folder of its masks.
         out: Folder to write.
     """
-    params = read("run", "tracking", "data", "filters", "fill", "objective", "retraining")
+    params = read("run", "tracking", "data", "filters", "masks", "fill", "objective", "retraining")
     if row not in ROWS:
         raise ValueError(f"'{row}' is not a retraining row (known: {', '.join(ROWS)})")
     device = start(params.run, seed)
     classifier, model = load(base, device), model_fingerprint(base)
     train = open_split(params.data, "train", params.run.threads)
     validation = open_split(params.data, "validation", params.run.threads)
-    bank, found = FilterBank.load(filters, model), Masks.load(masks, model)
-    goal = goal_of(ROWS[row], bank, found, train, classifier.statistics, params.objective, params.fill, params.filters.frequency_threshold, seed)
+    upstream = Upstream(classifier, FilterBank.load(filters, model), Masks.load(masks, model, train.identity), train)
+    recipe = Recipe(params.data, params.masks, params.fill, params.objective, params.filters.frequency_threshold, params.run.threads)
+    goal = goal_of(ROWS[row], upstream, recipe, seed)
     with recorded(f"retrain/{row}", params, out, seed, device, train.identity) as (folder, record):
         for epoch in fit(classifier, train, validation, params.retraining, seed, goal, row):
             record(epoch.measures, epoch.number)

@@ -14,7 +14,8 @@ from everycause.evaluation.selection import RULES
 from everycause.model import model_fingerprint
 from everycause.params import read
 from everycause.runtime import start
-from everycause.training.trial import TrialParams, Upstream, with_values
+from everycause.training.rows import Recipe
+from everycause.training.trial import Shared, TrialParams, with_values
 from stages.entry import run
 
 
@@ -26,15 +27,16 @@ def main(artifacts: Path, out: Path, journal: Path = Path("tuning/journal.log"))
         out: Folder to write.
         journal: The study's file; delete it to begin anew.
     """
-    params = read("run", "tracking", "data", "filters", "fill", "objective", "retraining", "tuning")
+    params = read("run", "tracking", "data", "filters", "masks", "fill", "objective", "retraining", "tuning")
     rule, seed = params.tuning, params.tuning.seed
     device = start(params.run, seed)
     present = TrialParams(filters=params.filters, fill=params.fill, objective=params.objective, retraining=params.retraining)
     defaults = tuning.defaults(present.model_dump(), rule)
     with_values(present, defaults)
     train, validation = (open_split(params.data, name, params.run.threads) for name in ("train", "validation"))
-    upstream = Upstream.open(artifacts, seed, train, validation, device)
-    subject = {"data": train.identity, "model": model_fingerprint(upstream.base), "masks": upstream.masks.model, "rule": rule.rule, "row": rule.row}
+    shared = Shared.open(artifacts, seed, train, validation, device)
+    recipe = Recipe(params.data, params.masks, params.fill, params.objective, params.filters.frequency_threshold, params.run.threads)
+    subject = {"data": train.identity, "model": model_fingerprint(shared.base), "masks": params.masks.model_dump(), "rule": rule.rule, "row": rule.row}
     subject |= {"parameters": {path: bounds.model_dump() for path, bounds in rule.parameters.items()}, "params": present.model_dump()}
     study = tuning.open_study(journal, rule, subject, defaults)
     own = params.tracking.model_copy(update={"experiment": f"{params.tracking.experiment}-tuning"})
@@ -43,7 +45,7 @@ def main(artifacts: Path, out: Path, journal: Path = Path("tuning/journal.log"))
         def value_of(number: int, chosen: dict[str, float]) -> float:
             tags = {"stage": "tune", "row": rule.row, "study": rule.study}
             with tracking.run(f"{rule.study}/trial-{number}", own, tags, dict(chosen), parent=parent.run_id) as record:
-                classifier = upstream.retrained(rule.row, with_values(present, chosen), seed, device, lambda epoch: record(epoch.measures, epoch.number))
+                classifier = shared.retrained(rule.row, with_values(present, chosen), recipe, seed, device, lambda epoch: record(epoch.measures, epoch.number))
                 value = RULES[rule.rule](classifier, params.data, validation, params.run.threads)
                 record({f"best/{rule.rule.replace(' ', '_')}": value}, params.retraining.epochs)
                 return value

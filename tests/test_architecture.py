@@ -35,13 +35,15 @@ def test_only_evaluation_and_reporting_touch_shifted_splits(module: str) -> None
 
 
 def test_training_explanation_and_sweeps_cannot_reach_a_shifted_split() -> None:
-    for stage in ("train_base", "accumulate_filters", "generate_masks", "retrain", "tune"):
+    for stage in ("train_base", "accumulate_filters", "generate_masks", "retrain", "retrain_rounds", "measure_faithfulness", "tune"):
         assert "everycause.data.shifts" not in closure(f"stages.{stage}"), stage
 
 
-def test_only_the_sweep_reaches_the_erasures_of_validation_images() -> None:
+def test_only_the_sweep_and_the_rounds_reach_the_erasures_of_validation_images() -> None:
     users = {module for module in [*MODULES, *(f"stages.{stage}" for stage in STAGES)] if "everycause.data.validation_erasures" in closure(module)}
-    assert users == {"everycause.data.validation_erasures", "everycause.evaluation.selection", "stages.tune"}
+    assert users == {
+        "everycause.data.validation_erasures", "everycause.evaluation.selection", "everycause.evaluation.rounds", "stages.tune", "stages.retrain_rounds",
+    }  # fmt: skip
 
 
 def test_the_test_split_is_opened_by_shifts_alone() -> None:
@@ -88,12 +90,12 @@ def test_modules_and_functions_stay_small(module: str) -> None:
 
 
 def test_the_package_stays_within_its_budget() -> None:
-    assert sum(len(source(module).splitlines()) for module in MODULES) <= 4000
+    assert sum(len(source(module).splitlines()) for module in MODULES) <= 6000
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_stages_are_thin(stage: str) -> None:
-    assert len(source(f"stages.{stage}").splitlines()) <= 66
+    assert len(source(f"stages.{stage}").splitlines()) <= 76
 
 
 @pytest.mark.parametrize("module", MODULES)

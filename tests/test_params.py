@@ -32,14 +32,14 @@ def test_every_profile_is_valid(file: Path) -> None:
     [
         ("masks.gird", 4, "the key 'masks.gird' is unknown"),
         ("surprise", 1, "the key 'surprise' is unknown"),
-        ("masks.grid", "six", "'masks.grid' is 'six'"),
-        ("masks.grid", 1, "'masks.grid' is 1: input should be greater than or equal to 2"),
-        ("masks.grid", 4.5, "'masks.grid' is 4.5"),
+        ("masks.regions", "six", "'masks.regions' is 'six'"),
+        ("masks.regions", 1, "'masks.regions' is 1: input should be greater than or equal to 4"),
+        ("masks.regions", 4.5, "'masks.regions' is 4.5"),
         ("objective.lambda_mc", "1e-4", "write 1.0e-4"),
         ("objective.lambda_mc", -1.0, "'objective.lambda_mc' is -1.0"),
         ("training.optimizer.learning_rate", 0.0, "'training.optimizer.learning_rate'"),
         ("rows", ["mask"], "did you mean 'masks'"),
-        ("evaluated", ["base", "masks_random"], "neither 'base' nor one of rows"),
+        ("evaluated", ["base", "masks_random"], "nor one of rows"),
         ("evaluated", ["joint"], "'base' is missing"),
         ("data.codebirds.order", 3, "at most"),
         ("data.codebirds.dimension", 9, "dimension"),
@@ -47,7 +47,7 @@ def test_every_profile_is_valid(file: Path) -> None:
         ("evaluation.corruptions", ["rain"], "'rain' is not a corruption"),
         ("evaluation.severities", [7], "severity 7"),
         ("seeds", [], "'seeds'"),
-        ("tuning.parameters", {"masks.grid": {"low": 2.0, "high": 1.0, "log": False}}, "must be below"),
+        ("tuning.parameters", {"masks.regions": {"low": 2.0, "high": 1.0, "log": False}}, "must be below"),
     ],
 )
 def test_a_wrong_value_is_one_sentence_with_its_dotted_path(raw: dict, path: str, value: Any, message: str) -> None:
@@ -58,7 +58,7 @@ def test_a_wrong_value_is_one_sentence_with_its_dotted_path(raw: dict, path: str
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("path", ["seeds", "masks", "masks.grid", "data.codebirds.seed"])
+@pytest.mark.parametrize("path", ["seeds", "masks", "masks.regions", "data.codebirds.seed"])
 def test_a_missing_key_is_named(raw: dict, path: str) -> None:
     with pytest.raises(ValueError, match=f"the key '{path}' is missing"):
         validated(changed(raw, path, remove=True), "params.yaml")
@@ -66,7 +66,7 @@ def test_a_missing_key_is_named(raw: dict, path: str) -> None:
 
 def test_sections_are_frozen(raw: dict) -> None:
     with pytest.raises(ValueError, match="frozen"):
-        validated(raw, "params.yaml").masks.grid = 3
+        validated(raw, "params.yaml").masks.regions = 3
 
 
 @pytest.mark.parametrize(("text", "message"), [(None, "does not exist"), ("a: [", "not valid YAML"), ("", "holds no keys")])

@@ -15,7 +15,7 @@ from nbclient import NotebookClient
 
 from everycause.artifact import read_json
 from everycause.model import load
-from stages import accumulate_filters, evaluate_ood, generate_masks, readme, report, retrain, train_base, tune
+from stages import accumulate_filters, evaluate_ood, generate_masks, measure_faithfulness, readme, report, retrain, retrain_rounds, train_base, tune
 from tests.conftest import ROOT
 from tests.trees import digits_tree
 
@@ -23,6 +23,7 @@ ARTIFACTS = Path("artifacts")
 BASE = ARTIFACTS / "models" / "base" / "seed-0"
 FILTERS = ARTIFACTS / "filters" / "minimum_correct" / "seed-0"
 MASKS = ARTIFACTS / "masks" / "counterfactual" / "seed-0"
+ROUNDS = ARTIFACTS / "models" / "masks_rounds" / "seed-0"
 
 
 def run_pipeline(folder: Path, raw: dict) -> Path:
@@ -37,6 +38,8 @@ def run_pipeline(folder: Path, raw: dict) -> Path:
         generate_masks.main(seed=0, base=BASE, out=MASKS)
         for row in raw["rows"]:
             retrain.main(row=row, seed=0, base=BASE, filters=FILTERS, masks=MASKS, out=ARTIFACTS / "models" / row / "seed-0")
+        retrain_rounds.main(seed=0, base=BASE, masks=MASKS, out=ROUNDS)
+        measure_faithfulness.main(seed=0, models=ARTIFACTS / "models", out=ARTIFACTS / "faithfulness" / "all" / "seed-0")
         for row in raw["evaluated"]:
             evaluate_ood.main(row=row, seed=0, model=ARTIFACTS / "models" / row / "seed-0", out=ARTIFACTS / "evaluation" / row / "seed-0")
         report.main(artifacts=ARTIFACTS, out=Path("reports/results"))
@@ -72,7 +75,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory, store: None) -> Path:
     raw = smoke()
     raw["data"] |= {"source": "folder", "root": "digits", "folder": {"image_size": 32}}
     raw["training"] |= {"epochs": 12, "batch_size": 16}
-    raw["masks"] |= {"images": 40, "grid": 6}
+    raw["masks"] |= {"images": 40}
     raw["tuning"] |= {"rule": "validation accuracy"}
     return run_pipeline(folder, raw)
 
@@ -103,7 +106,9 @@ def test_the_report_has_every_row_and_every_figure(toy: Path) -> None:
     for row in ("base", "continued", "joint"):
         assert f"| `{row}` |" in text
     figures = {line.split("](")[1].rstrip(")") for line in text.splitlines() if line.startswith("![")}
-    assert figures == {"completeness.png", "reliance.png", "scene_gap.png", "accuracies.png", "gallery.png", "contact_sheet.png"}
+    assert figures == {
+        "completeness.png", "reliance.png", "scene_gap.png", "accuracies.png", "rounds.png", "faithfulness.png", "gallery.png", "contact_sheet.png",
+    }  # fmt: skip
     for name in figures:
         assert (toy / "reports" / "results" / name).stat().st_size > 5000
     measures = read_json(toy / "reports" / "results" / "metrics.json", "report")
@@ -196,7 +201,8 @@ def unknown_key(raw: dict) -> None:
 
 
 def fine_grid(raw: dict) -> None:
-    raw["masks"]["grid"] = 32
+    raw["masks"]["regions"] = 400
+    raw["data"]["codebirds"]["image_size"] = 16
     raw["data"]["source"], raw["data"]["root"], raw["data"]["folder"]["image_size"] = "folder", "digits", 16
 
 

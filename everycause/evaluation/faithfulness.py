@@ -1,20 +1,93 @@
-"""Do the masks hit what is known to matter? Only Codebirds can tell."""
+"""Do the regions matter to the model, and do they hit what is known to matter? Only Codebirds can answer the second."""
+
+from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
+from pydantic import Field
 from torch import Tensor
 
 from everycause.data.codebirds import Codebirds
-from everycause.data.dataset import DataParams
-from everycause.explanation.masks import Masks
-from everycause.explanation.regions import random_sets
+from everycause.data.dataset import DataParams, Name
+from everycause.data.split import Split
+from everycause.explanation.exact import MOST_REGIONS, minimum_sizes
+from everycause.explanation.masks import MaskParams, Masks, orders, searched
+from everycause.explanation.objectives import log_odds
+from everycause.explanation.ranking import area_under, curves
+from everycause.explanation.regions import partitions, random_sets
+from everycause.explanation.scoring import Scorer
+from everycause.explanation.screening import screen
+from everycause.explanation.search import Task
+from everycause.explanation.stand_in import masked
+from everycause.model import Classifier
+from everycause.section import Section
 
 DESTROYED = 0.5
 """A part counts as destroyed when at least this share of its visible pixels is removed."""
 
 
-def against_truth(masks: Masks, params: DataParams, threads: int, seed: int) -> dict[str, float]:
-    """Measures of the flipped sets against the parts of the training birds, beside random sets of equal size.
+class FaithfulnessParams(Section):
+    """Whose explanations are judged, and on how much."""
+
+    rows: list[str]
+    """Rows whose models are explained; those that were not retrained are left out."""
+    selectors: list[Literal["counterfactual", "factual", "bidirectional", "random", "grad_cam"]]
+    """What chooses the regions."""
+    images: int = Field(ge=1)
+    """Validation images, evenly over the classes."""
+    exact_images: int = Field(ge=0)
+    """Images on which sets are compared with the true minimum among 16 regions."""
+
+
+def faithfulness(
+    classifier: Classifier, split: Split, data: DataParams, masks: MaskParams, params: FaithfulnessParams, threads: int
+) -> dict[str, dict[str, float]]:
+    """For each selector: flip rate, size and area at the flip, insertion and deletion AUC, the true minimum, and the truth on Codebirds.
+
+    All selectors explain the same images: those of the split that the model predicts correctly and confidently.
+
+    Raises:
+        ValueError: there are no such images.
+    """
+    index = screen(classifier, split, masks.confidence, params.images).index
+    coarse = masks.model_copy(update={"partition": "grid", "regions": MOST_REGIONS})
+    least = _least(classifier, split, index[: params.exact_images], coarse)
+    result = {}
+    for selector in params.selectors:
+        found = Masks.joined(list(searched(classifier, split, index, masks.model_copy(update={"selector": selector}))))
+        measures = {name: value for name, value in found.summary().items() if name not in ("screened", "misclassified", "not_confident")}
+        measures |= areas_under_curves(classifier, split, found, orders(classifier, split, found, selector, masks), masks)
+        if len(least):
+            small = Masks.joined(list(searched(classifier, split, index[: len(least)], coarse.model_copy(update={"selector": selector}))))
+            both = small.flipped & (least > 0)
+            if bool(both.any()):
+                measures["optimality_ratio"] = float(small.sizes[both].sum() / least[both].sum())
+        result[selector] = measures | against_truth(found, data, threads, 0, "validation")
+    return result
+
+
+def areas_under_curves(classifier: Classifier, split: Split, masks: Masks, order: Int64[Tensor, "images regions"], params: MaskParams) -> dict[str, float]:
+    """Mean p(y) over the share of the image that is inserted or deleted in an order."""
+    scorer, images = Scorer(classifier, params.batch_size, fast=True), split.read(masks.index.numpy())
+    masking = masked(classifier, images, masks.partition, masks.effect.shape[1], "mean")
+    labels, device = split.labels[masks.index], classifier.device
+    areas = [area_under(*curves(scorer, masking, labels.to(device), order.to(device), insertion)) for insertion in (True, False)]
+    return {"insertion_auc": float(areas[0].mean()), "deletion_auc": float(areas[1].mean())}
+
+
+def _least(classifier: Classifier, split: Split, index: Int64[Tensor, "images"], params: MaskParams) -> Int64[Tensor, "images"]:
+    """The true minimum of each image; 0 where no set flips it."""
+    if len(index) == 0:
+        return index
+    exact, images = Scorer(classifier, params.batch_size), split.read(index.numpy())
+    masking = masked(classifier, images, partitions("grid", images, MOST_REGIONS), MOST_REGIONS, "mean")
+    labels = split.labels[index].to(classifier.device)
+    whole = exact.logits(masking, torch.arange(len(index), device=labels.device), torch.ones_like(masking.exists))
+    return minimum_sizes(Task(masking, labels, labels, log_odds(whole, labels)), exact, params.largest_set).cpu()
+
+
+def against_truth(masks: Masks, params: DataParams, threads: int, seed: int, split: Name = "train") -> dict[str, float]:
+    """Measures of the flipped sets against the parts of the birds, beside random sets of equal size.
 
     Nothing for a folder of photos, whose causes nobody knows. The flip distance is the number of parts destroyed by the
     set that flips the prediction; a classifier that has learned every cause needs at least the code's distance.
@@ -22,21 +95,19 @@ def against_truth(masks: Masks, params: DataParams, threads: int, seed: int) -> 
     if params.source != "codebirds" or not bool(masks.flipped.any()):
         return {}
     birds = Codebirds(params.codebirds, threads)
-    factors = birds.factors("train", masks.index[masks.flipped].numpy())
-    parts = torch.from_numpy(birds.part_masks(factors))
-    sets = masks.removed[masks.flipped]
+    flips = masks.rows(masks.flipped.nonzero()[:, 0])
+    parts = torch.from_numpy(birds.part_masks(birds.factors(split, flips.index.numpy())))
     result = {"code_distance": float(birds.code.distance)}
-    for name, chosen in (("", sets), ("random/", random_sets(sets.sum(dim=1), sets.shape[1], seed))):
-        measures = part_measures(chosen[:, masks.partition], parts)
+    for name, chosen in (("", flips.removed), ("random/", random_sets(flips.sizes, flips.areas > 0, seed))):
+        measures = part_measures(flips.pixels(chosen), parts)
         result |= {f"{name}{key}": value for key, value in measures.items()}
-    first = masks.order[masks.flipped, :1]
-    hit = (first[:, :, None] == masks.partition.flatten()).view(len(first), *masks.partition.shape) & parts.any(dim=1)
-    result["pointing_game"] = float(hit.flatten(1).any(dim=1).double().mean())
+    first = flips.pixels(torch.zeros_like(flips.removed).scatter(1, flips.order[:, :1], True)) & parts.any(dim=1)
+    result["pointing_game"] = float(first.flatten(1).any(dim=1).double().mean())
     return result
 
 
 def part_measures(masks: Bool[Tensor, "images height width"], parts: Bool[Tensor, "images parts height width"]) -> dict[str, float]:
-    """Share of the mask that lies on parts, share of the parts that it covers, and the number of parts it destroys."""
+    """Share of the mask that lies on parts, share of the parts that it covers, their IoU, and the number of parts it destroys."""
     covered = covered_share(masks, parts)
     anywhere = parts.any(dim=1)
     hit = (masks & anywhere).sum(dim=(1, 2)).double()
@@ -44,6 +115,7 @@ def part_measures(masks: Bool[Tensor, "images height width"], parts: Bool[Tensor
     return {
         "share_on_parts": float(on_parts.mean()),
         "part_recall": float(recall.mean()),
+        "part_iou": float((hit / (masks | anywhere).sum(dim=(1, 2))).mean()),
         "flip_distance": float((covered >= DESTROYED).sum(dim=1).double().mean()),
     }
 

@@ -5,10 +5,23 @@ from collections.abc import Callable
 from everycause.data.dataset import DataParams
 from everycause.data.split import Split
 from everycause.data.validation_erasures import validation_erasures
-from everycause.evaluation.completeness import completeness_score, profile
+from everycause.evaluation.completeness import completeness_score, effective_causes, profile, reliance
 from everycause.inference import logits_of, logits_of_images
 from everycause.model import Classifier
 from everycause.training.objective import accuracy
+
+
+def validation_causes(classifier: Classifier, data: DataParams, threads: int) -> dict[str, float]:
+    """Completeness and the reliance on each part, from erasures of validation images.
+
+    Raises:
+        ValueError: the data are not rendered.
+    """
+    accuracies = {parts: accuracy(logits_of_images(classifier, images), labels) for parts, images, labels in validation_erasures(data, threads)}
+    assert data.code is not None
+    shares = reliance(accuracies, data.code.length)
+    measures = {"completeness": completeness_score(profile(accuracies, data.code), data.code.num_classes), "effective_causes": effective_causes(shares)}
+    return measures | {f"reliance/{part}": share for part, share in enumerate(shares)}
 
 
 def validation_completeness(classifier: Classifier, data: DataParams, _validation: Split, threads: int) -> float:
@@ -17,9 +30,7 @@ def validation_completeness(classifier: Classifier, data: DataParams, _validatio
     Raises:
         ValueError: the data are not rendered.
     """
-    accuracies = {parts: accuracy(logits_of_images(classifier, images), labels) for parts, images, labels in validation_erasures(data, threads)}
-    assert data.code is not None
-    return completeness_score(profile(accuracies, data.code), data.code.num_classes)
+    return validation_causes(classifier, data, threads)["completeness"]
 
 
 def validation_accuracy(classifier: Classifier, _data: DataParams, validation: Split, _threads: int) -> float:

@@ -1,62 +1,82 @@
-"""Counterfactual region search: the few regions whose removal flips a prediction.
+"""Counterfactual masks: for each image the regions whose removal flips its prediction.
 
-    min |S|  subject to  argmax f(x \\ S) ≠ y
-
-by exhaustive greedy maximization of 1 − p(y | x \\ S): in every step each remaining region is tried, the one that leaves
-the lowest p(y) is taken (ties: the lowest number), and the search ends at a true flip of the prediction or after
-`max_regions`. Many images advance in lock-step; every forward pass has the same shape, so that neither the other images
-nor the number of images can change a result.
+`generate` searches a split shard by shard: memory does not grow with the number of images, and a killed run goes on after
+its last finished shard. `explain` searches one image.
 
 Paper: arXiv 2511.12100 (SS-CA, Counterfactual LIMA); differences are listed in reports/deviations.md.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Int64, UInt8
 from pydantic import Field
 from torch import Tensor
 from tqdm import tqdm
 
-from everycause.artifact import load_explanation, save_tensors
-from everycause.data.batches import normalized
-from everycause.data.split import Split
-from everycause.explanation.regions import grid
-from everycause.hooks import evaluating
-from everycause.inference import logits_of
+from everycause.artifact import load_explanation, load_tensors, save_tensors
+from everycause.data.split import Images, Split
+from everycause.explanation import objectives
+from everycause.explanation.objectives import log_odds
+from everycause.explanation.regions import Kind, partitions
+from everycause.explanation.scoring import Precision, Scorer
+from everycause.explanation.search import Method, Task, search
+from everycause.explanation.selectors import SELECTORS, Name, Request, cut_at_flip
+from everycause.explanation.stand_in import FillName, masked, others
+from everycause.inference import logits_of_images
 from everycause.model import Classifier
 from everycause.section import Section
 
-FILE = "masks.safetensors"
-LOCKSTEP = 128
-"""Images that advance together."""
+FILE = "masks-{:05d}.safetensors"
+TOGETHER = 256
+"""Images that are searched together."""
 
 
 class MaskParams(Section):
     """The search."""
 
-    objective: Literal["deletion"]
-    """The set function: 1 − p(y) with the set removed."""
-    grid: int = Field(ge=2, le=32)
-    """Regions along each side."""
-    fill: Literal["mean"]
-    """What stands in for a removed region while searching: the data set's mean color."""
+    selector: Name
+    """What chooses the regions: the counterfactual search, or one of the rankings that it is compared with."""
+    objective: objectives.Name
+    """The set function that the counterfactual search maximizes."""
+    search: Method
+    """`fast`; `exhaustive` tries every region in every step; `greedy` is the same without pruning, as published."""
+    partition: Kind
+    """`grid`, or `slico` superpixels."""
+    regions: int = Field(ge=4, le=400)
+    """Regions of an image, N; a square number for a grid."""
+    fill: FillName
+    """What stands in for a removed region while searching: the data set's mean color, black, the blurred image, another training image."""
     confidence: float = Field(ge=0, lt=1)
     """Only correct predictions with p(y) above this are searched."""
     max_regions: int = Field(ge=1)
     """The most regions a set may have; at most a quarter of the regions is ever removed."""
     images: int = Field(ge=1)
     """The most images that are searched, evenly over the classes."""
+    shard: int = Field(ge=1)
+    """Images per file; a killed run goes on after its last finished file."""
     batch_size: int = Field(ge=1)
     """Masked images per forward pass."""
+    precision: Precision
+    """bfloat16 proposes faster on a GPU; every set is confirmed and pruned with the stored float32 model."""
+    compiled: bool
+    """torch.compile, which pays from some ten thousand images on."""
 
     @property
     def largest_set(self) -> int:
         """min(max_regions, ⌊N/4⌋), but at least one."""
-        return max(1, min(self.max_regions, self.grid**2 // 4))
+        return max(1, min(self.max_regions, self.regions // 4))
+
+
+EXPLAIN = MaskParams(
+    selector="counterfactual", objective="deletion", search="fast", partition="grid", regions=49, fill="mean", confidence=0.0, max_regions=12, images=1, shard=1,
+    batch_size=64, precision="float32", compiled=False,
+)  # fmt: skip
+"""How `explain` searches unless told otherwise."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +84,7 @@ class Masks:
     """What a search found, one row per searched image."""
 
     index: Int64[Tensor, "images"]
-    """In the training split."""
+    """In the split."""
     order: Int64[Tensor, "images steps"]
     """The regions in the order of their removal; −1 after the end."""
     flipped: Bool[Tensor, "images"]
@@ -76,13 +96,15 @@ class Masks:
     after: Float[Tensor, "images 2"]
     """p(y) and p(c) with the set removed."""
     effect: Float[Tensor, "images regions"]
-    """|p(y | x) − p(y | x without the region)| of each single region."""
+    """How much each single region matters to the log-odds of y, at least 0 (to first order, unless the search is exhaustive)."""
+    areas: Float[Tensor, "images regions"]
+    """Share of the image that each region covers; 0 for a number that the image does not use."""
     forwards: Int64[Tensor, "images"]
-    """Masked images evaluated."""
-    partition: Int64[Tensor, "height width"]
-    """The region of each pixel."""
-    model: str
-    """Fingerprint of the explained model."""
+    """Forward passes spent."""
+    partition: Int64[Tensor, "partitions height width"]
+    """The region of each pixel: one partition for all images, or one for each."""
+    screened: Int64[Tensor, "3"]
+    """Images looked at, predicted wrongly, predicted rightly but without confidence."""
 
     @property
     def removed(self) -> Bool[Tensor, "images regions"]:
@@ -96,133 +118,183 @@ class Masks:
         """Number of regions in each set."""
         return (self.order >= 0).sum(dim=1)
 
+    def pixels(self, sets: Bool[Tensor, "images regions"]) -> Bool[Tensor, "images height width"]:
+        """Sets of regions as pixel masks."""
+        partition = self.partition.expand(len(sets), -1, -1)
+        return sets.gather(1, partition.flatten(1)).view(partition.shape)
+
+    def rows(self, index: Tensor) -> "Masks":
+        """Some of the images."""
+        whole = {"screened"} | ({"partition"} if len(self.partition) == 1 else set())
+        return Masks(**{name: value if name in whole else value[index] for name, value in vars(self).items()})
+
     def summary(self) -> dict[str, float]:
         """The search in a few numbers."""
         flipped = self.sizes[self.flipped].double()
+        area = (self.removed * self.areas).sum(dim=1)[self.flipped].double()
+        looked, wrong, unsure = self.screened.tolist()
         return {
-            "searched": float(len(self.index)),
+            "screened": looked, "misclassified": wrong, "not_confident": unsure, "searched": float(len(self.index)),
             "flip_rate": float(self.flipped.double().mean()),
             "regions_at_flip": float(flipped.mean()) if len(flipped) else 0.0,
-            "area_at_flip": float(flipped.mean()) / self.effect.shape[1] if len(flipped) else 0.0,
+            "area_at_flip": float(area.mean()) if len(flipped) else 0.0,
             "forwards_per_image": float(self.forwards.double().mean()),
-        }
+        }  # fmt: skip
 
-    def save(self, folder: Path) -> None:
-        """Write everything into a folder, as one file."""
-        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-        save_tensors(folder / FILE, tensors, {"model": self.model})
+    def save(self, path: Path, model: str, data: str) -> None:
+        """Write everything into one file; it is there whole or not at all."""
+        partial = path.with_suffix(".writing")
+        save_tensors(partial, dict(vars(self)), {"model": model, "data": data})
+        partial.rename(path)
 
     @classmethod
-    def load(cls, folder: Path, model: str) -> "Masks":
-        """Saved masks of the model with this fingerprint.
+    def load(cls, folder: Path, model: str, data: str) -> "Masks":
+        """All shards in a folder, of the model and the data with these fingerprints.
 
         Raises:
-            ValueError: there are none, or they belong to another model.
+            ValueError: there are none, or they belong to another model or to other data.
         """
-        return cls(**load_explanation(folder / FILE, "generate_masks", model), model=model)
+        files = sorted(folder.glob(FILE.format(0).replace("00000", "*"))) or [folder / FILE.format(0)]
+        return cls.joined([cls(**load_explanation(file, "generate_masks", model, data)) for file in files])
+
+    @classmethod
+    def read(cls, path: Path) -> "Masks":
+        """One file, whatever it belongs to."""
+        return cls(**load_tensors(path, "generate_masks")[0])
+
+    @classmethod
+    def joined(cls, shards: list["Masks"]) -> "Masks":
+        """The rows of several shards of one search."""
+        first = shards[0]
+        whole = {"screened"} | ({"partition"} if len(first.partition) == 1 else set())
+        names = [field.name for field in fields(cls)]
+        return cls(**{name: getattr(first, name) if name in whole else torch.cat([getattr(shard, name) for shard in shards]) for name in names})
 
 
-def evenly_over_classes(index: Int64[Tensor, "eligible"], labels: Int64[Tensor, "images"], count: int) -> Int64[Tensor, "chosen"]:
-    """At most `count` of some images: the first of every class, then the second of every class, and so on; in index order."""
-    one_hot = torch.nn.functional.one_hot(labels[index], int(labels.max()) + 1)
-    rank_in_class = (one_hot.cumsum(dim=0) * one_hot).sum(dim=1)
-    return index[rank_in_class.argsort(stable=True)[:count]].sort().values
+def generate(classifier: Classifier, split: Split, params: MaskParams, folder: Path, model: str, filters: Tensor | None = None) -> Masks:
+    """Search images of a split and write the shards that are not in `folder` yet; the shards read back.
 
-
-class Found(NamedTuple):
-    """The result for a batch of images; the fields are those of Masks."""
-
-    order: Int64[Tensor, "images steps"]
-    flipped: Bool[Tensor, "images"]
-    after: Float[Tensor, "images 2"]
-    effect: Float[Tensor, "images regions"]
-    forwards: Int64[Tensor, "images"]
-
-
-def generate(classifier: Classifier, split: Split, params: MaskParams, model: str) -> Masks:
-    """Search `params.images` of the correct and confident images of a split, as many of each class as there are.
+    Args:
+        classifier: The model to explain.
+        split: The images.
+        params: How to search.
+        folder: Where the shards go.
+        model: Fingerprint of the model.
+        filters: Filters of each class, for the selector `filter_cam`.
 
     Raises:
-        ValueError: no image is correct and confident, or an image is smaller than the grid.
+        ValueError: nothing is to be searched, or the regions do not fit the images.
     """
-    partition = grid(split.image_size, params.grid)
-    probabilities = logits_of(classifier, split).softmax(dim=1)
-    confidence = probabilities.gather(1, split.labels[:, None])[:, 0]
-    eligible = (probabilities.argmax(dim=1) == split.labels) & (confidence > params.confidence)
-    index = evenly_over_classes(eligible.nonzero()[:, 0], split.labels, params.images)
-    if len(index) == 0:
-        raise ValueError(f"no image of '{split.name}' is predicted correctly with p(y) > {params.confidence}: train longer or lower masks.confidence")
-    runner_up = probabilities[index].scatter(1, split.labels[index][:, None], -1).argmax(dim=1)
-    before = probabilities[index].gather(1, torch.stack([split.labels[index], runner_up], dim=1))
-    found = []
-    for rows in tqdm(torch.arange(len(index)).split(LOCKSTEP), desc="searching masks", disable=None):
-        images = normalized(split.read(index[rows].numpy()), classifier.statistics, classifier.device)
-        found.append(search(classifier, images, split.labels[index[rows]], runner_up[rows], before[rows, 0], partition, params))
-    order, flipped, after, effect, forwards = (torch.cat(columns) for columns in zip(*found, strict=True))
-    return Masks(index, order, flipped, runner_up, before, after, effect, forwards, partition, model)
+    screening = screen(classifier, split, params.confidence, params.images)
+    for number, index in enumerate(screening.index.split(params.shard)):
+        file = folder / FILE.format(number)
+        if not file.is_file():
+            chunks = tqdm(
+                searched(classifier, split, index, params, filters), total=-(-len(index) // TOGETHER), desc=f"searching masks, shard {number + 1}", disable=None
+            )
+            masks = Masks.joined(list(chunks))
+            vars(masks)["screened"] = screening.counts
+            masks.save(file, model, split.identity)
+    return Masks.load(folder, model, split.identity)
 
 
-@torch.inference_mode()
-def search(
-    classifier: Classifier,
-    images: Float[Tensor, "images 3 height width"],
-    labels: Int64[Tensor, "images"],
-    runner_up: Int64[Tensor, "images"],
-    confidence: Float[Tensor, "images"],
-    partition: Int64[Tensor, "height width"],
-    params: MaskParams,
-) -> Found:
-    """Exhaustive greedy deletion on normalized images whose predictions are `labels` with probability `confidence`."""
-    count, regions, steps = len(images), int(partition.max()) + 1, params.largest_set
-    removed = torch.zeros(count, regions, dtype=torch.bool)
-    order = torch.full((count, steps), -1)
-    flipped, forwards = torch.zeros(count, dtype=torch.bool), torch.zeros(count, dtype=torch.int64)
-    after, effect = torch.zeros(count, 2), torch.zeros(count, regions)
-    for step in range(steps):
-        owner, region = (~removed & ~flipped[:, None]).nonzero(as_tuple=True)
-        if len(owner) == 0:
-            break
-        candidates = removed[owner]
-        candidates[torch.arange(len(owner)), region] = True
-        probabilities = masked_probabilities(classifier, images, owner, candidates, partition, params.batch_size)
-        score = torch.full((count, regions), torch.inf)
-        score[owner, region] = probabilities[torch.arange(len(owner)), labels[owner]]
-        if step == 0:
-            effect = (confidence[:, None] - score).abs()
-        active = ~flipped
-        best = score.argmin(dim=1)  # the first of equal values, so the lowest region
-        row_of = torch.full((count, regions), -1)
-        row_of[owner, region] = torch.arange(len(owner))
-        chosen = probabilities[row_of[active, best[active]]]
-        removed[active, best[active]] = True
-        order[active, step] = best[active]
-        after[active] = chosen.gather(1, torch.stack([labels, runner_up], dim=1)[active])
-        forwards += torch.bincount(owner, minlength=count)
-        flipped[active] = chosen.argmax(dim=1) != labels[active]
-    return Found(order, flipped, after, effect, forwards)
+def searched(classifier: Classifier, split: Split, index: Int64[Tensor, "images"], params: MaskParams, filters: Tensor | None = None) -> Iterator[Masks]:
+    """The masks of some images of a split, which the model predicts correctly, some at a time.
+
+    Raises:
+        ValueError: the regions do not fit the images.
+    """
+    scorer = Scorer(classifier, params.batch_size, fast=True, precision=params.precision, compiled=params.compiled)
+    exact = Scorer(classifier, params.batch_size)
+    for rows in index.split(TOGETHER):
+        images, labels = split.read(rows.numpy()), split.labels[rows]
+        yield _searched(scorer, exact, rows, images, labels, others(split, rows, params.fill), params, filters)
 
 
-def masked_probabilities(
-    classifier: Classifier,
-    images: Float[Tensor, "images 3 height width"],
-    owner: Int64[Tensor, "candidates"],
-    removed: Bool[Tensor, "candidates regions"],
-    partition: Int64[Tensor, "height width"],
-    batch_size: int,
-) -> Float[Tensor, "candidates classes"]:
-    """Probabilities of image `owner` with regions `removed` set to the mean color (0 after normalization)."""
-    device = images.device
-    partition, results = partition.to(device), []
-    with evaluating(classifier):
-        for owners, sets in _padded(owner, removed, batch_size):
-            visible = ~sets.to(device)[:, partition]
-            masked = (images[owners.to(device)] * visible[:, None]).contiguous(memory_format=torch.channels_last)
-            results.append(classifier(masked).float().softmax(dim=1).cpu())
-    return torch.cat(results)[: len(owner)]
+def orders(
+    classifier: Classifier, split: Split, masks: Masks, selector: Name, params: MaskParams, filters: Tensor | None = None
+) -> Int64[Tensor, "images regions"]:
+    """The regions of images that were searched before, in the order of another selector.
+
+    Raises:
+        ValueError: the selector needs what is not there.
+    """
+    scorer = Scorer(classifier, params.batch_size, fast=True, precision=params.precision, compiled=params.compiled)
+    exact, found = Scorer(classifier, params.batch_size), []
+    for rows in tqdm(torch.arange(len(masks.index)).split(TOGETHER), desc=f"ranking by {selector}", disable=None):
+        part, index = masks.rows(rows), masks.index[rows]
+        masking = masked(classifier, split.read(index.numpy()), part.partition, part.effect.shape[1], params.fill, others(split, index, params.fill))
+        device = classifier.device
+        task = Task(masking, split.labels[index].to(device), part.runner_up.to(device), torch.zeros(len(rows), device=device))
+        found.append(SELECTORS[selector](Request(task, scorer, exact, index, masks.order.shape[1], params.objective, filters)).order.cpu())
+    return torch.cat(found)
 
 
-def _padded(owner: Tensor, removed: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Chunks of exactly `size` rows; the last one is filled up with copies of its last row."""
-    for start in range(0, len(owner), size):
-        rows = torch.arange(start, start + size).clamp_max(len(owner) - 1)
-        yield owner[rows], removed[rows]
+def _searched(
+    scorer: Scorer, exact: Scorer, rows: Tensor, images: Images, labels: Tensor, stand_in: Images | None, params: MaskParams, filters: Tensor | None
+) -> Masks:
+    """The masks of images that are searched together."""
+    classifier = exact.classifier
+    partition = partitions(params.partition, images, params.regions)
+    masking = masked(classifier, images, partition, params.regions, params.fill, stand_in)
+    labels, everyone = labels.to(classifier.device), torch.arange(len(images), device=classifier.device)
+    whole = exact.logits(masking, everyone, torch.ones_like(masking.exists))
+    runner_up = whole.scatter(1, labels[:, None], -torch.inf).argmax(dim=1)
+    task = Task(masking, labels, runner_up, log_odds(whole, labels))
+    if params.selector == "counterfactual":
+        found = search(task, scorer, exact, params.objective, params.largest_set, params.search)
+    else:
+        request = Request(task, scorer, exact, rows, params.largest_set, params.objective, filters)
+        found = cut_at_flip(request, SELECTORS[params.selector](request), params.largest_set)
+    sets = torch.zeros(len(rows), masking.regions + 1, dtype=torch.bool, device=classifier.device).scatter(1, found.order % (masking.regions + 1), True)[:, :-1]
+    pair = torch.stack([labels, runner_up], dim=1)
+    after = exact.logits(masking, everyone, ~sets).softmax(dim=1).gather(1, pair)
+    columns = (rows, found.order, found.flipped, runner_up, whole.softmax(dim=1).gather(1, pair), after, found.effect, masking.areas.contiguous())
+    forwards = found.forwards + 2  # the whole image and the final set
+    return Masks(*(column.cpu() for column in columns), forwards.cpu(), masking.partition.cpu(), torch.zeros(3, dtype=torch.int64))
+
+
+class Explanation(NamedTuple):
+    """Why one image is what it is to a model: what must go before the prediction does."""
+
+    label: int
+    """The prediction."""
+    flipped: bool
+    """Whether a set was found."""
+    order: list[int]
+    """The regions in the order of their removal."""
+    regions: Bool[np.ndarray, "height width"]
+    """The pixels of the set."""
+    probabilities: Float[np.ndarray, "steps classes"]
+    """Of the whole image, then after each removal."""
+    partition: Int64[np.ndarray, "height width"]
+    """The region of each pixel."""
+    forwards: int
+    """Forward passes spent on the search."""
+
+
+def explain(classifier: Classifier, image: UInt8[Tensor, "3 height width"], label: int | None = None, params: MaskParams = EXPLAIN) -> Explanation:
+    """The regions of one image whose removal flips its prediction.
+
+    Raises:
+        ValueError: `label` is given and the image is misclassified already, or the settings need more than one image.
+    """
+    if params.fill == "background" or params.selector == "filter_cam":
+        raise ValueError("one image has no other images to take background or filters from: choose another fill or selector")
+    exact = Scorer(classifier, params.batch_size)
+    prediction = int(logits_of_images(classifier, image[None]).argmax())
+    if label is not None and label != prediction:
+        names = classifier.class_names
+        raise ValueError(f"the image is already misclassified ('{names[prediction]}' instead of '{names[label]}'), so there is no prediction to flip")
+    labels = torch.tensor([prediction])
+    scorer = Scorer(classifier, params.batch_size, fast=True, precision=params.precision)
+    masks = _searched(scorer, exact, torch.zeros(1, dtype=torch.int64), image[None], labels, None, params, None)
+    order = masks.order[0][masks.order[0] >= 0]
+    steps = torch.ones(len(order) + 1, params.regions, dtype=torch.bool)
+    for step, region in enumerate(order.tolist(), 1):
+        steps[step:, region] = False
+    masking = masked(classifier, image[None], masks.partition, params.regions, params.fill)
+    probabilities = exact.logits(masking, torch.zeros(len(steps), dtype=torch.int64, device=classifier.device), steps.to(classifier.device)).softmax(dim=1)
+    return Explanation(
+        prediction, bool(masks.flipped[0]), order.tolist(), masks.pixels(masks.removed)[0].numpy(), probabilities.cpu().numpy(), masks.partition[0].numpy(), int(masks.forwards[0])
+    )  # fmt: skip

@@ -5,28 +5,30 @@ import torch
 from jaxtyping import UInt8
 from matplotlib.figure import Figure
 
+from everycause.data.batches import Statistics
 from everycause.data.dataset import DataParams
 from everycause.data.shifts import views
 from everycause.data.split import Split
 from everycause.explanation.masks import Masks
 from everycause.reporting import figures
-from everycause.training.counterfactual import Bank, FillParams, background_bank
+from everycause.training.fill import FillParams, fill_of
 
 COUNT = 10
 """Images side by side."""
 
 
-def counterfactual_gallery(train: Split, masks: Masks, fill: FillParams) -> Figure:
-    """The first flipped images of different classes with their masks and one filling from the background bank."""
+def counterfactual_gallery(train: Split, masks: Masks, statistics: Statistics, fill: FillParams) -> Figure:
+    """The first flipped images of different classes with their masks and one filling."""
     flipped = masks.flipped.nonzero()[:, 0]
     labels = train.labels[masks.index[flipped]].numpy()
     _, first = np.unique(labels, return_index=True)
     rows = flipped[torch.as_tensor(np.sort(first)[:COUNT])]
     index = masks.index[rows]
     images, own = train.read(index.numpy()), train.labels[index]
-    shaded = masks.removed[rows][:, masks.partition]
-    bank: Bank = background_bank(train, masks.index, masks.effect, masks.partition, fill)
-    filled = torch.where(shaded[:, None], bank.draw(own, torch.Generator().manual_seed(0)), images)
+    shown = masks.rows(rows)
+    shaded = shown.pixels(shown.removed)
+    background = fill_of(masks, train, statistics, fill).draw(images, shaded, own, torch.Generator().manual_seed(0))
+    filled = torch.where(shaded[:, None], background, images)
     titles = [
         f"{train.class_names[label].removeprefix('word-')} → {train.class_names[other].removeprefix('word-')}\np {before:.2f} → {after:.2f}"
         for label, other, before, after in zip(

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from everycause.reporting.results import REFERENCE, Results
-from everycause.training.rows import ROWS
+from everycause.training.rows import ROUNDS, ROUNDS_MEANING, ROWS
 
 COLUMNS = {
     "accuracy/test": "test", "accuracy/renditions": "renditions", "accuracy/sketch": "sketch", "accuracy/corruptions": "corruptions",
@@ -37,7 +37,7 @@ def difference_table(results: Results) -> str:
 
 def meaning_table(results: Results) -> str:
     """What each row is."""
-    meanings = {"base": "the starting point"} | {name: row.meaning for name, row in ROWS.items()}
+    meanings = {"base": "the starting point", ROUNDS: ROUNDS_MEANING} | {name: row.meaning for name, row in ROWS.items()}
     return markdown(["row", "what it adds to the continued base"], [[f"`{row}`", meanings[row]] for row in results.rows])
 
 

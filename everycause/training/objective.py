@@ -55,7 +55,7 @@ def joint_terms(
     logits: Float[Tensor, "batch classes"],
     labels: Int64[Tensor, "batch"],
     counterfactual_logits: Float[Tensor, "augmented classes"],
-    counterfactual_labels: Int64[Tensor, "augmented"],
+    counterfactual_labels: Int64[Tensor, "augmented"] | Float[Tensor, "augmented classes"],
     activity_terms: FilterTerms | None,
     weights: ObjectiveParams,
 ) -> dict[str, Float[Tensor, ""]]:

@@ -1,82 +1,141 @@
 """The rows of the results table: what each one adds to the continued base, controls included."""
 
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor
 
-from everycause.data.batches import Statistics
+from everycause.data.dataset import DataParams
 from everycause.data.split import Split
 from everycause.explanation.filters import FilterBank
-from everycause.explanation.masks import Masks
+from everycause.explanation.masks import MaskParams, Masks, orders
 from everycause.explanation.regions import random_sets
-from everycause.training.counterfactual import Counterfactuals, FillParams, background_bank
+from everycause.model import Classifier
+from everycause.training.controls import CutMix, Erasing, oracle_parts
+from everycause.training.counterfactual import Pool, Removals
+from everycause.training.fill import FillParams, fill_of
 from everycause.training.fit import Goal
 from everycause.training.objective import ObjectiveParams
+from everycause.training.steps import Counterfactuals
+
+Selector = Literal["counterfactual", "factual", "grad_cam", "random"]
 
 
 class Row(NamedTuple):
     """One way to retrain."""
 
-    regions: Literal["none", "counterfactual", "random"] = "none"
-    """Which regions are replaced in the counterfactual images."""
+    meaning: str
+    """What the row is, for tables."""
+    removes: Selector | None = None
+    """Which regions the counterfactual images lose; all rows lose as many regions of the same images."""
     extent: Literal["region", "scene"] = "region"
-    """`region` replaces the set alone (the paper's); `scene` also the regions that matter least, so that the evidence that is kept stands in another scene."""
+    """`region` replaces the set alone (the paper's); `scene` also what lies away from it, so that the evidence that is kept stands in another scene."""
+    augments: Literal["erasing", "cutmix", "oracle_parts"] | None = None
+    """Another source of counterfactual images."""
     filters: bool = False
     """Whether the filter terms are on."""
-    meaning: str = ""
-    """What the row is, for tables."""
 
 
 ROWS = {
-    "continued": Row(meaning="control: the same steps and images, cross-entropy only"),
-    "filters": Row(filters=True, meaning="filter terms λ1, λ2 (arXiv 2501.11087)"),
-    "masks": Row(regions="counterfactual", meaning="counterfactual images λ_aug (arXiv 2511.12100)"),
-    "masks_scene": Row(regions="counterfactual", extent="scene", meaning="the same, and the least important regions replaced too (ours)"),
-    "masks_random": Row(regions="random", meaning="control: as many random regions replaced"),
-    "joint": Row(regions="counterfactual", filters=True, meaning="both"),
+    "continued": Row("control: the same steps and images, cross-entropy only"),
+    "filters": Row("filter terms λ1, λ2 (arXiv 2501.11087)", filters=True),
+    "masks": Row("counterfactual images λ_aug (arXiv 2511.12100)", removes="counterfactual"),
+    "masks_scene": Row("the same, and what lies away from the set replaced too (ours)", removes="counterfactual", extent="scene"),
+    "masks_random": Row("control: as many random regions replaced", removes="random"),
+    "masks_grad_cam": Row("control: as many regions by Grad-CAM", removes="grad_cam"),
+    "masks_factual": Row("control: as many regions by LIMA's factual objective", removes="factual"),
+    "joint": Row("both", removes="counterfactual", filters=True),
+    "erasing": Row("control: random erasing of every image", augments="erasing"),
+    "cutmix": Row("control: CutMix with another image of the batch", augments="cutmix"),
+    "oracle_parts": Row("the ceiling: true parts rendered away, in a scene independent of the class", augments="oracle_parts"),
 }
+ROUNDS = "masks_rounds"
+"""The row that a stage of its own makes: masks searched again and again on the model as it learns (ours)."""
+ROUNDS_MEANING = "counterfactual images from a pool of masks that grows round by round (ours)"
 
 
-def goal_of(
-    row: Row,
-    bank: FilterBank,
-    masks: Masks,
-    train: Split,
-    statistics: Statistics,
-    weights: ObjectiveParams,
-    fill: FillParams,
-    frequency_threshold: float,
-    seed: int,
-) -> Goal:
+@dataclass(frozen=True)
+class Upstream:
+    """What rows are made from: the base with its explanations, and the training images."""
+
+    base: Classifier
+    bank: FilterBank | None
+    """Only rows with filter terms need one."""
+    masks: Masks
+    train: Split
+
+
+class Recipe(NamedTuple):
+    """The sections of params.yaml that decide what a row minimizes."""
+
+    data: DataParams
+    masks: MaskParams
+    fill: FillParams
+    weights: ObjectiveParams
+    frequency_threshold: float
+    threads: int
+
+
+def goal_of(row: Row, upstream: Upstream, recipe: Recipe, seed: int) -> Goal:
     """What a row minimizes, from the base model's filters and masks.
 
-    Only searched images whose prediction flipped have a counterfactual; the random control replaces as many regions of
+    Only searched images whose prediction flipped have a counterfactual; every other selector replaces as many regions of
     the same images.
 
     Raises:
-        ValueError: the row needs counterfactual images and no searched image has one.
+        ValueError: the row needs counterfactual images and no searched image has one, or parts that nobody knows.
     """
-    counterfactuals = None
-    if row.regions != "none":
-        flipped = masks.flipped
-        if not bool(flipped.any()):
-            raise ValueError(
-                f"none of the {len(flipped)} searched images changes its prediction, so there is nothing to retrain on: raise masks.max_regions, masks.grid or masks.images"
-            )
-        sets = masks.removed[flipped]
-        if row.regions == "random":
-            sets = random_sets(sets.sum(dim=1), sets.shape[1], seed)
-        if row.extent == "scene":
-            sets = sets | least_important(masks.effect[flipped], fill.scene_share)
-        removed = dict(zip(masks.index[flipped].tolist(), sets, strict=True))
-        source = background_bank(train, masks.index, masks.effect, masks.partition, fill) if fill.source == "bank" else statistics
-        counterfactuals = Counterfactuals(removed, masks.partition, source, fill.augment_rate)
-    filters = bank.global_filters(frequency_threshold) if row.filters else None
-    return Goal(weights, counterfactuals, filters)
+    assert upstream.bank is not None or not row.filters
+    filters = upstream.bank.global_filters(recipe.frequency_threshold) if upstream.bank is not None and row.filters else None
+    return Goal(recipe.weights, counterfactuals_of(row, upstream, recipe, seed), filters)
 
 
-def least_important(effect: Float[Tensor, "images regions"], share: float) -> Bool[Tensor, "images regions"]:
-    """For each image the share of its regions whose single removal changes p(y) least."""
-    rank = effect.argsort(dim=1, stable=True).argsort(dim=1)
-    return rank < round(share * effect.shape[1])
+def counterfactuals_of(row: Row, upstream: Upstream, recipe: Recipe, seed: int) -> Counterfactuals | None:
+    """The counterfactual images of a row.
+
+    Raises:
+        ValueError: as goal_of.
+    """
+    rate = recipe.fill.augment_rate
+    match row.augments:
+        case "erasing":
+            return Erasing(upstream.base.statistics.mean, rate)
+        case "cutmix":
+            return CutMix(upstream.train.num_classes, rate)
+        case "oracle_parts":
+            return oracle_parts(recipe.data, recipe.threads, rate)
+    if row.removes is None:
+        return None
+    masks = with_flips(upstream.masks)
+    sets = sets_of(row.removes, upstream, masks, recipe.masks, seed)
+    fill = fill_of(upstream.masks, upstream.train, upstream.base.statistics, recipe.fill)
+    return Removals(pool_of(masks, sets), fill, rate, scene=row.extent == "scene")
+
+
+def with_flips(masks: Masks) -> Masks:
+    """The images whose prediction flips.
+
+    Raises:
+        ValueError: there are none.
+    """
+    if not bool(masks.flipped.any()):
+        raise ValueError(
+            f"none of the {len(masks.flipped)} searched images changes its prediction, so there is nothing to retrain on: raise masks.max_regions, masks.regions or masks.images"
+        )
+    return masks.rows(masks.flipped.nonzero()[:, 0])
+
+
+def sets_of(selector: Selector, upstream: Upstream, masks: Masks, params: MaskParams, seed: int) -> Bool[Tensor, "images regions"]:
+    """For each image as many regions as its counterfactual set has, chosen by a selector."""
+    if selector == "counterfactual":
+        return masks.removed
+    if selector == "random":
+        return random_sets(masks.sizes, masks.areas > 0, seed)
+    return orders(upstream.base, upstream.train, masks, selector, params).argsort(dim=1) < masks.sizes[:, None]
+
+
+def pool_of(masks: Masks, sets: Bool[Tensor, "images regions"]) -> Pool:
+    """One set for each image."""
+    index = masks.index.tolist()
+    return Pool(dict(zip(index, sets[:, None], strict=True)), masks.partition, dict(zip(index, range(len(index)), strict=True)))

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,10 @@ from everycause.explanation.masks import Masks
 from everycause.inference import readout_of
 from everycause.model import Classifier, Readout, load, model_fingerprint
 from everycause.section import Section
-from everycause.training.counterfactual import FillParams
+from everycause.training.fill import FillParams
 from everycause.training.fit import Epoch, FitParams, fit
 from everycause.training.objective import ObjectiveParams
-from everycause.training.rows import ROWS, goal_of
+from everycause.training.rows import ROWS, Recipe, Upstream, goal_of
 
 REUSED = ("filters.heads",)
 """Parameters below these would need new upstream artifacts."""
@@ -53,19 +53,17 @@ def with_values(params: TrialParams, values: dict[str, float]) -> TrialParams:
 
 
 @dataclass(frozen=True)
-class Upstream:
+class Shared:
     """What all trials share: the base, its masks and its heads, and its readout of the training split, computed once."""
 
     base: Path
-    train: Split
     validation: Split
-    bank: FilterBank
-    masks: Masks
+    upstream: Upstream
     head: LinearHead
     seen: Readout
 
     @classmethod
-    def open(cls, artifacts: Path, seed: int, train: Split, validation: Split, device: torch.device) -> "Upstream":
+    def open(cls, artifacts: Path, seed: int, train: Split, validation: Split, device: torch.device) -> "Shared":
         """The artifacts of one seed.
 
         Raises:
@@ -74,21 +72,20 @@ class Upstream:
         base = artifacts / "models" / "base" / f"seed-{seed}"
         classifier, model = load(base, device), model_fingerprint(base)
         bank = FilterBank.load(artifacts / "filters" / "minimum_correct" / f"seed-{seed}", model)
-        masks = Masks.load(artifacts / "masks" / "counterfactual" / f"seed-{seed}", model)
+        masks = Masks.load(artifacts / "masks" / "counterfactual" / f"seed-{seed}", model, train.identity)
         head = LinearHead(*(value.cpu() for value in classifier.head()))
-        return cls(base, train, validation, bank, masks, head, readout_of(classifier, train))
+        return cls(base, validation, Upstream(classifier, bank, masks, train), head, readout_of(classifier, train))
 
-    def retrained(self, row: str, params: TrialParams, seed: int, device: torch.device, heard: Callable[[Epoch], None]) -> Classifier:
+    def retrained(self, row: str, params: TrialParams, recipe: Recipe, seed: int, device: torch.device, heard: Callable[[Epoch], None]) -> Classifier:
         """A row retrained; every epoch is `heard`. A changed confidence threshold recounts the filters, nothing else is repeated.
 
         Raises:
             ValueError: the loss is not finite, or a class has no image above the confidence threshold.
         """
-        classifier = load(self.base, device)
-        threshold = params.filters.confidence_threshold
-        bank = accumulate(self.bank.heads, self.head, self.seen, self.train.labels, self.train.class_names, threshold, self.bank.model)
-        frequency = params.filters.frequency_threshold
-        goal = goal_of(ROWS[row], bank, self.masks, self.train, classifier.statistics, params.objective, params.fill, frequency, seed)
-        for epoch in fit(classifier, self.train, self.validation, params.retraining, seed, goal, row):
+        classifier, train, before = load(self.base, device), self.upstream.train, self.upstream.bank
+        bank = accumulate(before.heads, self.head, self.seen, train.labels, train.class_names, params.filters.confidence_threshold, before.model)
+        recipe = recipe._replace(fill=params.fill, weights=params.objective, frequency_threshold=params.filters.frequency_threshold)
+        goal = goal_of(ROWS[row], replace(self.upstream, bank=bank), recipe, seed)
+        for epoch in fit(classifier, train, self.validation, params.retraining, seed, goal, row):
             heard(epoch)
         return classifier

@@ -9,7 +9,7 @@ def test_part_measures_count_pixels() -> None:
     masks = torch.zeros(1, 4, 4, dtype=torch.bool)
     masks[0, 0, :2], masks[0, 1, :2] = True, True
     assert covered_share(masks, parts).tolist() == [[0.5, 0.0]]
-    assert part_measures(masks, parts) == {"share_on_parts": 0.5, "part_recall": 2 / 6, "flip_distance": 1.0}
+    assert part_measures(masks, parts) == {"share_on_parts": 0.5, "part_recall": 2 / 6, "part_iou": 2 / 8, "flip_distance": 1.0}
 
 
 def test_removing_everything_destroys_every_part_and_nothing_none() -> None:

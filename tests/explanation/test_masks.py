@@ -5,140 +5,154 @@ import torch
 
 from everycause.data.batches import normalized
 from everycause.data.split import Split
-from everycause.explanation.masks import MaskParams, Masks, evenly_over_classes, generate, search
-from everycause.explanation.regions import grid, random_sets
-from everycause.hooks import evaluating
+from everycause.explanation import masks as masks_module
+from everycause.explanation.masks import EXPLAIN, MaskParams, Masks, explain, generate, searched
+from everycause.explanation.screening import evenly_over_classes
 from everycause.inference import logits_of
-from everycause.model import Classifier
-from tests.conftest import make_classifier
-
-PARAMS = MaskParams(objective="deletion", grid=4, fill="mean", confidence=0.0, max_regions=4, images=20, batch_size=32)
+from everycause.model import Classifier, ModelParams
+from tests.conftest import STATISTICS
+from tests.explanation.searching import PARAMS, always_right, undecided
 
 
 @pytest.fixture
 def classifier(train: Split) -> Classifier:
-    """Untrained, with logits centered on the data, so that its predictions vary and flip."""
-    made = make_classifier()
-    with torch.no_grad():
-        made.network.get_classifier().bias.sub_(logits_of(made, train).mean(dim=0))
-    return made
+    return undecided(train)
 
 
 @pytest.fixture
-def relabelled(train: Split, classifier: Classifier) -> Split:
-    """A split on which the untrained classifier is always right, so that there is something to search."""
-    small = train.subset(torch.arange(24).numpy())
-    return Split(small.name, logits_of(classifier, small).argmax(dim=1), classifier.class_names, small.image_size, small.read, small.identity)
+def split(train: Split, classifier: Classifier) -> Split:
+    return always_right(train, classifier)
 
 
-def slow_search(classifier: Classifier, image: torch.Tensor, label: int, partition: torch.Tensor, steps: int) -> tuple[list[int], bool, int]:
-    """Exhaustive greedy deletion for one image, one candidate at a time, as the paper says it."""
-    chosen: list[int] = []
-    forwards = 0
-    for _ in range(steps):
-        scores = {}
-        for region in range(int(partition.max()) + 1):
-            if region not in chosen:
-                masked = image.clone()
-                for removed in [*chosen, region]:
-                    masked[:, partition == removed] = 0
-                probabilities = classifier(masked[None])[0].softmax(dim=0)
-                scores[region] = (float(probabilities[label]), int(probabilities.argmax()))
-                forwards += 1
-        chosen.append(min(scores, key=lambda region: (scores[region][0], region)))
-        if scores[chosen[-1]][1] != label:
-            return chosen, True, forwards
-    return chosen, False, forwards
-
-
-def test_the_search_finds_what_the_slow_reference_finds(classifier: Classifier, relabelled: Split) -> None:
-    masks = generate(classifier, relabelled, PARAMS, "model")
-    assert masks.flipped.sum() > 0
-    for row, index in enumerate(masks.index[:8].tolist()):
-        image = normalized(relabelled.read(torch.tensor([index]).numpy()), classifier.statistics, torch.device("cpu"))[0]
-        with torch.inference_mode():
-            order, flipped, forwards = slow_search(classifier, image, int(relabelled.labels[index]), masks.partition, PARAMS.largest_set)
-        assert masks.order[row][masks.order[row] >= 0].tolist() == order
-        assert (bool(masks.flipped[row]), int(masks.forwards[row])) == (flipped, forwards)
-
-
-def test_a_stored_flip_is_a_flip_and_none_comes_earlier(classifier: Classifier, relabelled: Split) -> None:
-    masks = generate(classifier, relabelled, PARAMS, "model")
-    images = normalized(relabelled.read(masks.index.numpy()), classifier.statistics, torch.device("cpu"))
-    labels = relabelled.labels[masks.index]
-    with torch.inference_mode():
-        for steps in range(1, PARAMS.largest_set + 1):
-            prefix = torch.where(torch.arange(PARAMS.largest_set) < steps, masks.order, -1)
-            visible = ~(prefix[:, :, None, None] == masks.partition).any(dim=1)
-            prediction = classifier(images * visible[:, None]).argmax(dim=1)
-            ended = masks.sizes <= steps
-            assert torch.equal((prediction != labels) & (masks.sizes == steps), masks.flipped & (masks.sizes == steps))
-            assert (prediction == labels)[~ended].all()
-    probabilities = classifier(images * ~masks.removed[:, masks.partition][:, None]).softmax(dim=1)
-    assert torch.allclose(probabilities.gather(1, labels[:, None])[:, 0], masks.after[:, 0], atol=1e-5)
-
-
-@pytest.mark.parametrize("batch_size", (1, 7, 500))
-def test_neither_the_batch_size_nor_the_other_images_matter(classifier: Classifier, relabelled: Split, batch_size: int) -> None:
-    masks = generate(classifier, relabelled, PARAMS, "model")
-    other = generate(classifier, relabelled, PARAMS.model_copy(update={"batch_size": batch_size}), "model")
-    assert torch.equal(masks.order, other.order) and torch.equal(masks.flipped, other.flipped)
-    alone = generate(classifier, relabelled.subset(masks.index[3:4].numpy()), PARAMS, "model")
-    assert torch.equal(alone.order[0], masks.order[3]) and torch.equal(alone.after[0], masks.after[3])
-
-
-def test_equal_scores_go_to_the_lowest_region(relabelled: Split) -> None:
-    blind = make_classifier(classes=4)
+def vision_transformer(classes: int) -> Classifier:
+    torch.manual_seed(0)
+    params = ModelParams(name="test_vit", pretrained=False, explained_layer="blocks.5.norm1")
+    made = Classifier(params, tuple(f"class-{i}" for i in range(classes)), 32, STATISTICS)
     with torch.no_grad():
-        blind.network.get_classifier().weight.zero_()
-        blind.network.get_classifier().bias.copy_(torch.tensor([2.0, 1.0, 0.0, 0.0]))
-    images = normalized(relabelled.read(torch.arange(3).numpy()), blind.statistics, torch.device("cpu"))
-    zeros = torch.zeros(3, dtype=torch.int64)
-    found = search(blind, images, zeros, zeros + 1, torch.full((3,), 0.6), grid(32, 4), PARAMS)
-    assert found.order.tolist() == [[0, 1, 2, 3]] * 3 and not found.flipped.any()
+        made.network.get_classifier().weight.normal_(0, 1.0)
+    return made.eval()
 
 
-def test_a_set_never_has_more_than_a_quarter_of_the_regions() -> None:
-    sizes = [PARAMS.model_copy(update={"grid": cells, "max_regions": 10}).largest_set for cells in (2, 3, 4, 6, 7)]
-    assert sizes == [1, 2, 4, 9, 10]
-
-
-def test_the_single_effects_are_the_changes_of_probability(classifier: Classifier, relabelled: Split) -> None:
-    masks = generate(classifier, relabelled, PARAMS, "model")
-    image = normalized(relabelled.read(masks.index[:1].numpy()), classifier.statistics, torch.device("cpu"))
-    label = relabelled.labels[masks.index[0]]
+def test_a_stored_flip_flips_the_stored_model_and_the_numbers_are_its_own(tmp_path: Path, classifier: Classifier, split: Split) -> None:
+    masks = generate(classifier, split, PARAMS, tmp_path, "model")
+    assert masks.flipped.any() and int(masks.screened[0]) == len(split)
+    images = normalized(split.read(masks.index.numpy()), classifier.statistics, torch.device("cpu"))
+    labels = split.labels[masks.index]
     with torch.inference_mode():
-        for region in range(16):
-            masked = classifier(image * (masks.partition != region)).softmax(dim=1)[0, label]
-            assert masks.effect[0, region] == pytest.approx(abs(float(masks.before[0, 0] - masked)), abs=1e-5)
+        before = classifier(images).softmax(dim=1)
+        after = classifier(images * ~masks.pixels(masks.removed)[:, None]).softmax(dim=1)
+    assert torch.equal(masks.flipped, after.argmax(dim=1) != labels)
+    assert torch.allclose(before.gather(1, torch.stack([labels, masks.runner_up], dim=1)), masks.before, atol=1e-5)
+    assert torch.allclose(after.gather(1, torch.stack([labels, masks.runner_up], dim=1)), masks.after, atol=1e-5)
+    assert torch.equal(masks.runner_up, before.scatter(1, labels[:, None], -1).argmax(dim=1))
+    assert masks.summary()["area_at_flip"] == pytest.approx(masks.summary()["regions_at_flip"] / 16)
 
 
-def test_masks_are_saved_whole_and_refused_for_another_model(tmp_path: Path, classifier: Classifier, relabelled: Split) -> None:
-    masks = generate(classifier, relabelled, PARAMS, "this model")
-    masks.save(tmp_path)
-    loaded = Masks.load(tmp_path, "this model")
-    assert all(torch.equal(value, getattr(masks, name)) for name, value in vars(loaded).items() if isinstance(value, torch.Tensor))
-    assert loaded.summary() == masks.summary()
-    with pytest.raises(ValueError, match="made for another model"):
-        Masks.load(tmp_path, "that model")
+def test_one_image_or_many_one_shard_or_several_give_the_same_masks(tmp_path: Path, classifier: Classifier, split: Split) -> None:
+    whole = generate(classifier, split, PARAMS, fresh(tmp_path / "whole"), "model")
+    shards = generate(classifier, split, PARAMS.model_copy(update={"shard": 3}), fresh(tmp_path / "shards"), "model")
+    assert len(list((tmp_path / "shards").iterdir())) == 7
+    assert all(torch.equal(value, getattr(shards, name)) for name, value in vars(whole).items())
+    (alone,) = searched(classifier, split, whole.index[3:4], PARAMS)
+    assert torch.equal(alone.order[0], whole.order[3]) and torch.equal(alone.after[0], whole.after[3])
 
 
-def test_the_search_leaves_the_model_as_it_was(classifier: Classifier, relabelled: Split) -> None:
-    classifier.train()
-    before = {name: value.clone() for name, value in classifier.state_dict().items()}
-    requires = [value.requires_grad for value in classifier.parameters()]
-    with evaluating(classifier):
-        pass
-    generate(classifier, relabelled, PARAMS.model_copy(update={"images": 2}), "model")
-    assert classifier.training and [value.requires_grad for value in classifier.parameters()] == requires
-    assert all(torch.equal(value, before[name]) for name, value in classifier.state_dict().items())
+def test_a_killed_search_goes_on_and_ends_in_the_same_bytes(tmp_path: Path, classifier: Classifier, split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+    params = PARAMS.model_copy(update={"shard": 5})
+    generate(classifier, split, params, fresh(tmp_path / "whole"), "model")
+    killed = fresh(tmp_path / "killed")
+    real, calls = masks_module.searched, []
+
+    def interrupted(*arguments: object) -> object:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(masks_module, "searched", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        generate(classifier, split, params, killed, "model")
+    finished = {path.name: path.stat().st_mtime_ns for path in killed.iterdir()}
+    assert len(finished) == 2
+    monkeypatch.setattr(masks_module, "searched", real)
+    generate(classifier, split, params, killed, "model")
+    assert {path.name: path.read_bytes() for path in killed.iterdir()} == {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
+    assert all((killed / name).stat().st_mtime_ns == time for name, time in finished.items())
 
 
-def test_nothing_to_search_and_too_fine_a_grid_are_one_sentence(classifier: Classifier, relabelled: Split) -> None:
+def fresh(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+@pytest.mark.parametrize("fill", ("zeros", "blur", "background"))
+@pytest.mark.parametrize("partition", ("grid", "slico"))
+def test_every_fill_and_partition_gives_flips(tmp_path: Path, classifier: Classifier, split: Split, fill: str, partition: str) -> None:
+    masks = generate(classifier, split, PARAMS.model_copy(update={"fill": fill, "partition": partition, "regions": 25, "max_regions": 6}), tmp_path, "model")
+    assert masks.flipped.any() and len(masks.partition) == (1 if partition == "grid" else len(masks.index))
+    assert not (masks.removed & (masks.areas == 0)).any()
+    assert 0 < masks.summary()["area_at_flip"] < 1
+
+
+@pytest.mark.parametrize("selector", ("factual", "bidirectional", "random", "grad_cam"))
+def test_other_selectors_come_as_masks_too(tmp_path: Path, classifier: Classifier, split: Split, selector: str) -> None:
+    masks = generate(classifier, split, PARAMS.model_copy(update={"selector": selector, "max_regions": 4}), tmp_path, "model")
+    images = normalized(split.read(masks.index.numpy()), classifier.statistics, torch.device("cpu"))
+    with torch.inference_mode():
+        flips = classifier(images * ~masks.pixels(masks.removed)[:, None]).argmax(dim=1) != split.labels[masks.index]
+    assert torch.equal(flips, masks.flipped) and (masks.sizes[~masks.flipped] == 4).all()
+
+
+@pytest.mark.parametrize("regions", (4, 64, 400))
+@pytest.mark.parametrize("classes", (2, 5))
+def test_transformers_any_number_of_regions_and_two_classes(tmp_path: Path, train: Split, regions: int, classes: int) -> None:
+    model = vision_transformer(classes)
+    small = train.subset(torch.arange(6).numpy())
+    labels = logits_of(model, small).argmax(dim=1)
+    split = Split(small.name, labels, model.class_names, 32, small.read, small.identity)
+    found = generate(model, split, PARAMS.model_copy(update={"regions": regions, "images": 3, "max_regions": 8}), tmp_path, "model")
+    assert found.order.shape == (3, min(8, max(1, regions // 4)))
+    cam = PARAMS.model_copy(update={"regions": regions, "images": 3, "selector": "grad_cam"})
+    assert len(generate(model, split, cam, fresh(tmp_path / "cam"), "model").index) == 3
+
+
+def test_images_that_are_wrong_or_unsure_are_counted_and_not_searched(tmp_path: Path, classifier: Classifier, split: Split) -> None:
+    labels = split.labels.clone()
+    labels[:5] = (labels[:5] + 1) % 4
+    wrong = Split(split.name, labels, split.class_names, split.image_size, split.read, split.identity)
+    masks = generate(classifier, wrong, PARAMS.model_copy(update={"images": 100}), tmp_path, "model")
+    assert masks.screened.tolist() == [24, 5, 0] and not set(masks.index.tolist()) & set(range(5))
     with pytest.raises(ValueError, match="lower masks.confidence"):
-        generate(classifier, relabelled, PARAMS.model_copy(update={"confidence": 0.999999}), "model")
-    with pytest.raises(ValueError, match="smaller than the region grid"):
-        grid(8, 9)
+        generate(classifier, split, PARAMS.model_copy(update={"confidence": 0.999999}), tmp_path, "model")
+
+
+def test_masks_of_another_model_or_of_other_data_are_refused(tmp_path: Path, classifier: Classifier, split: Split) -> None:
+    masks = generate(classifier, split, PARAMS, tmp_path, "this model")
+    loaded = Masks.load(tmp_path, "this model", split.identity)
+    assert all(torch.equal(value, getattr(masks, name)) for name, value in vars(loaded).items())
+    with pytest.raises(ValueError, match="made for another model"):
+        Masks.load(tmp_path, "that model", split.identity)
+    with pytest.raises(ValueError, match="made from other data"):
+        Masks.load(tmp_path, "this model", "other images")
+    with pytest.raises(ValueError, match="run the stage generate_masks"):
+        Masks.load(tmp_path / "nowhere", "this model", split.identity)
+
+
+def test_one_image_is_explained_in_three_lines(classifier: Classifier, split: Split) -> None:
+    params = EXPLAIN.model_copy(update={"regions": 16, "max_regions": 4})
+    flipped = 0
+    for number in range(6):
+        image = split.read(torch.tensor([number]).numpy())[0]
+        why = explain(classifier, image, params=params)
+        assert why.label == int(split.labels[number]) and why.probabilities.shape == (len(why.order) + 1, 4)
+        assert why.probabilities[0].argmax() == why.label and bool(why.probabilities[-1].argmax() != why.label) == why.flipped
+        assert {int(region) for region in why.partition[why.regions]} == set(why.order) and why.forwards > 0
+        flipped += why.flipped
+    assert flipped > 0
+    with pytest.raises(ValueError, match="already misclassified"):
+        explain(classifier, image, label=(why.label + 1) % 4, params=params)
+    with pytest.raises(ValueError, match="one image has no other images"):
+        explain(classifier, image, params=params.model_copy(update={"fill": "background"}))
 
 
 def test_images_are_chosen_evenly_over_the_classes() -> None:
@@ -150,18 +164,8 @@ def test_images_are_chosen_evenly_over_the_classes() -> None:
     assert evenly_over_classes(everything[3:], labels, 3).tolist() == [3, 6, 8]
 
 
-@pytest.mark.parametrize(("size", "cells"), [(32, 4), (33, 4), (64, 6), (7, 7)])
-def test_a_grid_is_a_partition_into_nearly_equal_rectangles(size: int, cells: int) -> None:
-    partition = grid(size, cells)
-    counts = partition.flatten().bincount()
-    assert len(counts) == cells**2 and counts.min() >= (size // cells) ** 2 and counts.max() <= (size // cells + 1) ** 2
-    for region in range(cells**2):
-        rows, columns = (partition == region).nonzero(as_tuple=True)
-        assert len(rows) == (rows.max() - rows.min() + 1) * (columns.max() - columns.min() + 1)
-
-
-def test_random_sets_have_the_given_sizes_and_cover_evenly() -> None:
-    sizes = torch.arange(5).repeat(400)
-    sets = random_sets(sizes, 16, 0)
-    assert torch.equal(sets.sum(dim=1), sizes) and torch.equal(sets, random_sets(sizes, 16, 0))
-    assert sets.float().mean(dim=0).sub(2 / 16).abs().max() < 0.03
+def test_a_set_never_has_more_than_a_quarter_of_the_regions() -> None:
+    sizes = [PARAMS.model_copy(update={"regions": cells**2, "max_regions": 10}).largest_set for cells in (2, 3, 4, 6, 7)]
+    assert sizes == [1, 2, 4, 9, 10]
+    with pytest.raises(ValueError, match="regions"):
+        MaskParams(**{**PARAMS.model_dump(), "regions": 401})

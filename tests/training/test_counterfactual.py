@@ -5,75 +5,157 @@ import pytest
 import torch
 
 from everycause.data.batches import Statistics
+from everycause.data.codebirds import Codebirds
+from everycause.data.dataset import DataParams
 from everycause.data.split import Split
 from everycause.explanation.regions import grid
-from everycause.training.counterfactual import Counterfactuals, FillParams, background_bank, training_steps
-from everycause.training.rows import least_important
+from everycause.training.controls import CutMix, Erasing, OracleParts
+from everycause.training.counterfactual import Pool, Removals
+from everycause.training.fill import Bank, MeanFill, OwnFill, background_bank, fill_of, plates, vicinity
+from everycause.training.steps import training_steps
+from tests.training.invented import FILL, invented_masks
 
-FILL = FillParams(source="bank", donors="any_class", donor_share=0.25, scene_share=0.5, augment_rate=1.0)
 REGIONS = 16
 
 
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
 @pytest.fixture
-def made(train: Split) -> tuple[Counterfactuals, torch.Tensor]:
-    """Masks for the first forty images, two regions each."""
-    generator = torch.Generator().manual_seed(0)
-    effect = torch.rand(40, REGIONS, generator=generator)
-    sets = torch.rand(40, REGIONS, generator=generator).argsort(dim=1).argsort(dim=1) < 2
-    bank = background_bank(train, torch.arange(40), effect, grid(train.image_size, 4), FILL)
-    return Counterfactuals(dict(enumerate(sets)), bank.partition, bank, 1.0), effect
+def removals(train: Split) -> Removals:
+    """Masks for the first forty images, two or three regions each."""
+    masks = invented_masks(train)
+    pool = Pool(dict(enumerate(masks.removed[:, None])), masks.partition, {})
+    return Removals(pool, background_bank(train, masks, FILL), 1.0)
 
 
-def test_only_removed_pixels_change_and_come_from_the_same_place_of_a_donor(train: Split, made: tuple[Counterfactuals, torch.Tensor]) -> None:
-    counterfactuals, effect = made
+def test_only_removed_pixels_change_and_come_from_one_plate(train: Split, removals: Removals) -> None:
     index = torch.arange(6)
     images, labels = train.read(index.numpy()), train.labels[index]
-    composed = counterfactuals.composed(index, images, labels, torch.Generator().manual_seed(1))
-    donors = train.read(np.arange(40))
+    composed, kept_labels = removals.composed(index, images, labels, generator(1))
+    assert torch.equal(kept_labels, labels)
     for row in range(6):
-        for region in range(REGIONS):
-            place = counterfactuals.partition == region
-            if not counterfactuals.removed[row][region]:
-                assert torch.equal(composed[row][:, place], images[row][:, place])
-                continue
-            sources = [donor for donor in range(40) if torch.equal(donors[donor][:, place], composed[row][:, place])]
-            best = effect[:, region].argsort()[:10].tolist()
-            assert set(sources) & set(best)
+        removed = removals.pool.sets[row][0][removals.pool.partition[0]]
+        assert torch.equal(composed[row][:, ~removed], images[row][:, ~removed])
+        assert any(torch.equal(plate[:, removed], composed[row][:, removed]) for plate in removals.fill.plates)
 
 
-def test_an_empty_set_changes_nothing_and_a_full_one_everything(train: Split, made: tuple[Counterfactuals, torch.Tensor]) -> None:
-    counterfactuals, _ = made
+def test_an_empty_set_changes_nothing_and_a_full_one_everything(train: Split) -> None:
     images, labels, index = train.read(np.arange(2)), train.labels[:2], torch.arange(2)
+    gray = MeanFill(Statistics((128 / 255,) * 3, (0.2,) * 3))
     for filled, expected in ((torch.zeros, images), (torch.ones, torch.full_like(images, 128))):
-        sets = {i: filled(REGIONS, dtype=torch.bool) for i in range(2)}
-        gray = Statistics((128 / 255,) * 3, (0.2,) * 3)
-        made_of_gray = Counterfactuals(sets, counterfactuals.partition, gray, 1.0)
-        assert torch.equal(made_of_gray.composed(index, images, labels, torch.Generator()), expected)
+        pool = Pool({i: filled(1, REGIONS, dtype=torch.bool) for i in range(2)}, grid(32, 4)[None], {})
+        assert torch.equal(Removals(pool, gray, 1.0).composed(index, images, labels, generator())[0], expected)
 
 
-def test_donors_of_another_class_are_never_of_the_own_one(train: Split) -> None:
-    effect = torch.rand(40, REGIONS, generator=torch.Generator().manual_seed(0))
-    searched = torch.arange(40)
-    bank = background_bank(train, searched, effect, grid(32, 4), FILL.model_copy(update={"donors": "other_class"}))
-    white = torch.where(bank.labels == 2, 255, 0).to(torch.uint8)[:, None, None, None].expand_as(bank.images)
-    drawn = type(bank)(white.contiguous(), bank.labels, bank.ranked, bank.partition, True).draw(torch.full((64,), 2), torch.Generator().manual_seed(0))
-    assert drawn.max() == 0
-    with pytest.raises(ValueError, match="donors of one class only"):
-        background_bank(train, torch.arange(0, 40, train.num_classes), effect[:10], grid(32, 4), FILL.model_copy(update={"donors": "other_class"}))
+def test_a_plate_shows_nothing_but_background() -> None:
+    cells = grid(14, 3)
+    images = torch.zeros(2, 3, 14, 14, dtype=torch.uint8)
+    background = torch.rand(2, 9, generator=generator()) < 0.5
+    background[:, 4], background[:, 0] = False, True
+    for row in range(2):
+        images[row, :, ~background[row][cells]] = 200
+        images[row, 0][background[row][cells]] = (10 * cells + 1)[background[row][cells]].to(torch.uint8)
+    made = plates(images, background, cells)
+    assert made.max() < 200
+    assert torch.equal(made[:, :, background[0][cells]][0], images[:, :, background[0][cells]][0])
 
 
-def test_donors_are_independent_of_the_class(train: Split, made: tuple[Counterfactuals, torch.Tensor]) -> None:
-    bank = made[0].fill
-    first = bank.draw(torch.zeros(50, dtype=torch.int64), torch.Generator().manual_seed(0))
-    assert torch.equal(first, bank.draw(torch.full((50,), 3), torch.Generator().manual_seed(0)))
+def test_a_place_is_background_where_it_matters_little_to_all_and_lies_away_from_the_set(train: Split) -> None:
+    masks = invented_masks(train)
+    corner = torch.zeros(40, REGIONS)
+    corner[:, :12] = 1.0  # the lowest line of the grid matters least, to every image
+    masks.effect.copy_(corner)
+    masks.order.fill_(-1)
+    masks.order[:, 0] = 0  # far away from it
+    bank = background_bank(train, masks, FILL.model_copy(update={"background_share": 0.25}))
+    images = train.read(np.arange(40))
+    assert torch.equal(bank.plates[:, :, 24:], images[:, :, 24:])
+    cell = bank.plates[5, :, :8, :8]
+    assert any(torch.equal(cell, images[5, :, 24:, x : x + 8]) for x in (0, 8, 16, 24))
+    masks.order[:, 0] = 8  # its neighbor below is no background any more
+    with pytest.raises(ValueError, match="raise fill.background_share"):
+        background_bank(train, masks, FILL.model_copy(update={"background_share": 0.25}))
+
+
+def test_the_vicinity_is_a_regions_width() -> None:
+    pixels = torch.zeros(1, 12, 12, dtype=torch.bool)
+    pixels[0, 6, 6] = True
+    near = vicinity(pixels, 4)
+    assert near.sum() == 49 and near[0, 3:10, 3:10].all()
+
+
+def test_donors_follow_the_wish_for_a_class(train: Split) -> None:
+    masks = invented_masks(train)
+    for donors, expected in (("other_class", {0, 1, 3}), ("same_class", {2}), ("any_class", {0, 1, 2, 3})):
+        bank = background_bank(train, masks, FILL.model_copy(update={"donors": donors}))
+        colored = Bank(bank.labels.to(torch.uint8)[:, None, None, None].expand_as(bank.plates).contiguous(), bank.labels, bank.donors, bank.classes)
+        drawn = colored.draw(bank.plates[:1].expand(200, -1, -1, -1), torch.zeros(200, 32, 32, dtype=torch.bool), torch.full((200,), 2), generator())
+        assert set(drawn[:, 0, 0, 0].tolist()) == expected
+    one = bank.labels == 1
+    with pytest.raises(ValueError, match="donors is 'other_class'"):
+        Bank(bank.plates[one], bank.labels[one], "other_class", 4)
+
+
+def test_donors_are_independent_of_the_class(removals: Removals) -> None:
+    images, nothing = removals.fill.plates[:1].expand(50, -1, -1, -1), torch.zeros(50, 32, 32, dtype=torch.bool)
+    first = removals.fill.draw(images, nothing, torch.zeros(50, dtype=torch.int64), generator())
+    assert torch.equal(first, removals.fill.draw(images, nothing, torch.full((50,), 3), generator()))
+
+
+def test_the_own_fill_takes_its_colors_from_what_is_left() -> None:
+    images = torch.full((1, 3, 32, 32), 60, dtype=torch.uint8)
+    removed = torch.zeros(1, 32, 32, dtype=torch.bool)
+    removed[:, 8:24, 8:24] = True
+    images[:, :, 8:24, 8:24] = 250
+    assert OwnFill().draw(images, removed, torch.tensor([0]), generator()).sub(60).abs().max() <= 1
+
+
+def test_every_source_of_fill_is_at_hand(train: Split) -> None:
+    statistics = Statistics((0.5,) * 3, (0.2,) * 3)
+    kinds = {source: type(fill_of(invented_masks(train), train, statistics, FILL.model_copy(update={"source": source}))) for source in ("bank", "own", "mean")}
+    assert kinds == {"bank": Bank, "own": OwnFill, "mean": MeanFill}
+
+
+def test_a_pool_grows_by_new_sets_and_draws_each_of_them_or_none(train: Split) -> None:
+    masks = invented_masks(train)
+    pool = Pool({}, masks.partition, {}).joined(masks)
+    assert pool.joined(masks).sets[1].shape == (1, REGIONS)  # the same set again is no new one
+    moved = masks.rows(torch.arange(40))
+    moved.order.copy_((masks.order + 1).remainder(16).where(masks.order >= 0, -1))
+    two = pool.joined(moved)
+    assert two.sets[1].shape == (2, REGIONS) and set(two.sets) == set(masks.index[masks.flipped].tolist())
+    drawn = two.draw(torch.ones(400, dtype=torch.int64), generator(), none=True)
+    counts = {tuple(row) for row in drawn.tolist()}
+    assert counts == {tuple(row) for row in two.sets[1].tolist()} | {(False,) * REGIONS}
+    assert 0.25 < drawn.any(dim=1).logical_not().double().mean() < 0.42
+    assert two.draw(torch.ones(50, dtype=torch.int64), generator(), none=False).any(dim=1).all()
+    assert torch.equal(two.known(torch.tensor([1]))[0], two.sets[1].any(dim=0))
+
+
+def test_a_new_scene_surrounds_what_is_kept(train: Split, removals: Removals) -> None:
+    index = torch.arange(4)
+    images = train.read(index.numpy())
+    scene = Removals(removals.pool, MeanFill(Statistics((0.0,) * 3, (0.2,) * 3)), 1.0, scene=True, none=True)
+    lost = []
+    for seed in range(8):
+        composed, _ = scene.composed(index, images, train.labels[:4], generator(seed))
+        for row in range(4):
+            known = removals.pool.sets[row][0][removals.pool.partition[0]]
+            near = vicinity(known[None], 4)[0]
+            assert (composed[row][:, ~near] == 0).all() and torch.equal(composed[row][:, near & ~known], images[row][:, near & ~known])
+            lost.append(bool((composed[row][:, known] == 0).all()))
+    assert {True, False} == set(lost)
 
 
 @pytest.mark.parametrize("rate", (1.0, 0.5))
-def test_every_step_has_the_same_number_of_images_whatever_the_row(train: Split, made: tuple[Counterfactuals, torch.Tensor], rate: float) -> None:
-    some = Counterfactuals(made[0].removed, made[0].partition, made[0].fill, rate)
-    for counterfactuals in (None, some):
+def test_every_step_has_the_same_number_of_images_whatever_the_row(train: Split, data_params: DataParams, removals: Removals, rate: float) -> None:
+    some = Removals(removals.pool, removals.fill, rate)
+    oracle = OracleParts(Codebirds(data_params.codebirds), rate)
+    for counterfactuals in (None, some, oracle, Erasing((0.5, 0.5, 0.5), rate), CutMix(4, rate)):
         seen = 0
-        for step in islice(training_steps(train, 32, 2, counterfactuals, torch.Generator().manual_seed(0)), 30):
+        for step in islice(training_steps(train, 32, 2, counterfactuals, generator()), 10):
             assert len(step.images) + len(step.counterfactuals) == 32
             assert len(step.labels) == len(step.images) and len(step.counterfactual_labels) == len(step.counterfactuals)
             seen += len(step.counterfactuals)
@@ -81,18 +163,36 @@ def test_every_step_has_the_same_number_of_images_whatever_the_row(train: Split,
 
 
 def test_a_counterfactual_shares_mirror_and_shift_with_its_original(train: Split) -> None:
-    gray = Statistics((0.0, 0.0, 0.0), (0.2,) * 3)
-    nothing = {i: torch.zeros(REGIONS, dtype=torch.bool) for i in range(len(train))}
-    step = next(training_steps(train, 32, 3, Counterfactuals(nothing, grid(32, 4), gray, 1.0), torch.Generator().manual_seed(0)))
+    nothing = Pool({i: torch.zeros(1, REGIONS, dtype=torch.bool) for i in range(len(train))}, grid(32, 4)[None], {})
+    step = next(training_steps(train, 32, 3, Removals(nothing, OwnFill(), 1.0), generator()))
     assert torch.equal(step.images, step.counterfactuals) and torch.equal(step.labels, step.counterfactual_labels)
+
+
+def test_erasing_and_cutmix_follow_the_generator_and_leave_torchs_own_alone(train: Split) -> None:
+    index = torch.arange(16)
+    images, labels = train.read(index.numpy()), train.labels[index]
+    before = torch.random.get_rng_state()
+    erased, same = Erasing((0.0, 0.0, 0.0), 1.0).composed(index, images, labels, generator())
+    mixed, shares = CutMix(4, 1.0).composed(index, images, labels, generator())
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert torch.equal(same, labels) and ((erased != images).any(dim=1).flatten(1).any(dim=1)).all() and (erased[erased != images] == 0).all()
+    assert torch.allclose(shares.sum(dim=1), torch.ones(16)) and (shares.gather(1, labels[:, None]) > 0).all()
+    assert torch.equal(mixed, CutMix(4, 1.0).composed(index, images, labels, generator())[0])
+
+
+def test_the_oracle_takes_parts_away_and_the_scene_tells_nothing(data_params: DataParams, train: Split) -> None:
+    birds = Codebirds(data_params.codebirds)
+    index = torch.arange(200)
+    images = train.read(index.numpy())
+    composed, labels = OracleParts(birds, 1.0).composed(index, images, train.labels[index], generator())
+    assert torch.equal(labels, train.labels[index]) and ((composed != images).flatten(1).any(dim=1)).all()
+    parts = torch.from_numpy(birds.part_masks(birds.factors("train", index.numpy())))
+    background = ~parts.any(dim=1)
+    changed = ((composed != images).any(dim=1) & background).flatten(1).double().mean(dim=1) > 0.3
+    assert 0.6 < changed.double().mean() < 1  # one scene in four is the one it had
 
 
 def test_the_stream_shows_every_image_once_per_round(train: Split) -> None:
     held = train.subset(np.arange(64))
-    steps = list(islice(training_steps(held, 16, 0, None, torch.Generator().manual_seed(0)), 4))
+    steps = list(islice(training_steps(held, 16, 0, None, generator()), 4))
     assert torch.equal(torch.cat([step.labels for step in steps]).bincount(), held.labels.bincount())
-
-
-def test_the_least_important_regions_are_those_of_least_effect() -> None:
-    effect = torch.tensor([[0.3, 0.1, 0.2, 0.0], [0.0, 0.0, 0.5, 0.4]])
-    assert least_important(effect, 0.5).tolist() == [[False, True, False, True], [True, True, False, False]]

@@ -1,25 +1,21 @@
+import copy
 import dataclasses
 
 import pytest
 import torch
+import yaml
 
 from everycause.data.dataset import DataParams, open_split
 from everycause.data.split import Split
-from everycause.explanation.filters import FilterBank
-from everycause.explanation.heads import Heads
-from everycause.explanation.masks import Masks
-from everycause.explanation.regions import grid
 from everycause.model import Classifier
-from everycause.training.counterfactual import FillParams
-from everycause.training.fit import PLAIN, FitParams, fit
+from everycause.training.fit import PLAIN, FitParams, Training, fit
 from everycause.training.objective import ObjectiveParams
 from everycause.training.optim import OptimizerParams, optimizer
 from everycause.training.rows import ROWS, goal_of
-from tests.conftest import make_classifier
+from tests.conftest import ROOT, make_classifier
+from tests.training.invented import WEIGHTS, invented_bank, invented_masks, invented_upstream, recipe
 
 PARAMS = FitParams(epochs=2, batch_size=32, shift=2, optimizer=OptimizerParams(learning_rate=1e-3, weight_decay=0.05, warmup=0.2))
-FILL = FillParams(source="bank", donors="any_class", donor_share=0.25, scene_share=0.5, augment_rate=1.0)
-WEIGHTS = ObjectiveParams(lambda_augment=1.0, lambda_mc=1e-3, lambda_nonmc=1e-4)
 
 
 @pytest.fixture
@@ -32,27 +28,15 @@ def validation(data_params: DataParams) -> Split:
     return open_split(data_params, "validation", 1)
 
 
-def invented_masks(split: Split) -> Masks:
-    count, generator = 40, torch.Generator().manual_seed(0)
-    order = torch.rand(count, 16, generator=generator).argsort(dim=1)[:, :3]
-    order[: count // 2, 2] = -1
-    flipped = torch.arange(count) % 4 != 0
-    return Masks(
-        torch.arange(count), order, flipped, torch.zeros(count, dtype=torch.int64), torch.rand(count, 2), torch.rand(count, 2),
-        torch.rand(count, 16, generator=generator), torch.full((count,), 10), grid(split.image_size, 4), "model",
-    )  # fmt: skip
-
-
-def invented_bank() -> FilterBank:
-    histogram = torch.randint(0, 3, (4, 96), generator=torch.Generator().manual_seed(0))
-    return FilterBank(histogram, histogram.float(), torch.full((4,), 3), Heads(torch.zeros(4, 96, 96), torch.zeros(4, 96)), "model")
+def smoke_data() -> DataParams:
+    return DataParams(**yaml.safe_load((ROOT / "profiles" / "smoke.yaml").read_text())["data"])
 
 
 def trained(small: Split, validation: Split, row: str | None, seed: int = 0, weights: ObjectiveParams = WEIGHTS) -> tuple[Classifier, list]:
     classifier = make_classifier()
     goal = PLAIN
     if row is not None:
-        goal = goal_of(ROWS[row], invented_bank(), invented_masks(small), small, classifier.statistics, weights, FILL, 0.0, seed)
+        goal = goal_of(ROWS[row], invented_upstream(small), recipe(smoke_data(), weights), seed)
     return classifier, list(fit(classifier, small, validation, PARAMS, seed, goal))
 
 
@@ -80,16 +64,34 @@ def test_every_term_of_a_row_is_recorded_by_name(small: Split, validation: Split
     assert set(epochs[0].measures) == {f"train/{name}" for name in expected} | {"validation/accuracy"}
 
 
-def test_only_flipped_images_have_a_counterfactual_and_random_sets_have_their_sizes(small: Split) -> None:
-    masks, statistics = invented_masks(small), make_classifier().statistics
-    goals = {row: goal_of(ROWS[row], invented_bank(), masks, small, statistics, WEIGHTS, FILL, 0.0, 0) for row in ROWS}
-    own, random, scene = (goals[row].counterfactuals for row in ("masks", "masks_random", "masks_scene"))
-    assert set(own.removed) == set(random.removed) == set(masks.index[masks.flipped].tolist())
-    assert [int(own.removed[i].sum()) for i in own.removed] == [int(random.removed[i].sum()) for i in own.removed]
-    assert any(not torch.equal(own.removed[i], random.removed[i]) for i in own.removed)
-    assert all((scene.removed[i] | ~own.removed[i]).all() and scene.removed[i].sum() >= 8 for i in own.removed)
+def test_only_flipped_images_have_a_counterfactual_and_other_selectors_take_as_many_regions(small: Split, data_params: DataParams) -> None:
+    upstream = invented_upstream(small)
+    goals = {row: goal_of(ROWS[row], upstream, recipe(data_params), 0) for row in ROWS}
+    own = goals["masks"].counterfactuals.pool.sets
+    assert set(own) == set(upstream.masks.index[upstream.masks.flipped].tolist())
+    for row in ("masks_random", "masks_grad_cam", "masks_factual"):
+        other = goals[row].counterfactuals.pool.sets
+        assert set(other) == set(own) and all(int(own[i].sum()) == int(other[i].sum()) for i in own)
+        assert any(not torch.equal(own[i], other[i]) for i in own)
+    assert goals["masks_scene"].counterfactuals.scene and not goals["masks"].counterfactuals.scene
     assert goals["continued"].counterfactuals is None and goals["continued"].filters is None
     assert torch.equal(goals["filters"].filters, invented_bank().histogram > 0)
+
+
+def test_a_training_that_is_taken_up_ends_as_if_it_had_not_stopped(small: Split, validation: Split, data_params: DataParams) -> None:
+    goal = goal_of(ROWS["masks"], invented_upstream(small), recipe(data_params), 0)
+
+    def begun() -> Training:
+        return Training(make_classifier(), small, validation, PARAMS, 0, "masks")
+
+    whole = begun()
+    epochs = [*whole.epochs(goal, 1), *whole.epochs(goal, 1)]
+    stopped = begun()
+    list(stopped.epochs(goal, 1))
+    resumed = begun()
+    resumed.take_up(copy.deepcopy(stopped.state()))
+    assert list(resumed.epochs(goal, 1)) == epochs[1:]
+    assert all(torch.equal(*pair) for pair in zip(whole.classifier.state_dict().values(), resumed.classifier.state_dict().values(), strict=True))
 
 
 def test_a_loss_that_is_not_finite_names_row_epoch_and_batch(small: Split, validation: Split) -> None:
@@ -100,10 +102,16 @@ def test_a_loss_that_is_not_finite_names_row_epoch_and_batch(small: Split, valid
         list(fit(classifier, small, validation, PARAMS, 0, row="joint"))
 
 
-def test_a_row_of_masks_without_a_single_flip_is_refused(small: Split) -> None:
+def test_a_row_of_masks_without_a_single_flip_is_refused(small: Split, data_params: DataParams) -> None:
     masks = dataclasses.replace(invented_masks(small), flipped=torch.zeros(40, dtype=torch.bool))
     with pytest.raises(ValueError, match="none of the 40 searched images changes its prediction"):
-        goal_of(ROWS["masks"], invented_bank(), masks, small, make_classifier().statistics, WEIGHTS, FILL, 0.0, 0)
+        goal_of(ROWS["masks"], dataclasses.replace(invented_upstream(small), masks=masks), recipe(data_params), 0)
+
+
+def test_the_oracle_needs_data_whose_parts_are_known(small: Split, data_params: DataParams) -> None:
+    photos = data_params.model_copy(update={"source": "folder"})
+    with pytest.raises(ValueError, match="leave it out of rows"):
+        goal_of(ROWS["oracle_parts"], invented_upstream(small), recipe(photos), 0)
 
 
 def test_training_learns_something(small: Split, validation: Split) -> None:

@@ -1,0 +1,60 @@
+"""Stage 5, retrain_rounds: the base retrained on masks that are searched again on the model as it learns.
+
+Reads   the base classifier, its masks, the training and validation splits (on Codebirds also erasures of validation images, to watch).
+Writes  OUT/model.safetensors, OUT/round-*.safetensors (Masks), OUT/rounds.json, OUT/history.jsonl. A killed run goes on.
+Paper   none: the method is ours (everycause/training/rounds.py).  Cost: about 110 s on two cores.
+"""
+
+from pathlib import Path
+
+from everycause.artifact import fingerprint, write_json
+from everycause.data.dataset import open_split
+from everycause.evaluation.rounds import round_measures
+from everycause.explanation.masks import Masks
+from everycause.model import load, model_fingerprint
+from everycause.params import read
+from everycause.runtime import code_fingerprint, start
+from everycause.training.fit import Training
+from everycause.training.rounds import CHECKPOINT, Kept, keep, rounds, take_up
+from everycause.training.rows import ROUNDS, Recipe, Upstream
+from stages.entry import recorded, run
+
+
+def main(seed: int, base: Path, masks: Path, out: Path) -> None:
+    """Retrain the base classifier in rounds of search and training.
+
+    Args:
+        seed: Seed of order, augmentation and backgrounds.
+        base: Folder of the base classifier.
+        masks: Folder of its masks.
+        out: Folder to write.
+    """
+    params = read("run", "tracking", "data", "masks", "fill", "objective", "retraining", "rounds")
+    device = start(params.run, seed)
+    classifier, model = load(base, device), model_fingerprint(base)
+    train, validation = (open_split(params.data, name, params.run.threads) for name in ("train", "validation"))
+    upstream = Upstream(classifier, None, Masks.load(masks, model, train.identity), train)
+    recipe = Recipe(params.data, params.masks, params.fill, params.objective, 0.0, params.run.threads)
+    used = [section.model_dump_json() for name, section in vars(params).items() if name != "tracking"]
+    key = fingerprint(model, train.identity, str(seed), code_fingerprint(), *sorted(masks.glob("*.safetensors")), *used)
+    with recorded(f"retrain/{ROUNDS}", params, out, seed, device, train.identity, resume=key) as (folder, record):
+        training = Training(classifier, train, validation, params.retraining, seed, ROUNDS)
+        kept = take_up(folder, training)
+        if not kept.measures:
+            kept.measures.append((round_measures(0, classifier, None, params.data, params.run.threads, seed), 0))
+        for measures, step in kept.measures:
+            record(measures, step)
+        for done in rounds(training, upstream, recipe, params.rounds, kept.masks):
+            watched = round_measures(done.number, classifier, done.masks, params.data, params.run.threads, seed)
+            new = [*((epoch.measures, epoch.number) for epoch in done.epochs), (watched, training.epoch)]
+            for one in new:
+                record(*one)
+            kept = Kept([*kept.masks, done.masks], [*kept.measures, *new])
+            keep(folder, training, kept, model, train.identity)
+        write_json(folder / "rounds.json", [measures for measures, _ in kept.measures if "round/round" in measures])
+        classifier.save(folder)
+        (folder / CHECKPOINT).unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,47 @@
+"""Masks, filters and recipes made up for the tests of training."""
+
+import torch
+
+from everycause.data.dataset import DataParams
+from everycause.data.split import Split
+from everycause.explanation.filters import FilterBank
+from everycause.explanation.heads import Heads
+from everycause.explanation.masks import Masks
+from everycause.explanation.regions import grid
+from everycause.training.fill import FillParams
+from everycause.training.objective import ObjectiveParams
+from everycause.training.rows import Recipe, Upstream
+from tests.conftest import make_classifier
+from tests.explanation.searching import PARAMS as MASKS
+
+FILL = FillParams(source="bank", donors="any_class", background_share=0.5, augment_rate=1.0)
+WEIGHTS = ObjectiveParams(lambda_augment=1.0, lambda_mc=1e-3, lambda_nonmc=1e-4)
+
+
+def invented_masks(split: Split, count: int = 40) -> Masks:
+    """Sets of two and three regions of a 4 × 4 grid; three of four images flip."""
+    generator = torch.Generator().manual_seed(0)
+    order = torch.rand(count, 16, generator=generator).argsort(dim=1)[:, :3]
+    order[: count // 2, 2] = -1
+    flipped = torch.arange(count) % 4 != 0
+    return Masks(
+        torch.arange(count), order, flipped, torch.zeros(count, dtype=torch.int64), torch.rand(count, 2), torch.rand(count, 2),
+        torch.rand(count, 16, generator=generator), torch.full((count, 16), 1 / 16), torch.full((count,), 10), grid(split.image_size, 4)[None],
+        torch.tensor([count, 0, 0]),
+    )  # fmt: skip
+
+
+def invented_bank() -> FilterBank:
+    """Random counts."""
+    histogram = torch.randint(0, 3, (4, 96), generator=torch.Generator().manual_seed(0))
+    return FilterBank(histogram, histogram.float(), torch.full((4,), 3), Heads(torch.zeros(4, 96, 96), torch.zeros(4, 96)), "model")
+
+
+def invented_upstream(split: Split) -> Upstream:
+    """An untrained base with invented explanations."""
+    return Upstream(make_classifier(), invented_bank(), invented_masks(split), split)
+
+
+def recipe(data: DataParams, weights: ObjectiveParams = WEIGHTS, fill: FillParams = FILL) -> Recipe:
+    """The settings of the tests."""
+    return Recipe(data, MASKS, fill, weights, 0.0, 1)
