@@ -10,6 +10,7 @@ from pathlib import Path
 from everycause.artifact import fingerprint, write_json
 from everycause.data.dataset import open_split
 from everycause.evaluation.faithfulness import against_truth
+from everycause.explanation.filters import FilterBank
 from everycause.explanation.masks import generate
 from everycause.model import load, model_fingerprint
 from everycause.params import read
@@ -17,13 +18,14 @@ from everycause.runtime import code_fingerprint, start
 from stages.entry import recorded, run
 
 
-def main(seed: int, base: Path, out: Path) -> None:
+def main(seed: int, base: Path, out: Path, filters: Path | None = None) -> None:
     """Search the counterfactual regions of training images.
 
     Args:
         seed: Seed of the base classifier, for the record; the search draws nothing.
         base: Folder of the base classifier.
         out: Folder to write.
+        filters: Folder of the base's filter bank, which only the selector `filter_cam` needs.
     """
     params = read("run", "tracking", "data", "masks")
     device = start(params.run, seed)
@@ -31,7 +33,8 @@ def main(seed: int, base: Path, out: Path) -> None:
     train = open_split(params.data, "train", params.run.threads)
     key = fingerprint(model, train.identity, params.masks.model_dump_json(), code_fingerprint())
     with recorded("generate_masks/masks", params, out, seed, device, train.identity, resume=key) as (folder, record):
-        masks = generate(classifier, train, params.masks, folder, model)
+        chosen = FilterBank.load(filters, model).global_filters(0.0) if filters is not None else None
+        masks = generate(classifier, train, params.masks, folder, model, chosen)
         summary = masks.summary() | against_truth(masks, params.data, params.run.threads, seed)
         record(summary, 0)
         write_json(folder / "summary.json", summary)

@@ -1,6 +1,6 @@
 """Stage 6, measure_faithfulness: what flips a prediction, by every selector, for the base and for retrained models.
 
-Reads   the models, and the validation split.
+Reads   the models, the base's filter bank, and the validation split.
 Writes  OUT/faithfulness.json, OUT/history.jsonl.
 Paper   insertion and deletion as in arXiv 2511.12100 and 2504.00470; the truth of Codebirds is ours.  Cost: about 60 s on two cores.
 """
@@ -10,18 +10,20 @@ from pathlib import Path
 from everycause.artifact import write_json
 from everycause.data.dataset import open_split
 from everycause.evaluation.faithfulness import faithfulness
-from everycause.model import load
+from everycause.explanation.filters import FilterBank
+from everycause.model import load, model_fingerprint
 from everycause.params import read
 from everycause.runtime import start
 from stages.entry import recorded, run
 
 
-def main(seed: int, models: Path, out: Path) -> None:
+def main(seed: int, models: Path, filters: Path, out: Path) -> None:
     """Explain models by every selector and judge the explanations.
 
     Args:
         seed: The models' seed.
         models: Folder of all models.
+        filters: Folder of the base's filter bank.
         out: Folder to write.
     """
     params = read("run", "tracking", "data", "masks", "faithfulness", "evaluated")
@@ -33,7 +35,8 @@ def main(seed: int, models: Path, out: Path) -> None:
         results = {}
         for number, row in enumerate(rows):
             classifier = load(models / row / f"seed-{seed}", device)
-            results[row] = faithfulness(classifier, validation, params.data, params.masks, params.faithfulness, params.run.threads)
+            bank = FilterBank.load(filters, model_fingerprint(models / row / f"seed-{seed}")).global_filters(0.0) if row == "base" else None
+            results[row] = faithfulness(classifier, validation, params.data, params.masks, params.faithfulness, params.run.threads, bank)
             flat = {f"{row}/{selector}/{name}": value for selector, measures in results[row].items() for name, value in measures.items()}
             record(flat, number)
         write_json(folder / "faithfulness.json", results)

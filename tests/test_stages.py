@@ -39,7 +39,7 @@ def run_pipeline(folder: Path, raw: dict) -> Path:
         for row in raw["rows"]:
             retrain.main(row=row, seed=0, base=BASE, filters=FILTERS, masks=MASKS, out=ARTIFACTS / "models" / row / "seed-0")
         retrain_rounds.main(seed=0, base=BASE, masks=MASKS, out=ROUNDS)
-        measure_faithfulness.main(seed=0, models=ARTIFACTS / "models", out=ARTIFACTS / "faithfulness" / "all" / "seed-0")
+        measure_faithfulness.main(seed=0, models=ARTIFACTS / "models", filters=FILTERS, out=ARTIFACTS / "faithfulness" / "all" / "seed-0")
         for row in raw["evaluated"]:
             evaluate_ood.main(row=row, seed=0, model=ARTIFACTS / "models" / row / "seed-0", out=ARTIFACTS / "evaluation" / row / "seed-0")
         report.main(artifacts=ARTIFACTS, out=Path("reports/results"))
@@ -201,8 +201,7 @@ def unknown_key(raw: dict) -> None:
 
 
 def fine_grid(raw: dict) -> None:
-    raw["masks"]["regions"] = 400
-    raw["data"]["codebirds"]["image_size"] = 16
+    raw["masks"]["regions"] = 10
     raw["data"]["source"], raw["data"]["root"], raw["data"]["folder"]["image_size"] = "folder", "digits", 16
 
 
@@ -225,7 +224,7 @@ RETRAIN = ("stages.retrain", "--row", "joint", "--seed", "0", "--base", str(BASE
         (no_folder, TRAIN, "'nowhere', which is not a folder"),
         pytest.param(no_cuda, TRAIN, "sees no CUDA device", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")),
         (no_filters, ACCUMULATE, "has no training image that is predicted correctly with p ≥ 0.9999"),
-        (fine_grid, GENERATE, "smaller than the region grid 32 × 32"),
+        (fine_grid, GENERATE, "a grid needs a square number, such as 9 or 16"),
         (diverging, RETRAIN, "row joint: the loss is"),
     ],
     ids=lambda value: value.__name__ if callable(value) else None,

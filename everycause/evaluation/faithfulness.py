@@ -31,8 +31,8 @@ class FaithfulnessParams(Section):
 
     rows: list[str]
     """Rows whose models are explained; those that were not retrained are left out."""
-    selectors: list[Literal["counterfactual", "factual", "bidirectional", "random", "grad_cam"]]
-    """What chooses the regions."""
+    selectors: list[Literal["counterfactual", "factual", "bidirectional", "random", "grad_cam", "filter_cam"]]
+    """What chooses the regions; `filter_cam` is left out for models that have no filter bank."""
     images: int = Field(ge=1)
     """Validation images, evenly over the classes."""
     exact_images: int = Field(ge=0)
@@ -40,7 +40,7 @@ class FaithfulnessParams(Section):
 
 
 def faithfulness(
-    classifier: Classifier, split: Split, data: DataParams, masks: MaskParams, params: FaithfulnessParams, threads: int
+    classifier: Classifier, split: Split, data: DataParams, masks: MaskParams, params: FaithfulnessParams, threads: int, filters: Tensor | None = None
 ) -> dict[str, dict[str, float]]:
     """For each selector: flip rate, size and area at the flip, insertion and deletion AUC, the true minimum, and the truth on Codebirds.
 
@@ -54,11 +54,13 @@ def faithfulness(
     least = _least(classifier, split, index[: params.exact_images], coarse)
     result = {}
     for selector in params.selectors:
-        found = Masks.joined(list(searched(classifier, split, index, masks.model_copy(update={"selector": selector}))))
+        if selector == "filter_cam" and filters is None:
+            continue
+        found = Masks.joined(list(searched(classifier, split, index, masks.model_copy(update={"selector": selector}), filters)))
         measures = {name: value for name, value in found.summary().items() if name not in ("screened", "misclassified", "not_confident")}
-        measures |= areas_under_curves(classifier, split, found, orders(classifier, split, found, selector, masks), masks)
+        measures |= areas_under_curves(classifier, split, found, orders(classifier, split, found, selector, masks, filters), masks)
         if len(least):
-            small = Masks.joined(list(searched(classifier, split, index[: len(least)], coarse.model_copy(update={"selector": selector}))))
+            small = Masks.joined(list(searched(classifier, split, index[: len(least)], coarse.model_copy(update={"selector": selector}), filters)))
             both = small.flipped & (least > 0)
             if bool(both.any()):
                 measures["optimality_ratio"] = float(small.sizes[both].sum() / least[both].sum())

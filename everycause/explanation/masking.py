@@ -30,6 +30,11 @@ class Masking:
         return self.partition.flatten(1)
 
     @cached_property
+    def _pixels(self) -> Float[Tensor, "images pixels 3"]:
+        """Channels last, so that what is shown needs no second copy for the convolutions."""
+        return self.images.permute(0, 2, 3, 1).flatten(1, 2).contiguous()
+
+    @cached_property
     def _indicator(self) -> Float[Tensor, "pixels regions"]:
         return torch.nn.functional.one_hot(self._flat[0], self.regions).float()
 
@@ -47,15 +52,14 @@ class Masking:
 
     def shown(self, owner: Int64[Tensor, "candidates"], kept: Float[Tensor, "candidates regions"]) -> Float[Tensor, "candidates 3 height width"]:
         """x·k + b·(1 − k) for image `owner`, with k in [0, 1] per region."""
-        size = self.images.shape[-2:]
-        if self.shared:
-            weight = kept.index_select(1, self._flat[0]).view(-1, 1, *size)
-        else:
-            weight = kept.gather(1, self._flat[owner]).view(-1, 1, *size)
-        images = self.images[owner]
+        height, width = self.images.shape[-2:]
+        weight = kept.index_select(1, self._flat[0]) if self.shared else kept.gather(1, self._flat[owner])
+        shown = self._pixels.index_select(0, owner)
         if self.stand_in is None:
-            return images * weight
-        return torch.lerp(self.stand_in[owner], images, weight)
+            shown = shown.mul_(weight[:, :, None])
+        else:
+            shown = self.stand_in.permute(0, 2, 3, 1).flatten(1, 2).index_select(0, owner).lerp_(shown, weight[:, :, None])
+        return shown.unflatten(1, (height, width)).permute(0, 3, 1, 2)
 
     def summed(self, owner: Int64[Tensor, "candidates"], pixels: Float[Tensor, "candidates height width"]) -> Float[Tensor, "candidates regions"]:
         """The sum of a pixel map over each region of image `owner`."""

@@ -7,7 +7,7 @@ Paper: arXiv 2511.12100 (SS-CA, Counterfactual LIMA); differences are listed in 
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +24,7 @@ from everycause.explanation import objectives
 from everycause.explanation.objectives import log_odds
 from everycause.explanation.regions import Kind, partitions
 from everycause.explanation.scoring import Precision, Scorer
+from everycause.explanation.screening import screen
 from everycause.explanation.search import Method, Task, search
 from everycause.explanation.selectors import SELECTORS, Name, Request, cut_at_flip
 from everycause.explanation.stand_in import FillName, masked, others
@@ -192,9 +193,7 @@ def generate(classifier: Classifier, split: Split, params: MaskParams, folder: P
             chunks = tqdm(
                 searched(classifier, split, index, params, filters), total=-(-len(index) // TOGETHER), desc=f"searching masks, shard {number + 1}", disable=None
             )
-            masks = Masks.joined(list(chunks))
-            vars(masks)["screened"] = screening.counts
-            masks.save(file, model, split.identity)
+            replace(Masks.joined(list(chunks)), screened=screening.counts).save(file, model, split.identity)
     return Masks.load(folder, model, split.identity)
 
 

@@ -8,6 +8,7 @@ grows; training goes on to the same number of steps and images as every other ro
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -79,7 +80,7 @@ def _next_masks(training: Training, upstream: Upstream, masks: MaskParams, param
     if found[-1] is None or (len(found) > 1 and found[-2] is not None and size_at_flip(found[-1]) < (1 + params.growth) * size_at_flip(found[-2])):
         return None
     screening = screen(training.classifier, upstream.train, masks.confidence, params.images)
-    new = Masks.joined(list(searched(training.classifier, upstream.train, screening.index, masks)))
+    new = replace(Masks.joined(list(searched(training.classifier, upstream.train, screening.index, masks))), screened=screening.counts)
     return new if bool(new.flipped.any()) else None
 
 

@@ -1,0 +1,58 @@
+"""What the benchmarks of explanations explain: the default base classifier, trained where its artifact is not at hand."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import yaml
+
+from everycause.data.batches import normalized, statistics
+from everycause.data.dataset import DataParams, open_split
+from everycause.data.split import Split
+from everycause.explanation.masking import Masking
+from everycause.explanation.objectives import log_odds
+from everycause.explanation.regions import grid
+from everycause.explanation.screening import screen
+from everycause.explanation.search import Task
+from everycause.hooks import evaluating
+from everycause.model import Classifier, ModelParams, load
+from everycause.training.fit import FitParams, fit
+
+ROOT = Path(__file__).parents[1]
+RAW = yaml.safe_load((ROOT / "params.yaml").read_text())
+CONFIDENCE = 0.75
+
+
+class Subject(NamedTuple):
+    """A model and the images that it is asked about."""
+
+    classifier: Classifier
+    train: Split
+
+
+def subject() -> Subject:
+    """The base of artifacts/, or the same trained here, about a minute."""
+    torch.manual_seed(0)
+    torch.set_num_threads(RAW["run"]["threads"])
+    data = DataParams(**RAW["data"])
+    train = open_split(data, "train", RAW["run"]["threads"])
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    artifact = ROOT / "artifacts" / "models" / "base" / "seed-0"
+    if artifact.is_dir():
+        return Subject(load(artifact, device), train)
+    classifier = Classifier(ModelParams(**RAW["model"]), train.class_names, train.image_size, statistics(train)).to(device, memory_format=torch.channels_last)
+    for _ in fit(classifier, train, open_split(data, "validation", 1), FitParams(**RAW["training"]), 0):
+        pass
+    return Subject(classifier.eval(), train)
+
+
+def task_of(subject: Subject, cells: int, images: int) -> Task:
+    """Correct and confident training images, evenly over the classes, on a grid."""
+    classifier, train = subject
+    index = screen(classifier, train, CONFIDENCE, images).index
+    shown = normalized(train.read(index.numpy()), classifier.statistics, classifier.device)
+    with torch.inference_mode(), evaluating(classifier):
+        logits = torch.cat([classifier(chunk).float() for chunk in shown.split(64)])
+    labels = train.labels[index].to(classifier.device)
+    runner_up = logits.scatter(1, labels[:, None], -torch.inf).argmax(dim=1)
+    return Task(Masking(shown, grid(train.image_size, cells)[None].to(classifier.device), cells**2), labels, runner_up, log_odds(logits, labels))
