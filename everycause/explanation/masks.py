@@ -33,7 +33,7 @@ from everycause.model import Classifier
 from everycause.section import Section
 
 FILE = "masks-{:05d}.safetensors"
-TOGETHER = 256
+TOGETHER = 512
 """Images that are searched together."""
 
 
