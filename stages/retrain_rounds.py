@@ -9,7 +9,7 @@ from pathlib import Path
 
 from everycause.artifact import fingerprint, write_json
 from everycause.data.dataset import open_split
-from everycause.evaluation.rounds import round_measures
+from everycause.evaluation.watching import round_measures
 from everycause.explanation.masks import Masks
 from everycause.model import load, model_fingerprint
 from everycause.params import read

@@ -42,7 +42,7 @@ def test_training_explanation_and_sweeps_cannot_reach_a_shifted_split() -> None:
 def test_only_the_sweep_and_the_rounds_reach_the_erasures_of_validation_images() -> None:
     users = {module for module in [*MODULES, *(f"stages.{stage}" for stage in STAGES)] if "everycause.data.validation_erasures" in closure(module)}
     assert users == {
-        "everycause.data.validation_erasures", "everycause.evaluation.selection", "everycause.evaluation.rounds", "stages.tune", "stages.retrain_rounds",
+        "everycause.data.validation_erasures", "everycause.evaluation.selection", "everycause.evaluation.watching", "stages.tune", "stages.retrain_rounds",
     }  # fmt: skip
 
 

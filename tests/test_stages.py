@@ -14,6 +14,7 @@ import yaml
 from nbclient import NotebookClient
 
 from everycause.artifact import read_json
+from everycause.explanation import masks as masks_module
 from everycause.model import load
 from stages import accumulate_filters, evaluate_ood, generate_masks, measure_faithfulness, readme, report, retrain, retrain_rounds, train_base, tune
 from tests.conftest import ROOT
@@ -129,6 +130,40 @@ def test_histories_hold_an_epoch_a_line_and_no_times(toy: Path) -> None:
     lines = (toy / "artifacts" / "models" / "joint" / "seed-0" / "history.jsonl").read_text().splitlines()
     assert len(lines) == smoke()["retraining"]["epochs"]
     assert '"train/augment"' in lines[0] and '"train/mc"' in lines[0] and "time" not in lines[0]
+
+
+@pytest.mark.parametrize("stage", ("generate_masks", "retrain_rounds"))
+def test_a_killed_stage_goes_on_and_ends_in_the_same_bytes(toy: Path, monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
+    monkeypatch.chdir(toy)
+    raw = smoke()
+    raw["masks"]["shard"] = 16
+    (toy / "params.yaml").write_text(yaml.safe_dump(raw))
+
+    def run_into(out: str) -> Path:
+        if stage == "generate_masks":
+            generate_masks.main(seed=0, base=BASE, out=Path(out))
+        else:
+            retrain_rounds.main(seed=0, base=BASE, masks=MASKS, out=Path(out))
+        return Path(out)
+
+    whole = run_into(f"{stage}-whole")
+    owner, name = {"generate_masks": (masks_module, "searched"), "retrain_rounds": (retrain_rounds, "keep")}[stage]
+    real, calls = getattr(owner, name), []
+
+    def killed(*arguments: object) -> object:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(owner, name, killed)
+    with pytest.raises(KeyboardInterrupt):
+        run_into(f"{stage}-killed")
+    assert not Path(f"{stage}-killed").exists() and Path(f"{stage}-killed.partial").is_dir()
+    monkeypatch.setattr(owner, name, real)
+    resumed = run_into(f"{stage}-killed")
+    assert {path.name: path.read_bytes() for path in resumed.iterdir()} == {path.name: path.read_bytes() for path in whole.iterdir()}
+    assert not Path(f"{stage}-killed.partial").exists() and len(list(whole.iterdir())) > 3
 
 
 def test_a_sweep_reuses_what_exists_proposes_and_goes_on(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:

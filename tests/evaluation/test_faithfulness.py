@@ -1,6 +1,15 @@
+from itertools import pairwise
+
+import pytest
 import torch
 
-from everycause.evaluation.faithfulness import covered_share, part_measures
+from everycause.data.batches import normalized
+from everycause.data.dataset import DataParams, open_split
+from everycause.data.split import Split
+from everycause.evaluation.faithfulness import FaithfulnessParams, against_truth, areas_under_curves, covered_share, faithfulness, part_measures
+from everycause.explanation.masks import searched
+from tests.explanation.searching import PARAMS, always_right, undecided, without
+from tests.training.invented import invented_masks
 
 
 def test_part_measures_count_pixels() -> None:
@@ -24,3 +33,39 @@ def test_removing_everything_destroys_every_part_and_nothing_none() -> None:
 def test_an_invisible_part_is_not_destroyed() -> None:
     parts = torch.zeros(1, 1, 4, 4, dtype=torch.bool)
     assert covered_share(torch.ones(1, 4, 4, dtype=torch.bool), parts).item() == 0
+
+
+def test_every_selector_is_judged_on_the_same_images(train: Split, data_params: DataParams) -> None:
+    classifier = undecided(train)
+    split = open_split(data_params, "validation", 1)
+    split = always_right(split, classifier, 32)
+    params = FaithfulnessParams(rows=["base"], selectors=["counterfactual", "random", "filter_cam"], images=16, exact_images=4)
+    results = faithfulness(classifier, split, data_params, PARAMS, params, 1)
+    assert list(results) == ["counterfactual", "random"]  # there is no filter bank
+    own, random = results["counterfactual"], results["random"]
+    assert own["searched"] == random["searched"] == 16 and own["flip_rate"] >= random["flip_rate"]
+    assert own["deletion_auc"] < random["deletion_auc"] and all(0 <= own[f"{name}_auc"] <= 1 for name in ("insertion", "deletion"))
+    assert all(1 <= measures.get("optimality_ratio", 1) <= 4 for measures in results.values())
+    assert {"share_on_parts", "part_iou", "flip_distance", "random/flip_distance"} <= set(own)
+
+
+def test_photos_have_no_truth_to_be_held_against(train: Split, data_params: DataParams) -> None:
+    assert against_truth(invented_masks(train), data_params.model_copy(update={"source": "folder"}), 1, 0) == {}
+
+
+def test_the_areas_are_those_of_the_plain_definition(train: Split) -> None:
+    classifier = undecided(train)
+    split = always_right(train, classifier, 6)
+    (masks,) = searched(classifier, split, torch.arange(6), PARAMS)
+    order = torch.arange(16).expand(6, -1)
+    areas = areas_under_curves(classifier, split, masks, order, PARAMS)
+    images = normalized(split.read(torch.arange(6).numpy()), classifier.statistics, torch.device("cpu"))
+    deletion = []
+    with torch.inference_mode():
+        for row in range(6):
+            curve = []
+            for removed in range(17):
+                shown = without(images[row], masks.partition[0], list(range(removed)))
+                curve.append(float(classifier(shown[None]).softmax(dim=1)[0, split.labels[row]]))
+            deletion.append(sum((a + b) / 2 / 16 for a, b in pairwise(curve)))
+    assert areas["deletion_auc"] == pytest.approx(sum(deletion) / 6, abs=1e-4)

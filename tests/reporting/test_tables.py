@@ -6,10 +6,11 @@ import torch
 
 from everycause.artifact import write_json
 from everycause.evaluation.ood import Predictions
-from everycause.reporting import figures, tables
+from everycause.reporting import explanations, figures, tables
 from everycause.reporting.document import document
 from everycause.reporting.results import Results
 
+FAITHFULNESS = {"base": {"counterfactual": {"flip_rate": 0.9, "regions_at_flip": 4.125}, "random": {"flip_rate": 0.1}}}
 ROWS, SEEDS = ["base", "continued", "masks"], [0, 1]
 
 
@@ -61,7 +62,7 @@ def test_a_missing_result_names_the_stage(tmp_path: Path, results: Results) -> N
 
 
 def test_the_document_shows_measures_that_there_are_and_no_others(results: Results) -> None:
-    text = document(results, {"filters": 96.0}, {"searched": 1200.0, "flip_rate": 0.93}, {"accuracies.png": "Accuracy."})
+    text = document(results, {"filters": 96.0}, {"searched": 1200.0, "flip_rate": 0.93}, FAITHFULNESS, {"accuracies.png": "Accuracy."})
     assert "| images searched | 1200 |" in text and "| share whose prediction flips | 0.93 |" in text and "flip distance" not in text
     assert "![Accuracy.](accuracies.png)" in text
 
@@ -70,3 +71,19 @@ def test_figures_have_reproducible_bytes(results: Results, tmp_path: Path) -> No
     for name in ("one.png", "two.png"):
         figures.save(figures.accuracies(results), tmp_path / name)
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
+
+
+def test_a_measure_that_does_not_exist_is_an_empty_cell() -> None:
+    lines = explanations.faithfulness_table(FAITHFULNESS).splitlines()
+    assert lines[0] == "| model | selector | flips | regions at the flip |"
+    assert lines[2:] == ["| `base` | counterfactual | 0.9 | 4.12 |", "| `base` | random | 0.1 |  |"]
+
+
+@pytest.mark.parametrize("parts", ([], ["hue", "texture"]))
+def test_the_rounds_are_drawn_with_and_without_known_parts(tmp_path: Path, parts: list[str]) -> None:
+    known = {"round/completeness": 0.5, "round/reliance/0": 0.7, "round/reliance/1": 0.3} if parts else {}
+    searched = {"round/regions_at_flip": 4.0} | ({"round/flip_distance": 1.5} if parts else {})
+    rounds = [{"round/round": 0.0} | known, {"round/round": 1.0} | known | searched, {"round/round": 2.0} | known]
+    figure = explanations.rounds_figure(rounds, parts, 2 if parts else None)
+    assert len(figure.axes) == (3 if parts else 1)
+    figures.save(figure, tmp_path / "rounds.png")
