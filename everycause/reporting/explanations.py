@@ -70,8 +70,8 @@ def rounds_figure(rounds: list[dict[str, float]], parts: list[str], code_distanc
         for part, name in enumerate(parts):
             axes[0, 0].plot(steps, [one[f"round/reliance/{part}"] for one in rounds], marker="o", label=name)
         axes[0, 0].axhline(1 / len(parts), color="#3a9d23", linestyle="--", linewidth=1)
-        axes[0, 0].set(title="Reliance per part (dashed: even)", xlabel="after round (0: base)", xticks=steps, ylim=(0, None))
-        axes[0, 0].legend(frameon=False, fontsize=8)
+        axes[0, 0].set(title="Reliance per part (dashed: even)", xlabel="after round (0: base)", xticks=steps, ylim=(0, 1.5 * axes[0, 0].get_ylim()[1]))
+        axes[0, 0].legend(frameon=False, fontsize=8, ncol=2, loc="upper center")
         axes[0, 1].plot(steps, [one["round/completeness"] for one in rounds], marker="o", color=color("masks_rounds"))
         axes[0, 1].set(title="Completeness (validation)", xlabel="after round (0: base)", xticks=steps, ylim=(0, 1))
     return figure
