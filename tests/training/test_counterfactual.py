@@ -8,11 +8,13 @@ from everycause.data.batches import Statistics
 from everycause.data.codebirds import Codebirds
 from everycause.data.dataset import DataParams
 from everycause.data.split import Split
+from everycause.explanation.masks import Masks, searched
 from everycause.explanation.regions import grid
 from everycause.training.controls import CutMix, Erasing, OracleParts
 from everycause.training.counterfactual import Pool, Removals
 from everycause.training.fill import Bank, MeanFill, OwnFill, background_bank, fill_of, plates, vicinity
 from everycause.training.steps import training_steps
+from tests.explanation.searching import PARAMS, always_right, undecided
 from tests.training.invented import FILL, invented_masks
 
 REGIONS = 16
@@ -196,3 +198,16 @@ def test_the_stream_shows_every_image_once_per_round(train: Split) -> None:
     held = train.subset(np.arange(64))
     steps = list(islice(training_steps(held, 16, 0, None, generator()), 4))
     assert torch.equal(torch.cat([step.labels for step in steps]).bincount(), held.labels.bincount())
+
+
+def test_images_with_partitions_of_their_own_lose_the_same_pixels_in_training_as_in_the_search(train: Split) -> None:
+    classifier = undecided(train)
+    split = always_right(train, classifier, 24)
+    masks = Masks.joined(list(searched(classifier, split, torch.arange(24), PARAMS.model_copy(update={"partition": "slico"}))))
+    assert len(masks.partition) == 24 and masks.flipped.any()
+    flips = masks.rows(masks.flipped.nonzero()[:, 0])
+    pool = Pool({}, masks.partition[:0], {}).joined(masks)
+    expected = flips.pixels(flips.removed)
+    assert torch.equal(pool.pixels(flips.index, pool.draw(flips.index, generator(), none=False)), expected)
+    composed, _ = Removals(pool, background_bank(split, masks, FILL), 1.0).composed(flips.index, split.read(flips.index.numpy()), flips.runner_up, generator())
+    assert torch.equal(composed.permute(0, 2, 3, 1)[~expected], split.read(flips.index.numpy()).permute(0, 2, 3, 1)[~expected])
