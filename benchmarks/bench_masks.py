@@ -166,7 +166,13 @@ def draw(front: dict[str, dict[str, float]], growth: dict[str, dict[str, float]]
         for number, (name, values) in enumerate(front.items()):
             axis.plot(values["forward_ratio"], values[measure], "o", color="#222222" if "greedy" in name or "exhaustive" in name else "#0072b2")
             if measure == "size_ratio":  # the same places along the axis in both panels
-                axis.annotate(name, (values["forward_ratio"], values[measure]), fontsize=7, xytext=(5, 4 if number % 2 else -9), textcoords="offset points")
+                axis.annotate(
+                    name,
+                    (values["forward_ratio"], values[measure]),
+                    fontsize=7,
+                    xytext=(5, 4 if number % 2 or number == len(front) - 1 else -9),
+                    textcoords="offset points",
+                )
         axis.axvline(0.2, color="#3a9d23", linestyle="--", linewidth=1)
         axis.axhline(1.02 if measure == "size_ratio" else 0.0, color="#3a9d23", linestyle="--", linewidth=1)
         axis.set(xlabel="forward passes over greedy's (dashed: the aims)", title=title, xlim=(0.1, 1.35))

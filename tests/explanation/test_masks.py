@@ -11,12 +11,7 @@ from everycause.explanation.screening import evenly_over_classes
 from everycause.inference import logits_of
 from everycause.model import Classifier, ModelParams
 from tests.conftest import STATISTICS
-from tests.explanation.searching import PARAMS, always_right, undecided
-
-
-@pytest.fixture
-def classifier(train: Split) -> Classifier:
-    return undecided(train)
+from tests.explanation.searching import PARAMS, always_right
 
 
 @pytest.fixture

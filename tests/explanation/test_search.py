@@ -19,11 +19,6 @@ LARGEST = 4
 
 
 @pytest.fixture
-def classifier(train: Split) -> Classifier:
-    return undecided(train)
-
-
-@pytest.fixture
 def task(classifier: Classifier, train: Split) -> Task:
     return task_of(classifier, train)
 

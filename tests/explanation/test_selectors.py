@@ -9,12 +9,7 @@ from everycause.explanation.search import Task
 from everycause.explanation.selectors import SELECTORS, Request, cut_at_flip
 from everycause.model import Classifier, ModelParams, Seen
 from tests.conftest import STATISTICS
-from tests.explanation.searching import task_of, undecided
-
-
-@pytest.fixture
-def classifier(train: Split) -> Classifier:
-    return undecided(train)
+from tests.explanation.searching import task_of
 
 
 @pytest.fixture

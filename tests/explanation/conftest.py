@@ -1,0 +1,11 @@
+import pytest
+
+from everycause.data.split import Split
+from everycause.model import Classifier
+from tests.explanation.searching import undecided
+
+
+@pytest.fixture
+def classifier(train: Split) -> Classifier:
+    """Untrained, and undecided between its classes: its predictions vary and flip."""
+    return undecided(train)
