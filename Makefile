@@ -8,8 +8,9 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export HF_HUB_OFFLINE := 1
 port ?= 5000
+name ?= lambdas
 
-.PHONY: help setup repro test ui smoke sweep bench readme lock lint
+.PHONY: help setup repro test ui smoke sweep ablation bench readme lock lint
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/ —/'
@@ -44,6 +45,10 @@ smoke: setup  ## every stage at tiny sizes in .smoke, in under two minutes
 sweep: setup  ## an Optuna study over the loss weights and thresholds; resumable
 	dvc repro --quiet train_base accumulate_filters generate_masks
 	python -m stages.tune --artifacts artifacts --out reports/tuning
+
+ablation: setup  ## a grid of tuning.ablations (name=lambdas | confidence | frequency | sparsity); resumable
+	dvc repro --quiet train_base accumulate_filters generate_masks
+	python -m stages.tune --artifacts artifacts --out reports/ablations --ablation $(name)
 
 bench: setup  ## one line per measure, and benchmarks/results.json
 	python -m benchmarks.run

@@ -16,7 +16,7 @@ from everycause.explanation.screening import screen
 from everycause.explanation.search import Task
 from everycause.hooks import evaluating
 from everycause.model import Classifier, ModelParams, load
-from everycause.training.fit import FitParams, fit
+from everycause.training.fit import BaseParams, fit_base
 
 ROOT = Path(__file__).parents[1]
 RAW = yaml.safe_load((ROOT / "params.yaml").read_text())
@@ -41,7 +41,7 @@ def subject() -> Subject:
     if artifact.is_dir():
         return Subject(load(artifact, device), train)
     classifier = Classifier(ModelParams(**RAW["model"]), train.class_names, train.image_size, statistics(train)).to(device, memory_format=torch.channels_last)
-    for _ in fit(classifier, train, open_split(data, "validation", 1), FitParams(**RAW["training"]), 0):
+    for _ in fit_base(classifier, train, open_split(data, "validation", 1), BaseParams(**RAW["training"]), 0):
         pass
     return Subject(classifier.eval(), train)
 

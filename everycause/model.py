@@ -4,7 +4,7 @@ import difflib
 import os
 from math import isqrt
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import timm
 import torch
@@ -28,7 +28,11 @@ class ModelParams(Section):
     pretrained: bool
     """Start from timm's pretrained weights; they must already be in the local cache."""
     explained_layer: str = Field(min_length=1)
-    """Dotted name of the layer whose channels are the filters."""
+    """Dotted name of the layer whose channels are the filters; `maps` with a linear head."""
+    head: Literal["published", "linear"]
+    """What follows the features: timm's own head, or average pooling, dropout and one linear layer, from which filters can always be read."""
+    dropout: float = Field(ge=0, lt=1)
+    """Share of the pooled features that is dropped in training, before the last layer."""
 
 
 class Readout(NamedTuple):
@@ -36,7 +40,7 @@ class Readout(NamedTuple):
 
     logits: Float[Tensor, "batch classes"]
     activations: Float[Tensor, "batch filters"]
-    """Global averages of the explained layer's channels."""
+    """Averages of the explained layer's channels over places, or over the patch tokens of a transformer."""
 
 
 class Seen(NamedTuple):
@@ -45,6 +49,31 @@ class Seen(NamedTuple):
     output: Tensor
     """As the layer gives it; Classifier.as_maps lays it out."""
     logits: Float[Tensor, "batch classes"]
+
+
+class LinearOnMaps(nn.Module):
+    """The features of a timm network, averaged over their places, with dropout and one linear layer: a network cut after its last block."""
+
+    def __init__(self, params: ModelParams, trunk: nn.Module, num_classes: int) -> None:
+        super().__init__()
+        trunk.reset_classifier(0)
+        if hasattr(trunk, "pre_logits"):
+            trunk.pre_logits = nn.Identity()  # the fully connected layers of VGG are cut away
+        self.trunk, self.maps = trunk, nn.Identity()
+        self.num_prefix_tokens = getattr(trunk, "num_prefix_tokens", 0)
+        self.patches = hasattr(trunk, "patch_embed") and hasattr(trunk, "num_prefix_tokens")
+        self.channels_last = getattr(trunk, "output_fmt", "NCHW") == "NHWC"
+        self.dropout, self.fc = nn.Dropout(params.dropout), nn.Linear(trunk.num_features, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits."""
+        features = self.trunk.forward_features(images)
+        maps = self.maps(features.permute(0, 3, 1, 2) if self.channels_last else features)
+        return self.fc(self.dropout(maps[:, self.num_prefix_tokens :].mean(1) if self.patches else maps.mean((2, 3))))
+
+    def get_classifier(self) -> nn.Linear:
+        """The last layer, under timm's name."""
+        return self.fc
 
 
 class Classifier(nn.Module):
@@ -81,17 +110,13 @@ class Classifier(nn.Module):
         return self.network(images)
 
     def readout(self, images: Float[Tensor, "batch 3 height width"]) -> Readout:
-        """Logits and pooled activations of normalized images.
+        """Logits and pooled activations of normalized images: what is already pooled stays, maps and patch tokens are averaged.
 
         Raises:
-            ValueError: the explained layer gives no feature maps.
+            ValueError: the explained layer gives neither feature maps nor a square of patch tokens nor a pooled vector.
         """
-        maps, logits = self.seen(images)
-        if maps.ndim != 4:
-            raise ValueError(
-                f"model.explained_layer '{self.params.explained_layer}' of {self.params.name} gives {maps.ndim}-dimensional output, not feature maps: name a convolutional layer"
-            )
-        return Readout(logits, maps.mean(dim=(2, 3)))
+        output, logits = self.seen(images)
+        return Readout(logits, output if output.ndim == 2 else self.as_maps(output).mean(dim=(2, 3)))
 
     def seen(self, images: Float[Tensor, "batch 3 height width"]) -> Seen:
         """Output of the explained layer and logits of normalized images."""
@@ -131,9 +156,32 @@ class Classifier(nn.Module):
             if seen.activations.shape[1] == linear.in_features and torch.allclose(linear(seen.activations), seen.logits, rtol=1e-3, atol=1e-4):
                 return linear.weight.detach(), linear.bias.detach()
         raise ValueError(
-            f"the filter terms need logits that are linear in the averaged channels of '{self.params.explained_layer}', "
-            f"and those of {self.params.name} are not: name the last convolutional layer, or leave out the rows with filters"
+            f"filters need logits that are linear in the averaged channels of '{self.params.explained_layer}', and those of {self.params.name} are not: "
+            "name the layer whose average the last layer reads (in a transformer that averages its patch tokens, or a ConvNeXt, the normalization before it), "
+            "or set model.head to linear and model.explained_layer to maps"
         )
+
+    @torch.no_grad()
+    def places(self) -> tuple[int, ...]:
+        """Rows and columns of the explained layer's maps, the number of tokens, or nothing where it gives a pooled vector."""
+        with evaluating(self):
+            output = self.seen(torch.zeros(1, 3, self.image_size, self.image_size, device=self.device)).output
+        match output.ndim:
+            case 4 if output.shape[2] * output.shape[3] > 1:
+                return tuple(output.shape[2:])
+            case 3:
+                return (output.shape[1],)
+        return ()
+
+    def filters_are(self) -> str:
+        """What a filter of the explained layer is, in words."""
+        layer, places = f"`{self.params.explained_layer}` of {self.params.name}", self.places()
+        match len(places):
+            case 2:
+                return f"channels of {layer}, averaged over {places[0]} × {places[1]} places"
+            case 1:
+                return f"channels of the mean patch token of {layer}: not localized as those of a convolution are, since every token has seen the whole image"
+        return f"units of the pooled vector of {layer}: they have no place in the image"
 
     def save(self, folder: Path) -> None:
         """Write weights and description into a folder, as one file."""
@@ -171,13 +219,19 @@ def _create(params: ModelParams, num_classes: int, image_size: int) -> nn.Module
         raise ValueError(f"model.name '{params.name}' is not a timm model{hint}")
     published = timm.get_pretrained_cfg(params.name)
     sized = {"img_size": image_size} if published is not None and published.fixed_input_size else {}
+    if params.dropout and params.head == "published":
+        sized["drop_rate"] = params.dropout
     if not params.pretrained:
-        return timm.create_model(params.name, num_classes=num_classes, **sized)
+        return _with_head(params, timm.create_model(params.name, num_classes=num_classes, **sized), num_classes)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # without it, timm retries for most of a minute before it fails
     try:
-        return timm.create_model(params.name, pretrained=True, num_classes=num_classes, **sized)
+        return _with_head(params, timm.create_model(params.name, pretrained=True, num_classes=num_classes, **sized), num_classes)
     except (OSError, RuntimeError) as error:
         raise ValueError(
             f"the pretrained weights of {params.name} are not in the local Hugging Face cache and nothing is downloaded here: "
             "put them there (huggingface_hub.snapshot_download on a machine with network) or set model.pretrained to false"
         ) from error
+
+
+def _with_head(params: ModelParams, network: nn.Module, num_classes: int) -> nn.Module:
+    return network if params.head == "published" else LinearOnMaps(params, network, num_classes)

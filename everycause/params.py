@@ -20,7 +20,7 @@ SECTIONS = {
     "tracking": "everycause.tracking:TrackingParams",
     "data": "everycause.data.dataset:DataParams",
     "model": "everycause.model:ModelParams",
-    "training": "everycause.training.fit:FitParams",
+    "training": "everycause.training.fit:BaseParams",
     "filters": "everycause.explanation.filters:FilterParams",
     "masks": "everycause.explanation.masks:MaskParams",
     "fill": "everycause.training.fill:FillParams",
@@ -28,6 +28,7 @@ SECTIONS = {
     "retraining": "everycause.training.fit:FitParams",
     "rounds": "everycause.training.rounds:RoundsParams",
     "faithfulness": "everycause.evaluation.faithfulness:FaithfulnessParams",
+    "detection": "everycause.evaluation.misclassification:DetectionParams",
     "evaluation": "everycause.evaluation.ood:EvaluationParams",
     "tuning": "everycause.tuning:TuningParams",
 }

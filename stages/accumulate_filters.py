@@ -1,16 +1,16 @@
 """Stage 2, accumulate_filters: the filters that each class cannot do without.
 
-Reads   the base classifier and the training split.
-Writes  OUT/filters.safetensors (a FilterBank), OUT/summary.json, OUT/history.jsonl.
+Reads   the base classifier, the training split, and the validation split to judge every generator on.
+Writes  OUT/filters.safetensors (a FilterBank), OUT/incorrect_heads.safetensors, OUT/summary.json, OUT/history.jsonl.
 Paper   arXiv 2501.11087, section 4.1, with the heads of arXiv 2501.06831.  Cost: about 30 s on two cores.
 """
 
 from pathlib import Path
 
-from everycause.artifact import write_json
+from everycause.artifact import save_tensors, write_json
 from everycause.data.dataset import open_split
-from everycause.explanation.filters import LinearHead, accumulate, quality
-from everycause.explanation.heads import train_heads
+from everycause.explanation.filters import INCORRECT, accumulate, incorrect_quality, local_filters, quality
+from everycause.explanation.heads import LinearHead, train_incorrect_heads
 from everycause.inference import readout_of
 from everycause.model import load, model_fingerprint
 from everycause.params import read
@@ -19,7 +19,7 @@ from stages.entry import recorded, run
 
 
 def main(seed: int, base: Path, out: Path) -> None:
-    """Train the minimum-correct heads and accumulate global filters.
+    """Train the counterfactual heads and accumulate global filters.
 
     Args:
         seed: Seed of the heads.
@@ -27,18 +27,24 @@ def main(seed: int, base: Path, out: Path) -> None:
         out: Folder to write.
     """
     params = read("run", "tracking", "data", "filters")
-    device = start(params.run, seed)
-    classifier = load(base, device)
-    train = open_split(params.data, "train", params.run.threads)
-    head = LinearHead(*(value.cpu() for value in classifier.head()))
+    device, filters = start(params.run, seed), params.filters
+    classifier, model = load(base, device), model_fingerprint(base)
+    train, validation = (open_split(params.data, name, params.run.threads) for name in ("train", "validation"))
+    head = LinearHead(*classifier.head()).to("cpu")
     with recorded("accumulate_filters/filters", params, out, seed, device, train.identity) as (folder, record):
-        seen = readout_of(classifier, train)
-        heads = train_heads(*(value.to(device) for value in (seen.activations, head.weight, head.bias)), params.filters.heads, seed)
-        threshold = params.filters.confidence_threshold
-        bank = accumulate(heads, head, seen, train.labels, train.class_names, threshold, model_fingerprint(base))
-        summary = quality(heads, head, seen, train.labels, threshold, seed) | bank.summary(params.filters)
+        seen, held_out = readout_of(classifier, train), readout_of(classifier, validation)
+        judged = (head, held_out, validation.labels, filters.confidence_threshold, seed)
+        generators = {
+            name: local_filters(name, seen, train.labels, head, filters.heads, seed, device) for name in dict.fromkeys([filters.generator, *filters.compared])
+        }
+        bank = accumulate(generators[filters.generator], head, seen, train.labels, train.class_names, filters.confidence_threshold, model)
+        incorrect = train_incorrect_heads(seen.activations.to(device), train.labels.to(device), head.to(device), filters.heads, seed)
+        summary = bank.summary(filters)
+        summary |= {f"{name}/{measure}": value for name, local in generators.items() for measure, value in quality(local, *judged).items()}
+        summary |= {f"minimum_incorrect/{measure}": value for measure, value in incorrect_quality(incorrect, *judged).items()}
         record(summary, 0)
         bank.save(folder)
+        save_tensors(folder / INCORRECT, {"weight": incorrect.weight, "bias": incorrect.bias}, {"model": model})
         write_json(folder / "summary.json", summary)
 
 

@@ -14,7 +14,7 @@ from everycause.data.dataset import open_split
 from everycause.model import Classifier
 from everycause.params import read
 from everycause.runtime import start
-from everycause.training.fit import fit
+from everycause.training.fit import fit_base
 from stages.entry import recorded, run
 
 
@@ -32,7 +32,7 @@ def main(seed: int, out: Path) -> None:
     classifier = Classifier(params.model, train.class_names, train.image_size, statistics(train))
     classifier.to(device=device, memory_format=torch.channels_last)
     with recorded("train_base/base", params, out, seed, device, train.identity) as (folder, record):
-        for epoch in fit(classifier, train, validation, params.training, seed):
+        for epoch in fit_base(classifier, train, validation, params.training, seed):
             record(epoch.measures, epoch.number)
         classifier.save(folder)
         if params.tracking.log_models:

@@ -37,10 +37,41 @@ def test_other_architectures_work(name: str, layer: str) -> None:
 def test_a_vit_of_a_fixed_size_is_built_for_the_image_size() -> None:
     classifier = with_params(name="test_vit", explained_layer="blocks").eval()
     assert classifier(images(2)).shape == (2, 2)
-    with pytest.raises(ValueError, match="not feature maps"):
-        classifier.readout(images(1))
-    with pytest.raises(ValueError, match="not feature maps|linear"):
+    with pytest.raises(ValueError, match="linear in the averaged channels of 'blocks'.*set model.head to linear"):
         classifier.head()
+
+
+@pytest.mark.parametrize(
+    ("name", "layer", "head", "are"),
+    [
+        ("resnet10t", "layer4", "published", "averaged over 2 × 2 places"),
+        ("vgg11", "maps", "linear", "averaged over 2 × 2 places"),
+        ("test_convnext", "maps", "linear", "averaged over 2 × 2 places"),
+        ("test_convnext", "head.norm", "published", "no place in the image"),
+        ("test_vit", "maps", "linear", "mean patch token"),
+        ("test_vit3", "fc_norm", "published", "no place in the image"),
+    ],
+)
+def test_filters_of_every_kind_of_network_are_read_and_named(name: str, layer: str, head: str, are: str, tmp_path: Path) -> None:
+    classifier = Classifier(ModelParams(name=name, pretrained=False, explained_layer=layer, head=head, dropout=0.5), ("a", "b", "c"), 64, STATISTICS).eval()
+    weight, bias = classifier.head()
+    seen = classifier.readout(images(2, 64))
+    assert torch.allclose(seen.activations @ weight.T + bias, seen.logits, atol=1e-3) and are in classifier.filters_are()
+    classifier.save(tmp_path)
+    assert torch.allclose(load(tmp_path)(images(2, 64)), classifier(images(2, 64)), atol=1e-4)
+
+
+def test_the_cut_of_a_vgg_is_the_papers() -> None:
+    params = ModelParams(name="vgg16", pretrained=False, explained_layer="maps", head="linear", dropout=0.5)
+    classifier = Classifier(params, tuple(map(str, range(200))), 224, STATISTICS)
+    assert classifier.places() == (7, 7) and classifier.network.dropout.p == 0.5
+    weights = {name: value.shape for name, value in classifier.network.named_parameters()}
+    assert weights["fc.weight"] == (200, 512) and len(weights) == 2 * 13 + 2 and "trunk.features.28.weight" in weights
+
+
+def test_a_layer_that_gives_neither_maps_nor_tokens_nor_a_vector_is_refused() -> None:
+    with pytest.raises(ValueError, match="neither feature maps nor a square"):
+        with_params(name="test_vit", explained_layer="blocks.0.attn.q_norm").as_maps(torch.zeros(1, 2, 3, 4, 5))
 
 
 def test_the_head_is_linear_in_the_pooled_activations(classifier: Classifier) -> None:
@@ -119,7 +150,7 @@ def test_a_damaged_artifact_is_one_sentence(tmp_path: Path) -> None:
 
 def test_model_params_refuse_unknown_keys() -> None:
     with pytest.raises(ValueError, match="Extra inputs"):
-        ModelParams(name="test_resnet", pretrained=False, explained_layer="layer4", depth=3)
+        ModelParams(**MODEL.model_dump(), depth=3)
 
 
 def test_classifiers_with_one_seed_are_equal() -> None:

@@ -44,6 +44,16 @@ def test_every_stage_is_a_sentence_a_script_and_cached_outputs(stage: str) -> No
 
 
 def test_stages_stand_in_reading_order_and_no_two_write_the_same_place() -> None:
-    assert list(STAGES) == ["train_base", "accumulate_filters", "generate_masks", "retrain", "retrain_rounds", "measure_faithfulness", "evaluate_ood", "report"]
+    assert list(STAGES) == [
+        "train_base",
+        "accumulate_filters",
+        "generate_masks",
+        "retrain",
+        "retrain_rounds",
+        "measure_faithfulness",
+        "evaluate_ood",
+        "detect_misclassifications",
+        "report",
+    ]
     outs = [out if isinstance(out, str) else next(iter(out)) for content in STAGES.values() for out in content["outs"]]
     assert len(set(outs)) == len(outs)

@@ -24,6 +24,9 @@ def test_there_are_commands() -> None:
 def test_every_command_can_be_run(command: list[str]) -> None:
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
     match command:
+        case ["make", "ablation", name]:
+            grids = yaml.safe_load((ROOT / "params.yaml").read_text())["tuning"]["ablations"]
+            assert name.removeprefix("name=") in grids
         case ["make", target]:
             assert target in TARGETS
         case ["dvc", "repro", *names]:

@@ -16,7 +16,19 @@ from nbclient import NotebookClient
 from everycause.artifact import read_json
 from everycause.explanation import masks as masks_module
 from everycause.model import load
-from stages import accumulate_filters, evaluate_ood, generate_masks, measure_faithfulness, readme, report, retrain, retrain_rounds, train_base, tune
+from stages import (
+    accumulate_filters,
+    detect_misclassifications,
+    evaluate_ood,
+    generate_masks,
+    measure_faithfulness,
+    readme,
+    report,
+    retrain,
+    retrain_rounds,
+    train_base,
+    tune,
+)
 from tests.conftest import ROOT
 from tests.trees import digits_tree
 
@@ -24,6 +36,7 @@ ARTIFACTS = Path("artifacts")
 BASE = ARTIFACTS / "models" / "base" / "seed-0"
 FILTERS = ARTIFACTS / "filters" / "minimum_correct" / "seed-0"
 MASKS = ARTIFACTS / "masks" / "counterfactual" / "seed-0"
+DETECTION = ARTIFACTS / "detection" / "base" / "seed-0"
 ROUNDS = ARTIFACTS / "models" / "masks_rounds" / "seed-0"
 
 
@@ -43,6 +56,7 @@ def run_pipeline(folder: Path, raw: dict) -> Path:
         measure_faithfulness.main(seed=0, models=ARTIFACTS / "models", filters=FILTERS, out=ARTIFACTS / "faithfulness" / "all" / "seed-0")
         for row in raw["evaluated"]:
             evaluate_ood.main(row=row, seed=0, model=ARTIFACTS / "models" / row / "seed-0", out=ARTIFACTS / "evaluation" / row / "seed-0")
+        detect_misclassifications.main(seed=0, base=BASE, filters=FILTERS, out=DETECTION)
         report.main(artifacts=ARTIFACTS, out=Path("reports/results"))
     finally:
         os.chdir(before)
@@ -106,9 +120,19 @@ def test_the_report_has_every_row_and_every_figure(toy: Path) -> None:
     text = (toy / "reports" / "results" / "results.md").read_text()
     for row in ("base", "continued", "joint"):
         assert f"| `{row}` |" in text
+    for said in (
+        "Filters are units of the pooled vector of `layer4` of test_resnet",
+        "| `oracle_necessary` |",
+        "| test | ",
+        "`max_softmax`",
+        "part in common",
+        "runner-up reached",
+    ):
+        assert said in text, said
     figures = {line.split("](")[1].rstrip(")") for line in text.splitlines() if line.startswith("![")}
     assert figures == {
-        "completeness.png", "reliance.png", "scene_gap.png", "accuracies.png", "rounds.png", "faithfulness.png", "gallery.png", "contact_sheet.png",
+        "completeness.png", "reliance.png", "scene_gap.png", "accuracies.png", "rounds.png", "faithfulness.png", "filter_terms.png", "filter_heat_map.png",
+        "detection.png", "gallery.png", "contact_sheet.png",
     }  # fmt: skip
     for name in figures:
         assert (toy / "reports" / "results" / name).stat().st_size > 5000
@@ -176,6 +200,10 @@ def test_a_sweep_reuses_what_exists_proposes_and_goes_on(toy: Path, monkeypatch:
         tune.main(artifacts=ARTIFACTS, out=Path("proposal"))
         assert len((toy / "proposal" / "trials.csv").read_text().splitlines()) == trials + 1
     assert "selected by validation completeness" in (toy / "proposal" / "best_params.yaml").read_text()
+    tune.main(artifacts=ARTIFACTS, out=Path("ablations"), ablation="sparsity")
+    table = (toy / "ablations" / "sparsity" / "trials.csv").read_text().splitlines()
+    assert len(table) == 3 and "filters.heads.sparsity" in table[0] and "validation completeness" in table[0] and "filters_per_class" in table[0]
+    assert (toy / "ablations" / "sparsity" / "grid.png").is_file()
     assert files(toy) == before
 
 

@@ -6,13 +6,19 @@ import pytest
 import yaml
 
 from everycause.training.trial import TrialParams, with_values
-from everycause.tuning import Range, TuningParams, defaults, open_study, optimize, write_proposal
+from everycause.tuning import Ablation, Range, TuningParams, Values, ablation, defaults, open_study, optimize, write_grid, write_proposal
 
 RANGES = {
     "objective.lambda_mc": Range(low=1e-4, high=2e-3, log=True),
     "filters.confidence_threshold": Range(low=0.05, high=0.99, log=False),
 }
-TUNING = TuningParams(study="toy", row="joint", rule="validation accuracy", trials=4, seed=0, parameters=RANGES)
+GRIDS = {
+    "one": Ablation(row="filters", parameters={"objective.lambda_mc": Values(values=[1e-4, 1e-3, 2e-3])}),
+    "two": Ablation(
+        row="filters", parameters={"objective.lambda_mc": Values(values=[1e-3, 2e-3]), "objective.lambda_nonmc": Values(values=[1e-5, 1e-4, 2e-4])}
+    ),
+}
+TUNING = TuningParams(study="toy", row="joint", rule="validation accuracy", trials=4, seed=0, parameters=RANGES, ablations=GRIDS)
 SUBJECT = {"data": "d", "model": "m"}
 
 
@@ -21,8 +27,8 @@ def trial_params(raw: dict) -> TrialParams:
     return TrialParams(**{name: raw[name] for name in TrialParams.model_fields})
 
 
-def value_of(number: int, chosen: dict[str, float]) -> float:
-    return 1 - abs(chosen["filters.confidence_threshold"] - 0.4) - chosen["objective.lambda_mc"]
+def value_of(number: int, chosen: dict[str, float]) -> dict[str, float]:
+    return {"validation accuracy": 1 - abs(chosen.get("filters.confidence_threshold", 0.4) - 0.4) - chosen["objective.lambda_mc"], "train/mc": 3.0}
 
 
 def finished(journal: Path, trials: int, start: dict[str, float]) -> optuna.Study:
@@ -46,10 +52,10 @@ def test_a_trial_that_fails_is_repeated_by_the_next_call(tmp_path: Path, trial_p
     start = defaults(trial_params.model_dump(), TUNING)
     study = open_study(tmp_path / "journal.log", TUNING, SUBJECT, start)
 
-    def dies(number: int, _chosen: dict[str, float]) -> float:
+    def dies(number: int, _chosen: dict[str, float]) -> dict[str, float]:
         if number == 1:
             raise KeyboardInterrupt
-        return 0.5
+        return {"validation accuracy": 0.5}
 
     with pytest.raises(KeyboardInterrupt):
         optimize(study, TUNING, dies)
@@ -91,4 +97,35 @@ def test_wrong_paths_and_ranges_are_one_sentence(trial_params: TrialParams, path
 
 def test_a_parameter_that_needs_new_upstream_artifacts_is_refused(trial_params: TrialParams) -> None:
     with pytest.raises(ValueError, match="new upstream artifacts"):
-        with_values(trial_params, {"filters.heads.sparsity": 1.0})
+        with_values(trial_params, {"masks.regions": 49.0})
+
+
+@pytest.mark.parametrize(("name", "combinations"), [("one", 3), ("two", 6)])
+def test_an_ablation_tries_every_combination_once_and_goes_on_where_it_stopped(tmp_path: Path, trial_params: TrialParams, name: str, combinations: int) -> None:
+    grid = ablation(TUNING, name)
+    start = defaults(trial_params.model_dump(), grid)
+    calls: list[dict[str, float]] = []
+
+    def stops(number: int, chosen: dict[str, float]) -> dict[str, float]:
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        calls.append(chosen)
+        return value_of(number, chosen)
+
+    with pytest.raises(KeyboardInterrupt):
+        optimize(open_study(tmp_path / "journal.log", grid, SUBJECT, start), grid, stops)
+    study = open_study(tmp_path / "journal.log", grid, SUBJECT, start)
+    optimize(study, grid, value_of)
+    complete = [tuple(trial.params.values()) for trial in study.trials if trial.state == optuna.trial.TrialState.COMPLETE]
+    assert len(complete) == len(set(complete)) == combinations and tuple(start.values()) in complete
+    write_grid(study, grid, {"validation accuracy": 0.9}, tmp_path)
+    lines = (tmp_path / "trials.csv").read_text().splitlines()
+    assert len(lines) == combinations + 1 and "train/mc" in lines[0] and (tmp_path / "grid.png").stat().st_size > 5000
+
+
+def test_an_ablation_that_is_not_there_or_lacks_the_present_value_is_refused(trial_params: TrialParams) -> None:
+    with pytest.raises(ValueError, match="has no 'three' .known: one, two"):
+        ablation(TUNING, "three")
+    grid = ablation(TUNING, "one").model_copy(update={"parameters": {"objective.lambda_mc": Values(values=[0.5, 0.6])}})
+    with pytest.raises(ValueError, match="lack the present value 0.001"):
+        defaults(trial_params.model_dump(), grid)

@@ -6,9 +6,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float, Int64, UInt8
+from pydantic import Field
 from torch import Tensor
+from torch.nn.functional import affine_grid, grid_sample
 
 from everycause.data.split import Images, Split
+from everycause.section import Section
 
 
 class Statistics(NamedTuple):
@@ -55,33 +58,61 @@ def batches(split: Split, size: int, order: np.ndarray | None = None) -> Iterato
         yield Batch(rows, split.read(index), split.labels[rows])
 
 
+class AugmentationParams(Section):
+    """Random geometry, drawn once for an image and its counterfactual."""
+
+    mirror: bool
+    """Whether images are mirrored, with probability one half."""
+    shift: int = Field(ge=0)
+    """Largest shift, in pixels."""
+    rotation: float = Field(ge=0, le=180)
+    """Largest rotation, in degrees."""
+    shear: float = Field(ge=0, lt=90)
+    """Largest shear, in degrees."""
+    zoom: float = Field(ge=0, lt=1)
+    """Largest relative change of size, up or down."""
+
+
 class Geometry(NamedTuple):
-    """A mirror and a shift for each image of a batch."""
+    """A mirror, a shift and an affine map for each image of a batch."""
 
     mirror: Int64[Tensor, "batch"]
     """1 where the image is mirrored."""
     down: Int64[Tensor, "batch"]
     right: Int64[Tensor, "batch"]
+    affine: Float[Tensor, "batch 2 2"]
+    """From places in the result to places in the image, about its center; the identity where nothing is rotated, sheared or zoomed."""
 
     def rows(self, index: Int64[Tensor, "rows"]) -> "Geometry":
         """The same transformations for some of the images."""
         return Geometry(*(value[index] for value in self))
 
 
-def draw_geometry(count: int, shift: int, generator: torch.Generator) -> Geometry:
-    """Random mirrors (probability one half) and shifts of up to `shift` pixels."""
-    mirror = torch.randint(0, 2, (count,), generator=generator)
-    down, right = torch.randint(-shift, shift + 1, (2, count), generator=generator)
-    return Geometry(mirror, down, right)
+def draw_geometry(count: int, params: AugmentationParams, generator: torch.Generator) -> Geometry:
+    """Random transformations within the bounds, uniform in each."""
+    mirror = torch.randint(0, 2, (count,), generator=generator) if params.mirror else torch.zeros(count, dtype=torch.int64)
+    down, right = torch.randint(-params.shift, params.shift + 1, (2, count), generator=generator)
+    if not (params.rotation or params.shear or params.zoom):
+        return Geometry(mirror, down, right, torch.eye(2).expand(count, 2, 2))
+    draws = 2 * torch.rand(3, count, generator=generator) - 1
+    angle, shear, scale = torch.deg2rad(draws[0] * params.rotation), torch.deg2rad(draws[1] * params.shear), 1 + draws[2] * params.zoom
+    cosine, sine = angle.cos() / scale, angle.sin() / scale
+    rotation = torch.stack([torch.stack([cosine, -sine], dim=1), torch.stack([sine, cosine], dim=1)], dim=1)
+    ones, zeros = torch.ones(count), torch.zeros(count)
+    sheared = torch.stack([torch.stack([ones, shear.tan()], dim=1), torch.stack([zeros, ones], dim=1)], dim=1)
+    return Geometry(mirror, down, right, rotation @ sheared)
 
 
 def transformed(images: UInt8[Tensor, "batch channels height width"], geometry: Geometry) -> UInt8[Tensor, "batch channels height width"]:
-    """Mirrored and shifted images; what comes in at a border is its reflection."""
-    _, _, height, width = images.shape
+    """Transformed images; what comes in at a border is its reflection."""
+    count, _, height, width = images.shape
+    if count and not torch.equal(geometry.affine, torch.eye(2).expand(count, 2, 2)):
+        places = affine_grid(torch.cat([geometry.affine, torch.zeros(count, 2, 1)], dim=2), list(images.shape), align_corners=False)
+        images = grid_sample(images.float(), places, padding_mode="reflection", align_corners=False).round_().to(torch.uint8)
     rows = _reflected(torch.arange(height)[None] - geometry.down[:, None], height)
     columns = _reflected(torch.arange(width)[None] - geometry.right[:, None], width)
     columns = torch.where(geometry.mirror[:, None] == 1, width - 1 - columns, columns)
-    batch = torch.arange(len(images))[:, None, None]
+    batch = torch.arange(count)[:, None, None]
     return images.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 

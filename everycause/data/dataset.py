@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from everycause.artifact import fingerprint
 from everycause.data.codebirds import Codebirds
 from everycause.data.codes import Code
+from everycause.data.cub import CubParams, cub_split
 from everycause.data.factors import CodebirdsParams, Factors
 from everycause.data.folder import FolderParams, folder_split
 from everycause.data.split import Split
@@ -23,14 +24,15 @@ Name = Literal["train", "validation", "test"]
 class DataParams(Section):
     """Which images."""
 
-    source: Literal["codebirds", "folder"]
-    """`codebirds` renders the embedded data set; `folder` reads a user's own photos."""
+    source: Literal["codebirds", "folder", "cub"]
+    """`codebirds` renders the embedded data set; `folder` reads a user's own photos; `cub` reads CUB-200-2011 as published."""
     root: str = Field(min_length=1)
-    """The data folder (source: folder): root/split/class/image."""
+    """The data folder (source: folder): root/split/class/image; the published CUB_200_2011 folder (source: cub)."""
     memory_mib: int = Field(ge=0)
     """A split that fits into this many MiB is read once and held; a larger one is read again in every epoch."""
     codebirds: CodebirdsParams
     folder: FolderParams
+    cub: CubParams
 
     @model_validator(mode="after")
     def _has_a_code(self) -> "DataParams":
@@ -45,7 +47,7 @@ class DataParams(Section):
     @property
     def image_size(self) -> int:
         """Side of the images, in pixels."""
-        return self.codebirds.image_size if self.source == "codebirds" else self.folder.image_size
+        return {"codebirds": self.codebirds, "folder": self.folder, "cub": self.cub}[self.source].image_size
 
 
 def open_split(params: DataParams, name: Name, threads: int) -> Split:
@@ -56,6 +58,8 @@ def open_split(params: DataParams, name: Name, threads: int) -> Split:
     """
     if params.source == "folder":
         split = folder_split(Path(params.root), name, params.folder, threads)
+    elif params.source == "cub":
+        split = cub_split(Path(params.root), name, params.cub, threads)
     else:
         birds = Codebirds(params.codebirds, threads)
         split = rendered_split(birds, name, birds.factors(name))

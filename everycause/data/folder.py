@@ -102,12 +102,25 @@ def decode(file: Path, size: int) -> torch.Tensor:
     Raises:
         ValueError: the file is no image, or not a whole one.
     """
+    return squared(decoded(file), size)
+
+
+def decoded(file: Path) -> Image.Image:
+    """One photo, upright, in RGB.
+
+    Raises:
+        ValueError: the file is no image, or not a whole one.
+    """
     try:
         with Image.open(file) as opened:
-            image = ImageOps.exif_transpose(opened).convert("RGB")
+            return ImageOps.exif_transpose(opened).convert("RGB")
     except UnidentifiedImageError as error:
         raise ValueError(f"'{file}' is not an image that Pillow can read: remove it from the data folder") from error
     except (OSError, SyntaxError) as error:
         raise ValueError(f"'{file}' is truncated or damaged ({error}): replace it or remove it from the data folder") from error
+
+
+def squared(image: Image.Image, size: int) -> torch.Tensor:
+    """The short side resized to `size` (bicubic), and the center square of that."""
     resized = functional.resize(image, [size], interpolation=functional.InterpolationMode.BICUBIC, antialias=True)
     return functional.pil_to_tensor(functional.center_crop(resized, [size, size]))

@@ -50,7 +50,7 @@ def views(params: DataParams, corruptions: list[str], severities: list[int], thr
     yield View(held, test.factors)
     if params.source == "codebirds":
         yield from (View(rendered_split(birds, name, factors), factors) for name, factors in variations)
-    else:
+    elif params.source == "folder":
         root = Path(params.root)
         yield from (View(folder_split(root, name, params.folder, threads)) for name in shift_names(root))
     for corruption in corruptions:

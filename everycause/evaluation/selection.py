@@ -42,3 +42,8 @@ RULES: dict[str, Callable[[Classifier, DataParams, Split, int], float]] = {
     "validation completeness": validation_completeness,
     "validation accuracy": validation_accuracy,
 }
+
+
+def rules_of(classifier: Classifier, data: DataParams, validation: Split, threads: int) -> dict[str, float]:
+    """Every measure that can be had of these data, by the rule's name."""
+    return {name: rule(classifier, data, validation, threads) for name, rule in RULES.items() if data.code is not None or name == "validation accuracy"}

@@ -9,6 +9,7 @@ Paper: arXiv 2501.11087, section 4.1.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -16,16 +17,23 @@ from pydantic import Field
 from torch import Tensor
 
 from everycause.artifact import load_explanation, save_tensors
-from everycause.explanation.heads import HeadParams, Heads
+from everycause.explanation.heads import HeadParams, Heads, LinearHead, Variant, train_heads
+from everycause.explanation.oracle import Oracle
 from everycause.model import Readout
 from everycause.section import Section
 
 FILE = "filters.safetensors"
+INCORRECT = "incorrect_heads.safetensors"
+Name = Variant | Literal["oracle_sufficient", "oracle_necessary"]
 
 
 class FilterParams(Section):
     """Which filters count for a class."""
 
+    generator: Name
+    """What says which filters one image needs: trained heads (`all_classes` is the paper's), or the exact sets of the linear head."""
+    compared: list[Name]
+    """Generators that are trained and judged beside it; nothing else uses them."""
     confidence_threshold: float = Field(ge=0, lt=1)
     """τ: images below this probability of their class do not count."""
     frequency_threshold: float = Field(ge=0, lt=1)
@@ -33,6 +41,27 @@ class FilterParams(Section):
     detection_frequency_threshold: float = Field(ge=0, lt=1)
     """The same, for the detection of misclassifications."""
     heads: HeadParams
+
+
+@runtime_checkable
+class Local(Protocol):
+    """Says which filters an image needs in order to be a class."""
+
+    def minimum_correct(self, activations: Float[Tensor, "batch filters"], classes: Int64[Tensor, "batch"]) -> Bool[Tensor, "batch filters"]:
+        """The filters of each image for the given class."""
+
+
+def local_filters(name: Name, seen: Readout, labels: Int64[Tensor, "images"], head: LinearHead, params: HeadParams, seed: int, device: torch.device) -> Local:
+    """A generator by name; heads are trained on the device, on a split's readout.
+
+    Raises:
+        ValueError: the loss of the heads is not finite, or a class that needs images has none.
+    """
+    if name == "oracle_sufficient":
+        return Oracle("sufficient", head)
+    if name == "oracle_necessary":
+        return Oracle("necessary", head)
+    return train_heads(seen.activations.to(device), labels.to(device), head.to(device), params, seed, name)
 
 
 @dataclass(frozen=True)
@@ -45,7 +74,8 @@ class FilterBank:
     """Their summed activations."""
     support: Int64[Tensor, "classes"]
     """How many images of the class counted."""
-    heads: Heads
+    local: Local
+    """The generator that was counted."""
     model: str
     """Fingerprint of the explained model."""
 
@@ -61,7 +91,8 @@ class FilterBank:
 
     def save(self, folder: Path) -> None:
         """Write everything into a folder, as one file."""
-        tensors = {"histogram": self.histogram, "magnitude": self.magnitude, "support": self.support, "weight": self.heads.weight, "bias": self.heads.bias}
+        kind, (weight, bias) = ("heads", (self.local.weight, self.local.bias)) if isinstance(self.local, Heads) else (self.local.kind, self.local.head)
+        tensors = {"histogram": self.histogram, "magnitude": self.magnitude, "support": self.support, f"{kind}/weight": weight, f"{kind}/bias": bias}
         save_tensors(folder / FILE, tensors, {"model": self.model})
 
     @classmethod
@@ -72,43 +103,39 @@ class FilterBank:
             ValueError: there is none, or it belongs to another model.
         """
         tensors = load_explanation(folder / FILE, "accumulate_filters", model)
-        heads = Heads(tensors.pop("weight"), tensors.pop("bias"))
-        return cls(**tensors, heads=heads, model=model)
-
-
-@dataclass(frozen=True)
-class LinearHead:
-    """The classifier's last layer."""
-
-    weight: Float[Tensor, "classes filters"]
-    bias: Float[Tensor, "classes"]
-
-    def predictions(self, activations: Float[Tensor, "batch filters"]) -> Int64[Tensor, "batch"]:
-        """The class of pooled activations."""
-        return torch.nn.functional.linear(activations, self.weight, self.bias).argmax(dim=1)
+        kind = next(name for name in tensors if name.endswith("/weight")).removesuffix("/weight")
+        weight, bias = tensors.pop(f"{kind}/weight"), tensors.pop(f"{kind}/bias")
+        return cls(**tensors, local=Heads(weight, bias) if kind == "heads" else Oracle(kind, LinearHead(weight, bias)), model=model)
 
 
 def accumulate(
-    heads: Heads, head: LinearHead, seen: Readout, labels: Int64[Tensor, "images"], class_names: tuple[str, ...], threshold: float, model: str
+    local: Local, head: LinearHead, seen: Readout, labels: Int64[Tensor, "images"], class_names: tuple[str, ...], threshold: float, model: str
 ) -> FilterBank:
     """The bank over a split's readout.
 
     Raises:
-        ValueError: a class has no image that counts; the sentence names it and the threshold.
+        ValueError: a class has no image that counts; the sentence names it, the threshold, and how far its images came.
     """
-    local = heads.minimum_correct(seen.activations, labels)
-    counts = confident(seen, labels, threshold) & (head.predictions(seen.activations * local) == labels)
     classes, filters = head.weight.shape
-    histogram = torch.zeros(classes, filters, dtype=torch.int64).index_add_(0, labels[counts], local[counts].long())
-    magnitude = torch.zeros(classes, filters).index_add_(0, labels[counts], (seen.activations * local)[counts])
-    support = torch.bincount(labels[counts], minlength=classes)
+    sure = confident(seen, labels, threshold).nonzero()[:, 0]
+    activations, own = seen.activations[sure], labels[sure]
+    chosen = local.minimum_correct(activations, own)
+    kept = head.predictions(activations * chosen) == own
+    activations, own, chosen = activations[kept], own[kept], chosen[kept]
+    histogram = torch.zeros(classes, filters, dtype=torch.int64).index_add_(0, own, chosen.long())
+    magnitude = torch.zeros(classes, filters).index_add_(0, own, activations * chosen)
+    support = torch.bincount(own, minlength=classes)
     if bool((support == 0).any()):
-        name = class_names[int((support == 0).nonzero()[0])]
+        empty = int((support == 0).nonzero()[0])
+        members, correct, certain = (
+            int((some == empty).sum()) for some in (labels, labels[seen.logits.argmax(dim=1) == labels], labels[sure])
+        )  # fmt: skip
         raise ValueError(
-            f"the class '{name}' has no training image that is predicted correctly with p ≥ {threshold} and keeps its prediction on its "
-            "minimum correct filters: lower filters.confidence_threshold or train longer"
+            f"the class '{class_names[empty]}' has no training image that is predicted correctly with p ≥ {threshold} and keeps its prediction on its "
+            f"minimum correct filters (of {members} images {correct} are correct, {certain} of them with p ≥ {threshold}): "
+            "lower filters.confidence_threshold or train longer"
         )
-    return FilterBank(histogram, magnitude, support, heads, model)
+    return FilterBank(histogram, magnitude, support, local, model)
 
 
 def confident(seen: Readout, labels: Int64[Tensor, "images"], threshold: float) -> Bool[Tensor, "images"]:
@@ -117,15 +144,47 @@ def confident(seen: Readout, labels: Int64[Tensor, "images"], threshold: float) 
     return (prediction == labels) & (probability >= threshold)
 
 
-def quality(heads: Heads, head: LinearHead, seen: Readout, labels: Int64[Tensor, "images"], threshold: float, seed: int) -> dict[str, float]:
-    """Are the local sets sufficient (keep rate) and necessary (flip rate when disabled), against random sets of equal size?"""
+def quality(local: Local, head: LinearHead, seen: Readout, labels: Int64[Tensor, "images"], threshold: float, seed: int) -> dict[str, float]:
+    """Are local sets sufficient (keep rate) and necessary (flip rate when disabled), against random sets of equal size?
+
+    Of the correct and confident images of a split; nothing where there are none.
+    """
     rows = confident(seen, labels, threshold)
+    if not bool(rows.any()):
+        return {}
     activations, own = seen.activations[rows], labels[rows]
-    local = heads.minimum_correct(activations, own)
-    keys = torch.rand(local.shape, generator=torch.Generator().manual_seed(seed))
-    random = keys.argsort(dim=1).argsort(dim=1) < local.sum(dim=1, keepdim=True)
-    result = {"filters_per_image": float(local.sum(dim=1).double().mean())}
-    for name, sets in (("mc", local), ("random", random)):
-        result[f"{name}_keep_rate"] = float((head.predictions(activations * sets) == own).double().mean())
-        result[f"{name}_disable_flip_rate"] = float((head.predictions(activations * ~sets) != own).double().mean())
+    chosen = local.minimum_correct(activations, own)
+    result = {"filters_per_image": float(chosen.sum(dim=1).double().mean())}
+    for prefix, sets in (("", chosen), ("random/", random_like(chosen, seed))):
+        result[f"{prefix}keep_rate"] = float((head.predictions(activations * sets) == own).double().mean())
+        result[f"{prefix}disable_flip_rate"] = float((head.predictions(activations * ~sets) != own).double().mean())
     return result
+
+
+def incorrect_quality(heads: Heads, head: LinearHead, seen: Readout, labels: Int64[Tensor, "images"], threshold: float, seed: int) -> dict[str, float]:
+    """Do minimum-incorrect filters turn an image into its runner-up class, against the same amounts added to random filters?"""
+    rows = confident(seen, labels, threshold)
+    if not bool(rows.any()):
+        return {}
+    activations = seen.activations[rows]
+    target = seen.logits[rows].topk(2, dim=1).indices[:, 1]
+    added = heads.minimum_incorrect(activations, target)
+    moved = added.gather(1, torch.rand(added.shape, generator=torch.Generator().manual_seed(seed)).argsort(dim=1))
+    result = {"filters_per_image": float((added > 0).sum(dim=1).double().mean())}
+    return result | {
+        f"{prefix}reach_rate": float((head.predictions(activations + some) == target).double().mean()) for prefix, some in (("", added), ("random/", moved))
+    }
+
+
+def random_like(sets: Bool[Tensor, "rows filters"], seed: int) -> Bool[Tensor, "rows filters"]:
+    """Random filters, in each row as many as it has: the control of every claim about filters."""
+    keys = torch.rand(sets.shape, generator=torch.Generator().manual_seed(seed))
+    return keys.argsort(dim=1).argsort(dim=1) < sets.sum(dim=1, keepdim=True)
+
+
+def permuted(sets: Bool[Tensor, "classes filters"], seed: int) -> Bool[Tensor, "classes filters"]:
+    """Each class gets the filters of another one, at random."""
+    order = torch.randperm(len(sets), generator=torch.Generator().manual_seed(seed))
+    other = torch.empty_like(order)
+    other[order] = order.roll(1)  # a cycle through all classes: nobody keeps its own
+    return sets[other]

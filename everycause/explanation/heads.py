@@ -1,32 +1,44 @@
-"""Counterfactual explanation heads: for each class, the filters that an image needs in order to be that class.
+"""Counterfactual explanation heads: the filters that an image needs in order to be a class, and those that it lacks.
 
-One linear map per class on the pooled activations a of the frozen classifier:
+One affine map per class on the pooled activations a of the frozen classifier. Minimum correct (MC), minimum incorrect (MI):
 
     z = sigmoid(U_c a + u_c),  M = z where z > ½ else 0,  a' = a · M
     L = CE(head(a'), c) + λ · 0.001 · Σ|M| − 0.001 · Σ logit_c      (sums over the batch and the filters)
 
-All classes are trained together, as one batched matrix product over activations computed once.
+    v = relu(V_c a + v_c),  a' = a + v,  L = CE(head(a'), c) + 0.001 · Σ|v|
+
+The classifier is frozen, so its activations are computed once and the heads of all classes are trained together. Trained step
+by step, one head after the other, the weights would be the same.
 
 Source: Tariq, Zia, Ghafoor, Knowledge-Based Systems 257 (2022), arXiv 2501.06831; used by arXiv 2501.11087.
 """
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from pydantic import Field
 from torch import Tensor
-from torch.nn.functional import cross_entropy, linear
+from torch.nn.functional import linear
 from tqdm import tqdm
 
+from everycause.explanation.descent import Descent
 from everycause.section import Section
 
 PENALTY = 1e-3
 """The papers' factor of both the sparsity and the logit term."""
+BLOCK = 8
+"""Steps between two passes over the weights: beyond 8 the matrix products are not faster (measured)."""
+Variant = Literal["all_classes", "only_class", "singular", "straight_through"]
+"""Whose images push a head: all (the paper), its class's own; one head for all classes, pushed to each image's label; or the
+paper's with a gradient that passes below the threshold."""
 
 
 class HeadParams(Section):
-    """How the minimum-correct heads are trained. The paper: λ = 2, rate 1e-3, 10 epochs, batches of 16."""
+    """How the heads are trained. The paper: λ = 2, rate 1e-3, 10 epochs, batches of 16."""
 
     sparsity: float = Field(ge=0)
     """λ: the weight of the number of filters kept."""
@@ -38,59 +50,155 @@ class HeadParams(Section):
     """Images per step; each is pushed towards every class."""
 
 
+class LinearHead(NamedTuple):
+    """The classifier's last layer."""
+
+    weight: Float[Tensor, "classes filters"]
+    bias: Float[Tensor, "classes"]
+
+    def to(self, device: torch.device | str) -> "LinearHead":
+        """The same head elsewhere."""
+        return LinearHead(self.weight.to(device), self.bias.to(device))
+
+    def predictions(self, activations: Float[Tensor, "batch filters"]) -> Int64[Tensor, "batch"]:
+        """The class of pooled activations."""
+        return linear(activations, self.weight, self.bias).argmax(dim=1)
+
+
 @dataclass(frozen=True)
 class Heads:
-    """The trained maps of all classes."""
+    """The trained maps: one for each class, or a single one for all."""
 
-    weight: Float[Tensor, "classes filters filters"]
-    bias: Float[Tensor, "classes filters"]
+    weight: Float[Tensor, "heads filters filters"]
+    bias: Float[Tensor, "heads filters"]
 
-    def gates(self, activations: Float[Tensor, "batch filters"]) -> Float[Tensor, "classes batch filters"]:
-        """z of every image for every class."""
-        return torch.baddbmm(self.bias[:, None], activations.expand(len(self.weight), -1, -1), self.weight.transpose(1, 2)).sigmoid()
+    def said(self, activations: Float[Tensor, "batch filters"], classes: Int64[Tensor, "batch"]) -> Float[Tensor, "batch filters"]:
+        """What the map of each image's class says of it, before any gate."""
+        result = torch.empty(len(activations), self.bias.shape[1])
+        heads = classes if len(self.weight) > 1 else torch.zeros_like(classes)
+        for head in heads.unique().tolist():  # one weight at a time: weights gathered image by image would not fit into memory
+            rows = heads == head
+            result[rows] = linear(activations[rows], self.weight[head], self.bias[head])
+        return result
 
-    def minimum_correct(self, activations: Float[Tensor, "batch filters"], classes: Tensor) -> Bool[Tensor, "batch filters"]:
-        """The filters that each image needs in order to be the given class."""
-        chosen = torch.einsum("bfk,bk->bf", self.weight[classes], activations) + self.bias[classes]
-        return chosen > 0
+    def minimum_correct(self, activations: Float[Tensor, "batch filters"], classes: Int64[Tensor, "batch"]) -> Bool[Tensor, "batch filters"]:
+        """The filters that each image needs in order to be the given class (heads trained as MC): gates above one half."""
+        return self.said(activations, classes) > 0
+
+    def minimum_incorrect(self, activations: Float[Tensor, "batch filters"], classes: Int64[Tensor, "batch"]) -> Float[Tensor, "batch filters"]:
+        """What each image's activations lack in order to be the given class (heads trained as MI), in units of activation."""
+        return self.said(activations, classes).relu()
+
+
+class Pull(NamedTuple):
+    """One step's images and where each is pushed."""
+
+    activations: Float[Tensor, "_ images filters"]
+    """For all maps together (first size 1), or each map's own."""
+    target: Int64[Tensor, "maps images"]
+
+
+Slope = Callable[[Pull, LinearHead, Tensor], Tensor]
 
 
 def train_heads(
     activations: Float[Tensor, "images filters"],
-    head_weight: Float[Tensor, "classes filters"],
-    head_bias: Float[Tensor, "classes"],
+    labels: Int64[Tensor, "images"],
+    head: LinearHead,
     params: HeadParams,
     seed: int,
+    variant: Variant = "all_classes",
 ) -> Heads:
-    """Minimum-correct heads for all classes of a linear classifier head, trained where the activations lie, returned on the CPU.
+    """Minimum-correct heads of a linear classifier head, trained where the activations lie, returned on the CPU.
 
     Raises:
         ValueError: the loss is not finite.
     """
-    generator = torch.Generator().manual_seed(seed)
-    classes, filters = head_weight.shape
+    through = variant == "straight_through"
+    return _trained(activations, labels, head, params, seed, partial(minimum_correct_slope, sparsity=params.sparsity, straight_through=through), variant)
+
+
+def train_incorrect_heads(
+    activations: Float[Tensor, "images filters"], labels: Int64[Tensor, "images"], head: LinearHead, params: HeadParams, seed: int
+) -> Heads:
+    """Minimum-incorrect heads, likewise.
+
+    Raises:
+        ValueError: the loss is not finite.
+    """
+    return _trained(activations, labels, head, params, seed, minimum_incorrect_slope, "all_classes")
+
+
+def minimum_correct_slope(pull: Pull, head: LinearHead, said: Float[Tensor, "maps images filters"], sparsity: float, straight_through: bool) -> Tensor:
+    """The derivative of the MC loss with respect to what the maps say."""
+    gates = said.sigmoid()
+    kept = gates.masked_fill(said <= 0, 0)
+    onto_logits = _logit_slope(linear(pull.activations * kept, head.weight, head.bias), pull.target, PENALTY)
+    onto_mask = onto_logits.matmul(head.weight).mul_(pull.activations).add_(sparsity * PENALTY)
+    return onto_mask.mul_(gates if straight_through else kept).mul_(1 - gates)
+
+
+def minimum_incorrect_slope(pull: Pull, head: LinearHead, said: Float[Tensor, "maps images filters"]) -> Tensor:
+    """The derivative of the MI loss with respect to what the maps say."""
+    onto_logits = _logit_slope(linear(pull.activations + said.relu(), head.weight, head.bias), pull.target, 0.0)
+    return (onto_logits.matmul(head.weight) + PENALTY) * (said > 0)
+
+
+def _logit_slope(logits: Float[Tensor, "maps images classes"], target: Int64[Tensor, "maps images"], reward: float) -> Tensor:
+    """The derivative of mean cross-entropy minus `reward` times the target's logits."""
+    slope = logits.softmax(dim=2).div_(logits.shape[1])
+    wanted = target[:, :, None]
+    return slope.scatter_add_(2, wanted, torch.full(wanted.shape, -1 / logits.shape[1] - reward, dtype=slope.dtype, device=slope.device))
+
+
+def _trained(
+    activations: Float[Tensor, "images filters"],
+    labels: Int64[Tensor, "images"],
+    head: LinearHead,
+    params: HeadParams,
+    seed: int,
+    slope: Slope,
+    variant: Variant,
+) -> Heads:
+    """All maps down a slope."""
+    generator, classes = torch.Generator().manual_seed(seed), len(head.weight)
+    count, filters = 1 if variant == "singular" else classes, activations.shape[1]
     bound = filters**-0.5
-    weight = torch.empty(classes, filters, filters).uniform_(-bound, bound, generator=generator).to(activations.device).requires_grad_()
-    bias = torch.empty(classes, filters).uniform_(-bound, bound, generator=generator).to(activations.device).requires_grad_()
-    optimizer = torch.optim.SGD([weight, bias], lr=params.learning_rate, momentum=0.9)
-    for epoch in tqdm(range(1, params.epochs + 1), desc="training heads", disable=None):
-        for number, rows in enumerate(torch.randperm(len(activations), generator=generator).split(params.batch_size), 1):
-            loss = heads_loss(Heads(weight, bias), activations[rows], head_weight, head_bias, params.sparsity)
-            if not torch.isfinite(loss):
-                raise ValueError(f"the loss of the filter heads is {loss.item()} at epoch {epoch}, batch {number}: lower filters.heads.learning_rate")
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-    return Heads(weight.detach().cpu(), bias.detach().cpu())
+    weight = torch.empty(count, filters, filters + 1).uniform_(-bound, bound, generator=generator).to(activations)
+    inputs = torch.cat([activations, torch.ones_like(activations[:, :1])], dim=1)
+    descent, labels = Descent.begin(weight, params.learning_rate), labels.to(activations.device)
+    order = _orders(labels, classes, params, variant, generator)
+    for epoch, batches in enumerate(tqdm(order, total=params.epochs, desc=f"training heads ({variant})", disable=None, leave=False), 1):
+        for first in range(0, len(batches), BLOCK):
+            block = batches[first : first + BLOCK]
+            pulls = [Pull(activations[index], _targets(labels[index], classes, variant)) for index in block]
+            try:
+                descent.block([inputs[index] for index in block], lambda step, said, pulls=pulls: slope(pulls[step], head, said))
+            except FloatingPointError as error:
+                number = first + error.args[0] + 1
+                raise ValueError(f"the loss of the filter heads is not finite at epoch {epoch}, batch {number}: lower filters.heads.learning_rate") from error
+    return Heads(descent.weight[:, :, :-1].cpu().contiguous(), descent.weight[:, :, -1].cpu().contiguous())
 
 
-def heads_loss(heads: Heads, activations: Float[Tensor, "batch filters"], head_weight: Tensor, head_bias: Tensor, sparsity: float) -> Float[Tensor, ""]:
-    """The sum over classes of each head's loss; the heads do not share parameters, so each is trained on its own."""
-    gates = heads.gates(activations)
-    kept = gates * (gates > 0.5)
-    logits = linear(activations * kept, head_weight, head_bias)
-    classes, batch = logits.shape[:2]
-    target = torch.arange(classes, device=logits.device).repeat_interleave(batch)
-    towards = cross_entropy(logits.flatten(0, 1), target, reduction="sum") / batch
-    own = logits.gather(2, target.view(classes, batch, 1)).sum()
-    return towards + sparsity * PENALTY * kept.sum() - PENALTY * own
+def _orders(labels: Int64[Tensor, "images"], classes: int, params: HeadParams, variant: Variant, generator: torch.Generator) -> Iterator[list[Tensor]]:
+    """The images of each step, epoch by epoch: 1 × images for all maps together, maps × images where each has its own.
+
+    A class's own images come around again and again, so that all heads take the same number of steps.
+    """
+    if variant != "only_class":
+        for _ in range(params.epochs):
+            yield [index[None].to(labels.device) for index in torch.randperm(len(labels), generator=generator).split(params.batch_size)]
+        return
+    members = [(labels == label).nonzero()[:, 0].cpu() for label in range(classes)]
+    if empty := [label for label, own in enumerate(members) if len(own) == 0]:
+        raise ValueError(f"filters: the variant 'only_class' needs training images of every class, and class number {empty[0]} has none: take 'all_classes'")
+    per_epoch = max(1, len(labels) // (classes * params.batch_size))
+    needed = params.epochs * per_epoch * params.batch_size
+    stream = torch.stack([torch.cat([own[torch.randperm(len(own), generator=generator)] for _ in range(-(-needed // len(own)))])[:needed] for own in members])
+    steps = stream.to(labels.device).split(params.batch_size, dim=1)
+    yield from (list(steps[start : start + per_epoch]) for start in range(0, len(steps), per_epoch))
+
+
+def _targets(labels: Int64[Tensor, "_ images"], classes: int, variant: Variant) -> Int64[Tensor, "maps images"]:
+    """Where each map pushes its images."""
+    return labels if variant == "singular" else torch.arange(classes, device=labels.device)[:, None].expand(-1, labels.shape[1])

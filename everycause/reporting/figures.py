@@ -16,7 +16,7 @@ from everycause.data.codes import Code
 from everycause.reporting.results import Results
 
 COLORS = {
-    "base": "#888888", "continued": "#222222", "filters": "#d98c00", "masks": "#0072b2", "masks_scene": "#56b4a9", "masks_random": "#a9c8e8",
+    "base": "#888888", "continued": "#222222", "filters": "#d98c00", "filters_random": "#e8cf9f", "filters_permuted": "#b9a57f", "masks": "#0072b2", "masks_scene": "#56b4a9", "masks_random": "#a9c8e8",
     "joint": "#b3005e", "masks_rounds": "#5b2a86", "oracle_parts": "#3a9d23", "masks_grad_cam": "#7a6a53", "masks_factual": "#c46a3f", "erasing": "#c9b458",
     "cutmix": "#8c8c3a",
 }  # fmt: skip

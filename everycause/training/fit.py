@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool
@@ -10,11 +10,12 @@ from pydantic import Field
 from torch import Tensor
 from tqdm import tqdm
 
-from everycause.data.batches import normalized
+from everycause.data.batches import AugmentationParams, normalized
 from everycause.data.split import Split
 from everycause.inference import logits_of
 from everycause.model import Classifier
 from everycause.section import Section
+from everycause.training.learning import learned, learning
 from everycause.training.objective import FilterTerms, ObjectiveParams, accuracy, filter_terms, joint_terms
 from everycause.training.optim import OptimizerParams, optimizer, schedule
 from everycause.training.steps import Counterfactuals, Step, training_steps
@@ -27,9 +28,21 @@ class FitParams(Section):
     """One epoch shows as many images as the training split has, counterfactuals counted."""
     batch_size: int = Field(ge=2)
     """Images per step, counterfactuals counted."""
-    shift: int = Field(ge=0)
-    """Largest random shift, in pixels; images are also mirrored at random."""
+    trainable: list[str] = Field(min_length=1)
+    """`all`, or the modules that learn while the rest stands still: `head` and dotted names such as layer4."""
+    keep: Literal["last", "best"]
+    """Which epoch is the result: the last, or the first of those with the best validation accuracy (in rounds always the last)."""
+    augmentation: AugmentationParams
     optimizer: OptimizerParams
+
+
+class BaseParams(FitParams):
+    """How the base is trained: first its head alone, if at all, then what is trainable."""
+
+    head_epochs: int = Field(ge=0)
+    """Epochs of the head alone, before the others; 0 with a network that starts from nothing."""
+    head_learning_rate: float = Field(gt=0)
+    """Of these epochs."""
 
 
 class Epoch(NamedTuple):
@@ -47,9 +60,10 @@ class Goal(NamedTuple):
     weights: ObjectiveParams
     counterfactuals: Counterfactuals | None
     filters: Bool[Tensor, "classes filters"] | None
+    """The filters whose terms are computed; with weights of 0 they are only watched."""
 
 
-PLAIN = Goal(ObjectiveParams(lambda_augment=0.0, lambda_mc=0.0, lambda_nonmc=0.0), None, None)
+PLAIN = Goal(ObjectiveParams(lambda_augment=0.0, lambda_mc=0.0, lambda_nonmc=0.0, surrogate="sigmoid_threshold"), None, None)
 
 
 class Training:
@@ -58,7 +72,7 @@ class Training:
     def __init__(self, classifier: Classifier, train: Split, validation: Split, params: FitParams, seed: int, row: str) -> None:
         self.classifier, self.train, self.validation, self.params, self.row = classifier, train, validation, params, row
         self.per_epoch = max(1, len(train) // params.batch_size)
-        self.optimizer = optimizer(classifier, params.optimizer)
+        self.optimizer = optimizer(learned(classifier, params.trainable), params.optimizer)
         self.rate = schedule(self.optimizer, params.optimizer, params.epochs * self.per_epoch)
         self.generator = torch.Generator().manual_seed(seed)
         self.epoch = 0
@@ -70,13 +84,14 @@ class Training:
             ValueError: the loss is not finite; the sentence names row, epoch and batch.
         """
         size = min(self.params.batch_size, 2 * len(self.train))
-        steps = training_steps(self.train, size, self.params.shift, goal.counterfactuals, self.generator)
+        steps = training_steps(self.train, size, self.params.augmentation, goal.counterfactuals, self.generator)
         for _ in range(count):
             self.epoch += 1
-            yield Epoch(self.epoch, self._epoch(islice(steps, self.per_epoch), goal))
+            with learning(self.classifier, self.params.trainable):
+                terms = self._epoch(islice(steps, self.per_epoch), goal)
+            yield Epoch(self.epoch, terms | {"validation/accuracy": accuracy(logits_of(self.classifier, self.validation), self.validation.labels)})
 
     def _epoch(self, steps: Iterator[Step], goal: Goal) -> dict[str, float]:
-        self.classifier.train()
         sums: dict[str, float] = {}
         title = f"{self.row} epoch {self.epoch}/{self.params.epochs}"
         for number, step in enumerate(tqdm(steps, total=self.per_epoch, desc=title, disable=None, leave=False), 1):
@@ -91,9 +106,7 @@ class Training:
             self.rate.step()
             for name, value in terms.items():
                 sums[name] = sums.get(name, 0.0) + value.item()
-        self.classifier.eval()
-        measures = {f"train/{name}": value / self.per_epoch for name, value in sums.items()}
-        return measures | {"validation/accuracy": accuracy(logits_of(self.classifier, self.validation), self.validation.labels)}
+        return {f"train/{name}": value / self.per_epoch for name, value in sums.items()}
 
     def state(self) -> dict[str, Any]:
         """Everything that the next epoch depends on, as torch.save takes it."""
@@ -112,12 +125,32 @@ class Training:
 
 
 def fit(classifier: Classifier, train: Split, validation: Split, params: FitParams, seed: int, goal: Goal = PLAIN, row: str = "base") -> Iterator[Epoch]:
-    """Train in place, epoch by epoch; the last epoch is the result, nothing is selected.
+    """Train in place, epoch by epoch; at the end the classifier is the epoch that `keep` names.
 
     Raises:
         ValueError: the loss is not finite; the sentence names row, epoch and batch.
     """
-    return Training(classifier, train, validation, params, seed, row).epochs(goal, params.epochs)
+    best, state = -1.0, None
+    for epoch in Training(classifier, train, validation, params, seed, row).epochs(goal, params.epochs):
+        yield epoch
+        if params.keep == "best" and epoch.measures["validation/accuracy"] > best:
+            best = epoch.measures["validation/accuracy"]
+            state = {name: value.clone() for name, value in classifier.network.state_dict().items()}
+    if state is not None:
+        classifier.network.load_state_dict(state)
+
+
+def fit_base(classifier: Classifier, train: Split, validation: Split, params: BaseParams, seed: int) -> Iterator[Epoch]:
+    """Train the base in place: the head alone for `head_epochs`, then what is trainable.
+
+    Raises:
+        ValueError: as fit.
+    """
+    if params.head_epochs:
+        rate = params.optimizer.model_copy(update={"learning_rate": params.head_learning_rate})
+        yield from fit(classifier, train, validation, params.model_copy(update={"epochs": params.head_epochs, "trainable": ["head"], "optimizer": rate}), seed)
+    for epoch in fit(classifier, train, validation, params, seed):
+        yield epoch._replace(number=params.head_epochs + epoch.number)
 
 
 def step_terms(classifier: Classifier, step: Step, goal: Goal) -> dict[str, Tensor]:
@@ -132,5 +165,5 @@ def step_terms(classifier: Classifier, step: Step, goal: Goal) -> dict[str, Tens
     else:
         seen = classifier.readout(inputs)
         logits = seen.logits
-        activity_terms = filter_terms(seen.activations[:count], labels, goal.filters.to(inputs.device))
+        activity_terms = filter_terms(seen.activations[:count], labels, goal.filters.to(inputs.device), goal.weights.surrogate)
     return joint_terms(logits[:count], labels, logits[count:], step.counterfactual_labels.to(inputs.device), activity_terms, goal.weights)

@@ -5,7 +5,7 @@
 Papers: arXiv 2511.12100 (second term), arXiv 2501.11087 section "debugging loss" (third and fourth).
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -19,6 +19,11 @@ PAPER_BATCH = 16
 """Batch over which arXiv 2501.11087 sums its terms: with it, λ1 and λ2 keep their meaning at any batch size."""
 
 
+SMALLEST = 1e-6
+"""Below it neither a share nor a sum of activations is told from zero."""
+Surrogate = Literal["sigmoid_threshold", "raw", "share"]
+
+
 class ObjectiveParams(Section):
     """The weights of the terms."""
 
@@ -28,6 +33,8 @@ class ObjectiveParams(Section):
     """Weight that rewards activity on the filters of the image's class, λ1."""
     lambda_nonmc: float = Field(ge=0)
     """Weight that punishes activity on the other filters, λ2."""
+    surrogate: Surrogate
+    """What counts as activity: `sigmoid_threshold` is the paper's, `raw` the activation itself, `share` its distribution over the filters."""
 
 
 class FilterTerms(NamedTuple):
@@ -35,6 +42,8 @@ class FilterTerms(NamedTuple):
 
     mc: Float[Tensor, ""]
     nonmc: Float[Tensor, ""]
+    active: Float[Tensor, ""]
+    """Filters above 0 per image; watched, not minimized."""
 
 
 def activity(activations: Float[Tensor, "batch filters"]) -> Float[Tensor, "batch filters"]:
@@ -43,12 +52,26 @@ def activity(activations: Float[Tensor, "batch filters"]) -> Float[Tensor, "batc
     return squashed * (squashed > 0.5)
 
 
-def filter_terms(activations: Float[Tensor, "batch filters"], labels: Int64[Tensor, "batch"], filters: Bool[Tensor, "classes filters"]) -> FilterTerms:
-    """L_MC and L_nonMC, per image and times the paper's batch."""
-    active = activity(activations)
-    own = filters[labels].to(active.dtype)
-    scale = PAPER_BATCH / len(labels)
-    return FilterTerms((active * own).sum() * scale, (active * (1 - own)).sum() * scale)
+def filter_terms(
+    activations: Float[Tensor, "batch filters"],
+    labels: Int64[Tensor, "batch"],
+    filters: Bool[Tensor, "classes filters"],
+    surrogate: Surrogate = "sigmoid_threshold",
+) -> FilterTerms:
+    """L_MC and L_nonMC, per image and times the paper's batch.
+
+    With `share` they are the logarithm of the share of an image's activation that falls on its class's filters, and the
+    share that falls beside them: neither changes with the scale of the activations.
+    """
+    own = filters[labels].to(activations.dtype)
+    scale, positive = PAPER_BATCH / len(labels), activations.relu()
+    active = (activations > 0).sum() / len(labels)
+    if surrogate == "share":
+        total = positive.sum(dim=1)
+        share = torch.where(total > SMALLEST, (positive * own).sum(dim=1) / total.clamp_min(SMALLEST), 1.0)  # nothing to share is no fault
+        return FilterTerms(share.clamp_min(SMALLEST).log().sum() * scale, (1 - share).sum() * scale, active)
+    activity_of = activity(activations) if surrogate == "sigmoid_threshold" else positive
+    return FilterTerms((activity_of * own).sum() * scale, (activity_of * (1 - own)).sum() * scale, active)
 
 
 def joint_terms(
@@ -70,7 +93,7 @@ def joint_terms(
         terms["augment"] = cross_entropy(counterfactual_logits, counterfactual_labels)
         loss = loss + weights.lambda_augment * terms["augment"]
     if activity_terms is not None:
-        terms["mc"], terms["nonmc"] = activity_terms
+        terms["mc"], terms["nonmc"], terms["active"] = activity_terms
         if weights.lambda_mc > 0:
             loss = loss - weights.lambda_mc * terms["mc"]
         if weights.lambda_nonmc > 0:

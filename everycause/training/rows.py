@@ -8,7 +8,7 @@ from torch import Tensor
 
 from everycause.data.dataset import DataParams
 from everycause.data.split import Split
-from everycause.explanation.filters import FilterBank
+from everycause.explanation.filters import FilterBank, permuted, random_like
 from everycause.explanation.masks import MaskParams, Masks, orders
 from everycause.explanation.regions import random_sets
 from everycause.model import Classifier
@@ -33,19 +33,21 @@ class Row(NamedTuple):
     """`region` replaces the set alone (the paper's); `scene` also what lies away from it, so that the evidence that is kept stands in another scene."""
     augments: Literal["erasing", "cutmix", "oracle_parts"] | None = None
     """Another source of counterfactual images."""
-    filters: bool = False
-    """Whether the filter terms are on."""
+    filters: Literal["own", "random", "permuted"] | None = None
+    """Whose filters the terms λ1 and λ2 reward: the class's own, as many random ones, another class's; without any the terms are watched."""
 
 
 ROWS = {
     "continued": Row("control: the same steps and images, cross-entropy only"),
-    "filters": Row("filter terms λ1, λ2 (arXiv 2501.11087)", filters=True),
+    "filters": Row("filter terms λ1, λ2 (arXiv 2501.11087)", filters="own"),
+    "filters_random": Row("control: the same terms with as many random filters", filters="random"),
+    "filters_permuted": Row("control: the same terms with the filters of another class", filters="permuted"),
     "masks": Row("counterfactual images λ_aug (arXiv 2511.12100)", removes="counterfactual"),
     "masks_scene": Row("the same, and what lies away from the set replaced too (ours)", removes="counterfactual", extent="scene"),
     "masks_random": Row("control: as many random regions replaced", removes="random"),
     "masks_grad_cam": Row("control: as many regions by Grad-CAM", removes="grad_cam"),
     "masks_factual": Row("control: as many regions by LIMA's factual objective", removes="factual"),
-    "joint": Row("both", removes="counterfactual", filters=True),
+    "joint": Row("both", removes="counterfactual", filters="own"),
     "erasing": Row("control: random erasing of every image", augments="erasing"),
     "cutmix": Row("control: CutMix with another image of the batch", augments="cutmix"),
     "oracle_parts": Row("the ceiling: true parts rendered away, in a scene independent of the class", augments="oracle_parts"),
@@ -61,7 +63,7 @@ class Upstream:
 
     base: Classifier
     bank: FilterBank | None
-    """Only rows with filter terms need one."""
+    """Rows with filter terms need one; the others watch the terms where there is one."""
     masks: Masks
     train: Split
 
@@ -87,8 +89,11 @@ def goal_of(row: Row, upstream: Upstream, recipe: Recipe, seed: int) -> Goal:
         ValueError: the row needs counterfactual images and no searched image has one, or parts that nobody knows.
     """
     assert upstream.bank is not None or not row.filters
-    filters = upstream.bank.global_filters(recipe.frequency_threshold) if upstream.bank is not None and row.filters else None
-    return Goal(recipe.weights, counterfactuals_of(row, upstream, recipe, seed), filters)
+    filters = upstream.bank.global_filters(recipe.frequency_threshold) if upstream.bank is not None else None
+    weights = recipe.weights if row.filters else recipe.weights.model_copy(update={"lambda_mc": 0.0, "lambda_nonmc": 0.0})
+    if filters is not None and row.filters in ("random", "permuted"):
+        filters = (random_like if row.filters == "random" else permuted)(filters, seed)
+    return Goal(weights, counterfactuals_of(row, upstream, recipe, seed), filters)
 
 
 def counterfactuals_of(row: Row, upstream: Upstream, recipe: Recipe, seed: int) -> Counterfactuals | None:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
-from everycause.data.batches import draw_geometry, transformed
+from everycause.data.batches import AugmentationParams, draw_geometry, transformed
 from everycause.data.split import Images, Split
 
 
@@ -46,11 +46,13 @@ def shuffled_forever(count: int, generator: torch.Generator) -> Iterator[int]:
         yield from torch.randperm(count, generator=generator).tolist()
 
 
-def training_steps(split: Split, size: int, shift: int, counterfactuals: Counterfactuals | None, generator: torch.Generator) -> Iterator[Step]:
+def training_steps(
+    split: Split, size: int, augmentation: AugmentationParams, counterfactuals: Counterfactuals | None, generator: torch.Generator
+) -> Iterator[Step]:
     """Endless steps of `size` images.
 
     With counterfactuals, half of a step are originals; each that has a mask brings its counterfactual, under the same
-    mirror and shift, and further originals take the places of those that have none. So every row of the results table
+    geometry, and further originals take the places of those that have none. So every row of the results table
     sees the same number of images in the same number of steps.
     """
     order = shuffled_forever(len(split), generator)
@@ -64,7 +66,7 @@ def training_steps(split: Split, size: int, shift: int, counterfactuals: Counter
             taken += [next(order) for _ in range(size // 2 - len(paired))]
         index, rows = torch.tensor(taken), torch.tensor(paired, dtype=torch.int64)
         images, labels = split.read(np.array(taken)), split.labels[index]
-        geometry = draw_geometry(len(taken), shift, generator)
+        geometry = draw_geometry(len(taken), augmentation, generator)
         replaced, replaced_labels = images[rows], labels[rows]
         if counterfactuals is not None:
             replaced, replaced_labels = counterfactuals.composed(index[rows], replaced, replaced_labels, generator)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from everycause.data.batches import Geometry, batches, draw_geometry, normalized, statistics, transformed
+from everycause.data.batches import AugmentationParams, Geometry, batches, draw_geometry, normalized, statistics, transformed
 from everycause.data.split import Split
 
 
@@ -18,6 +18,13 @@ def test_statistics_are_those_of_numpy_whatever_the_chunk(train: Split) -> None:
     assert statistics(train, 7) == statistics(train, 640)
 
 
+STRAIGHT = torch.eye(2).expand(6, 2, 2)
+
+
+def augmentation(**changes: float) -> AugmentationParams:
+    return AugmentationParams(**{"mirror": True, "shift": 0, "rotation": 0.0, "shear": 0.0, "zoom": 0.0} | changes)
+
+
 def test_the_mean_color_is_zero_after_normalization(train: Split) -> None:
     images = normalized(train.all(), statistics(train), torch.device("cpu"))
     assert images.mean(dim=(0, 2, 3)).abs().max() < 1e-4
@@ -26,9 +33,9 @@ def test_the_mean_color_is_zero_after_normalization(train: Split) -> None:
 
 def test_transformed_images_are_those_of_a_slow_reference() -> None:
     images = random_images()
-    geometry = draw_geometry(len(images), 3, torch.Generator().manual_seed(1))
+    geometry = draw_geometry(len(images), augmentation(shift=3), torch.Generator().manual_seed(1))
     fast = transformed(images, geometry)
-    for image, mirror, down, right, result in zip(images, *geometry, fast, strict=True):
+    for image, mirror, down, right, result in zip(images, *geometry[:3], fast, strict=True):
         picture = image.flip(-1) if mirror else image
         padded = torch.nn.functional.pad(picture.float()[None], (3, 3, 3, 3), mode="reflect")[0].to(torch.uint8)
         horizontal = -right if mirror else right  # the shift is applied before the mirror
@@ -39,10 +46,36 @@ def test_transformed_images_are_those_of_a_slow_reference() -> None:
 
 def test_no_shift_and_no_mirror_is_the_identity_and_two_mirrors_too() -> None:
     images, none = random_images(), torch.zeros(6, dtype=torch.int64)
-    assert torch.equal(transformed(images, Geometry(none, none, none)), images)
-    mirror = Geometry(none + 1, none, none)
+    assert torch.equal(transformed(images, Geometry(none, none, none, STRAIGHT)), images)
+    mirror = Geometry(none + 1, none, none, STRAIGHT)
     assert torch.equal(transformed(images, mirror), images.flip(-1))
     assert torch.equal(transformed(transformed(images, mirror), mirror), images)
+
+
+@pytest.mark.parametrize("quarters", [1, 2, 3])
+def test_a_quarter_turn_is_exact_and_a_whole_image_zoom_magnifies(quarters: int) -> None:
+    images, none = random_images(), torch.zeros(6, dtype=torch.int64)
+    turn = torch.linalg.matrix_power(torch.tensor([[0.0, -1.0], [1.0, 0.0]]), quarters).expand(6, 2, 2)
+    assert torch.equal(transformed(images, Geometry(none, none, none, turn)), images.rot90(quarters, dims=(2, 3)))
+
+
+def test_affine_draws_stay_within_their_bounds_and_compose_as_written() -> None:
+    params = augmentation(rotation=15.0, shear=5.0, zoom=0.2)
+    geometry = draw_geometry(500, params, torch.Generator().manual_seed(0))
+    scale = geometry.affine.det().rsqrt()
+    assert 0.8 <= scale.min() < 0.83 and 1.17 < scale.max() <= 1.2
+    angle = torch.rad2deg(torch.atan2(geometry.affine[:, 1, 0], geometry.affine[:, 0, 0]))
+    assert 14 < angle.abs().max() <= 15.01
+    shear = torch.linalg.solve(torch.linalg.qr(geometry.affine).R[:, 0, 0][:, None, None] * torch.eye(2), torch.linalg.qr(geometry.affine).R)[:, 0, 1].abs()
+    assert float(torch.rad2deg(shear.atan()).max()) <= 5.01
+    again = draw_geometry(500, params, torch.Generator().manual_seed(0))
+    assert torch.equal(again.affine, geometry.affine) and geometry.rows(torch.tensor([3])).affine.shape == (1, 2, 2)
+
+
+def test_without_affine_bounds_the_draws_are_those_of_mirror_and_shift_alone() -> None:
+    plain, turned = (draw_geometry(9, augmentation(shift=4, rotation=angle), torch.Generator().manual_seed(5)) for angle in (0.0, 10.0))
+    assert torch.equal(plain.mirror, turned.mirror) and torch.equal(plain.right, turned.right)
+    assert not draw_geometry(50, augmentation(mirror=False), torch.Generator().manual_seed(5)).mirror.any()
 
 
 def test_batches_cover_a_split_once_and_in_the_given_order(train: Split) -> None:

@@ -1,11 +1,12 @@
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
-from torch.nn.functional import cross_entropy
 
-from everycause.explanation.filters import FilterBank, LinearHead, accumulate, quality
-from everycause.explanation.heads import PENALTY, HeadParams, Heads, heads_loss, train_heads
+from everycause.explanation.filters import FilterBank, accumulate, incorrect_quality, local_filters, permuted, quality, random_like
+from everycause.explanation.heads import HeadParams, Heads, LinearHead, Variant, train_heads, train_incorrect_heads
+from everycause.explanation.oracle import Oracle
 from everycause.model import Readout
 
 CLASSES, FILTERS, IMAGES = 3, 8, 60
@@ -32,55 +33,52 @@ def seen(head: LinearHead) -> tuple[Readout, torch.Tensor]:
     return Readout(activations @ head.weight.T + head.bias, activations), labels
 
 
-def slow_loss(heads: Heads, activations: torch.Tensor, head: LinearHead, sparsity: float) -> torch.Tensor:
-    """The loss of every head as the paper writes it, one class at a time."""
-    total = torch.zeros(())
-    for label in range(CLASSES):
-        gate = torch.sigmoid(activations @ heads.weight[label].T + heads.bias[label])
-        mask = torch.where(gate > 0.5, gate, torch.zeros(()))
-        logits = (activations * mask) @ head.weight.T + head.bias
-        loss = cross_entropy(logits, torch.full((len(activations),), label))
-        total = total + loss + sparsity * PENALTY * mask.abs().sum() - PENALTY * logits[:, label].sum()
-    return total
-
-
 def random_heads(seed: int = 0) -> Heads:
     generator = torch.Generator().manual_seed(seed)
     return Heads(torch.randn(CLASSES, FILTERS, FILTERS, generator=generator), torch.randn(CLASSES, FILTERS, generator=generator))
 
 
-def test_the_batched_loss_is_the_sum_of_the_papers_losses(head: LinearHead, seen: tuple[Readout, torch.Tensor]) -> None:
-    heads, activations = random_heads(), seen[0].activations[:16]
-    assert torch.allclose(heads_loss(heads, activations, head.weight, head.bias, 2.0), slow_loss(heads, activations, head, 2.0), rtol=1e-5)
-
-
-def test_heads_do_not_see_each_other(head: LinearHead, seen: tuple[Readout, torch.Tensor]) -> None:
-    heads = random_heads()
-    other = Heads(heads.weight.clone(), heads.bias.clone())
-    other.weight[1:] += 1
-    gradients = []
-    for some in (heads, other):
-        weight = some.weight.requires_grad_()
-        heads_loss(Heads(weight, some.bias), seen[0].activations, head.weight, head.bias, 2.0).backward()
-        gradients.append(weight.grad[0])
-    assert torch.equal(*gradients)
-
-
-def test_the_mask_at_use_is_where_the_gate_exceeds_one_half(seen: tuple[Readout, torch.Tensor]) -> None:
-    heads, (readout, labels) = random_heads(), seen
-    gates = heads.gates(readout.activations)[labels, torch.arange(IMAGES)]
-    sure = (gates - 0.5).abs() > 1e-6
-    assert torch.equal(heads.minimum_correct(readout.activations, labels)[sure], (gates > 0.5)[sure])
+def trained(seen: tuple[Readout, torch.Tensor], head: LinearHead, epochs: int = PARAMS.epochs) -> Heads:
+    return train_heads(seen[0].activations, seen[1], head, PARAMS.model_copy(update={"epochs": epochs}), 0)
 
 
 def test_trained_heads_keep_the_prediction_with_few_filters(head: LinearHead, seen: tuple[Readout, torch.Tensor]) -> None:
-    readout, labels = seen
-    heads = train_heads(readout.activations, head.weight, head.bias, PARAMS.model_copy(update={"epochs": 60}), 0)
-    measures = quality(heads, head, readout, labels, 0.5, 0)
-    assert measures["mc_keep_rate"] > 0.95 and measures["filters_per_image"] < FILTERS
-    assert measures["mc_disable_flip_rate"] > measures["random_disable_flip_rate"]
-    again = train_heads(readout.activations, head.weight, head.bias, PARAMS.model_copy(update={"epochs": 60}), 0)
-    assert torch.equal(heads.weight, again.weight)
+    measures = quality(trained(seen, head, epochs=60), head, *seen, 0.5, 0)
+    assert measures["keep_rate"] > 0.95 and measures["filters_per_image"] < FILTERS
+    assert measures["disable_flip_rate"] > measures["random/disable_flip_rate"]
+
+
+@pytest.mark.parametrize("name", get_args(Variant) + ("oracle_sufficient", "oracle_necessary"))
+def test_every_generator_fills_a_bank_that_survives_the_disk(head: LinearHead, seen: tuple[Readout, torch.Tensor], tmp_path: Path, name: str) -> None:
+    local = local_filters(name, *seen, head, PARAMS.model_copy(update={"epochs": 60}), 0, torch.device("cpu"))
+    bank = accumulate(local, head, *seen, NAMES, 0.5, "model")
+    bank.save(tmp_path)
+    loaded = FilterBank.load(tmp_path, "model")
+    sets = [one.local.minimum_correct(seen[0].activations, seen[1]) for one in (bank, loaded)]
+    assert torch.equal(*sets) and torch.equal(loaded.histogram, bank.histogram) and type(loaded.local) is type(local)
+    kept = [label for label in seen[1].tolist() if label == 0]
+    assert int(bank.support[0]) <= len(kept) and int(bank.histogram[0].max()) <= int(bank.support[0])
+
+
+def test_oracle_sets_reach_the_rates_that_define_them(head: LinearHead, seen: tuple[Readout, torch.Tensor]) -> None:
+    assert quality(Oracle("sufficient", head), head, *seen, 0.5, 0)["keep_rate"] == 1
+    assert quality(Oracle("necessary", head), head, *seen, 0.5, 0)["disable_flip_rate"] == 1
+    assert quality(Oracle("necessary", head), head, *seen, 1.0, 0) == {}
+
+
+def test_minimum_incorrect_filters_turn_images_into_their_runner_up(head: LinearHead, seen: tuple[Readout, torch.Tensor]) -> None:
+    heads = train_incorrect_heads(*(seen[0].activations, seen[1]), head, PARAMS.model_copy(update={"epochs": 200}), 0)
+    measures = incorrect_quality(heads, head, *seen, 0.5, 0)
+    assert measures["reach_rate"] > 0.5 > 2 * measures["random/reach_rate"] and measures["filters_per_image"] < FILTERS
+    assert (heads.minimum_incorrect(seen[0].activations, seen[1]) >= 0).all()
+
+
+def test_controls_have_the_sizes_of_the_sets_that_they_control() -> None:
+    sets = torch.rand(7, 30, generator=torch.Generator().manual_seed(0)) > 0.6
+    assert torch.equal(random_like(sets, 1).sum(dim=1), sets.sum(dim=1)) and not torch.equal(random_like(sets, 1), sets)
+    assert torch.equal(random_like(sets, 1), random_like(sets, 1)) and not torch.equal(random_like(sets, 1), random_like(sets, 2))
+    moved = permuted(sets, 3)
+    assert sorted(moved.tolist()) == sorted(sets.tolist()) and not any(torch.equal(*pair) for pair in zip(moved, sets, strict=True))
 
 
 def slow_accumulate(heads: Heads, head: LinearHead, readout: Readout, labels: torch.Tensor, threshold: float) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
@@ -98,7 +96,7 @@ def slow_accumulate(heads: Heads, head: LinearHead, readout: Readout, labels: to
 
 def test_the_bank_is_that_of_the_slow_reference(head: LinearHead, seen: tuple[Readout, torch.Tensor]) -> None:
     readout, labels = seen
-    heads = train_heads(readout.activations, head.weight, head.bias, PARAMS, 0)
+    heads = trained(seen, head)
     bank = accumulate(heads, head, readout, labels, NAMES, 0.9, "model")
     histogram, magnitude, support = slow_accumulate(heads, head, readout, labels, 0.9)
     assert torch.equal(bank.histogram.float(), histogram) and torch.allclose(bank.magnitude, magnitude, atol=1e-4) and bank.support.tolist() == support
@@ -106,7 +104,7 @@ def test_the_bank_is_that_of_the_slow_reference(head: LinearHead, seen: tuple[Re
 
 def test_permuting_the_classes_permutes_the_rows(head: LinearHead, seen: tuple[Readout, torch.Tensor]) -> None:
     (readout, labels), order = seen, torch.tensor([2, 0, 1])
-    heads = train_heads(readout.activations, head.weight, head.bias, PARAMS, 0)
+    heads = trained(seen, head)
     bank = accumulate(heads, head, readout, labels, NAMES, 0.5, "model")
     moved = accumulate(
         Heads(heads.weight[order], heads.bias[order]), LinearHead(head.weight[order], head.bias[order]),
@@ -122,7 +120,7 @@ def test_thresholds_are_views_and_a_higher_one_keeps_a_subset(tmp_path: Path) ->
     assert bank.global_filters(0.5).tolist() == [[True, False, False], [True, False, True]]
     bank.save(tmp_path)
     loaded = FilterBank.load(tmp_path, "model")
-    assert torch.equal(loaded.histogram, bank.histogram) and torch.equal(loaded.heads.weight, bank.heads.weight)
+    assert torch.equal(loaded.histogram, bank.histogram) and torch.equal(loaded.local.weight, bank.local.weight)
     with pytest.raises(ValueError, match="made for another model"):
         FilterBank.load(tmp_path, "other")
 
@@ -130,10 +128,10 @@ def test_thresholds_are_views_and_a_higher_one_keeps_a_subset(tmp_path: Path) ->
 def test_a_class_without_confident_images_is_named(head: LinearHead, seen: tuple[Readout, torch.Tensor]) -> None:
     readout, labels = seen
     unsure = Readout(torch.where(labels[:, None] == 1, readout.logits * 0.01, readout.logits), readout.activations)
-    with pytest.raises(ValueError, match="the class 'b' has no training image .* p ≥ 0.9"):
-        accumulate(train_heads(readout.activations, head.weight, head.bias, PARAMS, 0), head, unsure, labels, NAMES, 0.9, "model")
+    with pytest.raises(ValueError, match="the class 'b' has no training image .* p ≥ 0.9 .*of 20 images 20 are correct, 0 of them with p ≥ 0.9"):
+        accumulate(trained(seen, head), head, unsure, labels, NAMES, 0.9, "model")
 
 
 def test_a_diverging_head_is_one_sentence(head: LinearHead, seen: tuple[Readout, torch.Tensor]) -> None:
     with pytest.raises(ValueError, match="lower filters.heads.learning_rate"):
-        train_heads(seen[0].activations * 1e20, head.weight * 1e20, head.bias, PARAMS.model_copy(update={"learning_rate": 1e30}), 0)
+        train_heads(seen[0].activations * 1e20, seen[1], LinearHead(head.weight * 1e20, head.bias), PARAMS.model_copy(update={"learning_rate": 1e30}), 0)

@@ -113,6 +113,8 @@ def test_grad_cam_finds_the_planted_region(classifier: Classifier, train: Split,
 def test_a_selector_that_lacks_something_says_what(classifier: Classifier, task: Task) -> None:
     with pytest.raises(ValueError, match="needs the filters of each class"):
         SELECTORS["filter_cam"](request_of(classifier, task))
-    flat = Classifier(ModelParams(name="test_resnet", pretrained=False, explained_layer="fc"), classifier.class_names, 32, STATISTICS)
+    flat = Classifier(
+        ModelParams(name="test_resnet", pretrained=False, explained_layer="fc", head="published", dropout=0.0), classifier.class_names, 32, STATISTICS
+    )
     with pytest.raises(ValueError, match="neither feature maps nor a square of patch tokens"):
         SELECTORS["grad_cam"](request_of(flat, task))

@@ -7,7 +7,7 @@ import torch
 from everycause.artifact import write_json
 from everycause.evaluation.ood import Predictions
 from everycause.reporting import explanations, figures, tables
-from everycause.reporting.document import document
+from everycause.reporting.document import MASKS, summary_table
 from everycause.reporting.results import Results
 
 FAITHFULNESS = {"base": {"counterfactual": {"flip_rate": 0.9, "regions_at_flip": 4.125}, "random": {"flip_rate": 0.1}}}
@@ -61,12 +61,6 @@ def test_a_missing_result_names_the_stage(tmp_path: Path, results: Results) -> N
         Results.load(tmp_path, [*ROWS, "joint"], SEEDS)
 
 
-def test_the_document_shows_measures_that_there_are_and_no_others(results: Results) -> None:
-    text = document(results, {"filters": 96.0}, {"searched": 1200.0, "flip_rate": 0.93}, FAITHFULNESS, {"accuracies.png": "Accuracy."})
-    assert "| images searched | 1200 |" in text and "| share whose prediction flips | 0.93 |" in text and "flip distance" not in text
-    assert "![Accuracy.](accuracies.png)" in text
-
-
 def test_figures_have_reproducible_bytes(results: Results, tmp_path: Path) -> None:
     for name in ("one.png", "two.png"):
         figures.save(figures.accuracies(results), tmp_path / name)
@@ -87,3 +81,8 @@ def test_the_rounds_are_drawn_with_and_without_known_parts(tmp_path: Path, parts
     figure = explanations.rounds_figure(rounds, parts, 2 if parts else None)
     assert len(figure.axes) == (3 if parts else 1)
     figures.save(figure, tmp_path / "rounds.png")
+
+
+def test_a_summary_shows_measures_that_there_are_and_no_others() -> None:
+    text = summary_table({"searched": 1200.0, "flip_rate": 0.93, "unknown": 1.0}, MASKS)
+    assert "| images searched | 1200 |" in text and "| share whose prediction flips | 0.93 |" in text and "parts" not in text and "unknown" not in text

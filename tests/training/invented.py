@@ -2,6 +2,7 @@
 
 import torch
 
+from everycause.data.batches import AugmentationParams
 from everycause.data.dataset import DataParams
 from everycause.data.split import Split
 from everycause.explanation.filters import FilterBank
@@ -9,13 +10,19 @@ from everycause.explanation.heads import Heads
 from everycause.explanation.masks import Masks
 from everycause.explanation.regions import grid
 from everycause.training.fill import FillParams
+from everycause.training.fit import FitParams
 from everycause.training.objective import ObjectiveParams
+from everycause.training.optim import OptimizerParams
 from everycause.training.rows import Recipe, Upstream
 from tests.conftest import make_classifier
 from tests.explanation.searching import PARAMS as MASKS
 
+PARAMS = FitParams(
+    epochs=2, batch_size=32, trainable=["all"], keep="last", augmentation=AugmentationParams(mirror=True, shift=2, rotation=0.0, shear=0.0, zoom=0.0),
+    optimizer=OptimizerParams(name="adamw", schedule="one_cycle", learning_rate=1e-3, weight_decay=0.05, warmup=0.2),
+)  # fmt: skip
 FILL = FillParams(source="bank", donors="any_class", background_share=0.5, augment_rate=1.0)
-WEIGHTS = ObjectiveParams(lambda_augment=1.0, lambda_mc=1e-3, lambda_nonmc=1e-4)
+WEIGHTS = ObjectiveParams(lambda_augment=1.0, lambda_mc=1e-3, lambda_nonmc=1e-4, surrogate="sigmoid_threshold")
 
 
 def invented_masks(split: Split, count: int = 40) -> Masks:

@@ -8,14 +8,13 @@ import yaml
 from everycause.data.dataset import DataParams, open_split
 from everycause.data.split import Split
 from everycause.model import Classifier
-from everycause.training.fit import PLAIN, FitParams, Training, fit
+from everycause.training.fit import PLAIN, BaseParams, Training, fit, fit_base
+from everycause.training.learning import learned, learning
 from everycause.training.objective import ObjectiveParams
-from everycause.training.optim import OptimizerParams, optimizer
+from everycause.training.optim import optimizer
 from everycause.training.rows import ROWS, goal_of
 from tests.conftest import ROOT, make_classifier
-from tests.training.invented import WEIGHTS, invented_bank, invented_masks, invented_upstream, recipe
-
-PARAMS = FitParams(epochs=2, batch_size=32, shift=2, optimizer=OptimizerParams(learning_rate=1e-3, weight_decay=0.05, warmup=0.2))
+from tests.training.invented import PARAMS, WEIGHTS, invented_bank, invented_masks, invented_upstream, recipe
 
 
 @pytest.fixture
@@ -51,16 +50,16 @@ def test_two_fits_from_one_seed_are_equal_to_the_last_bit(small: Split, validati
 
 def test_continued_is_plain_training_and_filters_of_weight_zero_too(small: Split, validation: Split) -> None:
     plain, _ = trained(small, validation, None)
-    zero = ObjectiveParams(lambda_augment=0.0, lambda_mc=0.0, lambda_nonmc=0.0)
+    zero = ObjectiveParams(lambda_augment=0.0, lambda_mc=0.0, lambda_nonmc=0.0, surrogate="sigmoid_threshold")
     for row, weights in (("continued", WEIGHTS), ("filters", zero)):
         other, _ = trained(small, validation, row, weights=weights)
         assert all(torch.equal(*pair) for pair in zip(plain.state_dict().values(), other.state_dict().values(), strict=True)), row
 
 
-@pytest.mark.parametrize(("row", "terms"), [("continued", set()), ("filters", {"mc", "nonmc"}), ("masks", {"augment"}), ("joint", {"augment", "mc", "nonmc"})])
+@pytest.mark.parametrize(("row", "terms"), [("continued", set()), ("filters", set()), ("masks", {"augment"}), ("joint", {"augment"})])
 def test_every_term_of_a_row_is_recorded_by_name(small: Split, validation: Split, row: str, terms: set[str]) -> None:
     _, epochs = trained(small, validation, row)
-    expected = {"loss", "cross_entropy", *terms}
+    expected = {"loss", "cross_entropy", "mc", "nonmc", "active", *terms}  # the filter terms are watched in every row
     assert set(epochs[0].measures) == {f"train/{name}" for name in expected} | {"validation/accuracy"}
 
 
@@ -74,8 +73,18 @@ def test_only_flipped_images_have_a_counterfactual_and_other_selectors_take_as_m
         assert set(other) == set(own) and all(int(own[i].sum()) == int(other[i].sum()) for i in own)
         assert any(not torch.equal(own[i], other[i]) for i in own)
     assert goals["masks_scene"].counterfactuals.scene and not goals["masks"].counterfactuals.scene
-    assert goals["continued"].counterfactuals is None and goals["continued"].filters is None
-    assert torch.equal(goals["filters"].filters, invented_bank().histogram > 0)
+    assert goals["continued"].counterfactuals is None
+
+
+def test_filters_are_the_classs_own_or_a_control_of_the_same_size(small: Split, data_params: DataParams) -> None:
+    goals = {row: goal_of(ROWS[row], invented_upstream(small), recipe(data_params), 0) for row in ROWS}
+    own = invented_bank().histogram > 0
+    assert torch.equal(goals["filters"].filters, own) and torch.equal(goals["joint"].filters, own)
+    random, other = goals["filters_random"].filters, goals["filters_permuted"].filters
+    assert torch.equal(random.sum(dim=1), own.sum(dim=1)) and not torch.equal(random, own)
+    assert sorted(other.tolist()) == sorted(own.tolist()) and not any(torch.equal(*pair) for pair in zip(other, own, strict=True))
+    for row, goal in goals.items():
+        assert (goal.weights.lambda_mc > 0) == (row in ("filters", "filters_random", "filters_permuted", "joint")), row
 
 
 def test_a_training_that_is_taken_up_ends_as_if_it_had_not_stopped(small: Split, validation: Split, data_params: DataParams) -> None:
@@ -120,6 +129,65 @@ def test_training_learns_something(small: Split, validation: Split) -> None:
 
 
 def test_biases_and_normalization_are_not_decayed() -> None:
-    decayed, free = optimizer(make_classifier(), PARAMS.optimizer).param_groups
+    decayed, free = optimizer(make_classifier().parameters(), PARAMS.optimizer).param_groups
     assert decayed["weight_decay"] == 0.05 and free["weight_decay"] == 0.0
     assert all(value.ndim > 1 for value in decayed["params"]) and all(value.ndim == 1 for value in free["params"])
+
+
+def weights_of(classifier: Classifier) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in classifier.network.state_dict().items()}
+
+
+@pytest.mark.parametrize(("names", "moving"), [(["head"], ("fc.",)), (["layer4", "head"], ("layer4.", "fc."))])
+def test_only_what_is_trainable_moves_its_statistics_too_and_nothing_stays_frozen(
+    small: Split, validation: Split, names: list[str], moving: tuple[str, ...]
+) -> None:
+    classifier = make_classifier()
+    before = weights_of(classifier)
+    list(fit(classifier, small, validation, PARAMS.model_copy(update={"trainable": names}), 0))
+    for name, value in weights_of(classifier).items():
+        assert torch.equal(value, before[name]) != name.startswith(moving), name
+    assert all(value.requires_grad for value in classifier.parameters()) and not classifier.training
+
+
+def test_what_learns_is_restored_after_an_exception() -> None:
+    classifier = make_classifier()
+    with pytest.raises(RuntimeError), learning(classifier, ["head"]):
+        assert [name for name, value in classifier.network.named_parameters() if value.requires_grad] == ["fc.weight", "fc.bias"]
+        raise RuntimeError
+    assert all(value.requires_grad for value in classifier.parameters()) and not any(module.training for module in classifier.modules())
+
+
+@pytest.mark.parametrize(("names", "message"), [(["layer9"], "neither 'all' nor 'head' nor a module of test_resnet"), (["maxpool"], "holds no weights")])
+def test_trainable_names_that_mean_nothing_are_refused(names: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        learned(make_classifier(), names)
+
+
+@pytest.mark.parametrize(("keep", "expected"), [("last", 3), ("best", 1)])
+def test_the_result_is_the_last_epoch_or_the_first_of_the_best(
+    small: Split, validation: Split, monkeypatch: pytest.MonkeyPatch, keep: str, expected: int
+) -> None:
+    accuracies = iter([0.2, 0.5, 0.5, 0.4])
+    monkeypatch.setattr("everycause.training.fit.accuracy", lambda _logits, _labels: next(accuracies))
+    states, classifier = [], make_classifier()
+    for _ in fit(classifier, small, validation, PARAMS.model_copy(update={"epochs": 4, "keep": keep}), 0):
+        states.append(weights_of(classifier))
+    assert all(torch.equal(value, states[expected][name]) for name, value in weights_of(classifier).items())
+    assert not torch.equal(states[1]["fc.weight"], states[3]["fc.weight"])
+
+
+def test_the_base_trains_its_head_first_and_counts_all_epochs(small: Split, validation: Split) -> None:
+    params = BaseParams(**PARAMS.model_dump(), head_epochs=2, head_learning_rate=0.01)
+    classifier, seen = make_classifier(), []
+    trunk = classifier.network.conv1[0].weight.clone()
+    for epoch in fit_base(classifier, small, validation, params, 0):
+        seen.append((epoch.number, torch.equal(classifier.network.conv1[0].weight, trunk)))
+    assert seen == [(1, True), (2, True), (3, False), (4, False)]
+
+
+def test_a_constant_schedule_of_sgd_keeps_its_rate(small: Split, validation: Split) -> None:
+    params = PARAMS.model_copy(update={"optimizer": PARAMS.optimizer.model_copy(update={"name": "sgd", "schedule": "constant"})})
+    training = Training(make_classifier(), small, validation, params, 0, "base")
+    list(training.epochs(PLAIN, 1))
+    assert isinstance(training.optimizer, torch.optim.SGD) and {group["lr"] for group in training.optimizer.param_groups} == {1e-3}

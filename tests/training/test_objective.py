@@ -18,7 +18,7 @@ def example() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 def weights(augment: float, mc: float, nonmc: float) -> ObjectiveParams:
-    return ObjectiveParams(lambda_augment=augment, lambda_mc=mc, lambda_nonmc=nonmc)
+    return ObjectiveParams(lambda_augment=augment, lambda_mc=mc, lambda_nonmc=nonmc, surrogate="sigmoid_threshold")
 
 
 def test_the_joint_loss_is_that_of_the_papers() -> None:
@@ -67,3 +67,50 @@ def test_more_activity_on_own_filters_lowers_the_loss_and_dead_filters_get_no_gr
 
 def test_accuracy_counts_exactly() -> None:
     assert accuracy(torch.eye(4), torch.tensor([0, 1, 2, 0])) == 0.75
+
+
+def slow_terms(activations: torch.Tensor, labels: torch.Tensor, filters: torch.Tensor, surrogate: str) -> tuple[float, float, float]:
+    mc = nonmc = active = 0.0
+    for row, label in zip(activations.tolist(), labels.tolist(), strict=True):
+        positive = [max(value, 0.0) for value in row]
+        active += sum(value > 0 for value in row) / len(labels)
+        if surrogate == "share":
+            share = sum(value for k, value in enumerate(positive) if filters[label, k]) / sum(positive) if sum(positive) else 1.0
+            share = max(share, 1e-6)
+            mc += math.log(share) * PAPER_BATCH / len(labels)
+            nonmc += (1 - share) * PAPER_BATCH / len(labels)
+            continue
+        for k, value in enumerate(positive):
+            m = value if surrogate == "raw" else (1 / (1 + math.exp(-value)) if value > 0 else 0.0)
+            if filters[label, k]:
+                mc += m * PAPER_BATCH / len(labels)
+            else:
+                nonmc += m * PAPER_BATCH / len(labels)
+    return mc, nonmc, active
+
+
+@pytest.mark.parametrize("surrogate", ["sigmoid_threshold", "raw", "share"])
+def test_every_surrogate_is_that_of_its_slow_reference_and_its_gradient_is_finite(surrogate: str) -> None:
+    _, labels, activations, filters = example()
+    activations = activations.clone().requires_grad_()
+    terms = filter_terms(activations, labels, filters, surrogate)
+    assert [float(term) for term in terms] == pytest.approx(slow_terms(activations.detach(), labels, filters, surrogate), rel=1e-5)
+    (terms.nonmc - terms.mc).backward()
+    assert activations.grad.isfinite().all() and (activations.grad != 0).any()
+
+
+def test_a_share_does_not_change_with_the_scale_and_survives_an_image_without_activity() -> None:
+    _, labels, activations, filters = example()
+    once, thousandfold = (filter_terms(activations * scale, labels, filters, "share") for scale in (1.0, 1e3))
+    assert torch.allclose(once.mc, thousandfold.mc, rtol=1e-4) and torch.allclose(once.nonmc, thousandfold.nonmc, rtol=1e-4)
+    dark = torch.zeros_like(activations).requires_grad_()
+    filter_terms(dark, labels, filters, "share").mc.backward()
+    assert dark.grad.isfinite().all()
+    everything = filter_terms(activations, labels, torch.ones_like(filters), "share")
+    assert float(everything.mc) == 0 and float(everything.nonmc) == pytest.approx(0, abs=1e-5)
+
+
+def test_watching_the_terms_with_weight_zero_does_not_change_the_loss() -> None:
+    logits, labels, activations, filters = example()
+    watched = joint_terms(logits, labels, logits[:0], labels[:0], filter_terms(activations, labels, filters), weights(1.0, 0.0, 0.0))
+    assert torch.equal(watched["loss"], watched["cross_entropy"]) and {"mc", "nonmc", "active"} <= set(watched)

@@ -7,14 +7,14 @@ from everycause.data.dataset import DataParams, open_split
 from everycause.data.split import Split
 from everycause.explanation.masks import Masks, searched
 from everycause.training import rounds as module
-from everycause.training.fit import FitParams, Training
-from everycause.training.optim import OptimizerParams
+from everycause.training.fit import Training
 from everycause.training.rounds import Kept, RoundsParams, keep, rounds, size_at_flip, take_up
 from everycause.training.rows import Upstream
 from tests.explanation.searching import PARAMS, always_right, undecided
+from tests.training.invented import PARAMS as TRAINING
 from tests.training.invented import invented_masks, recipe
 
-FIT = FitParams(epochs=4, batch_size=16, shift=2, optimizer=OptimizerParams(learning_rate=1e-5, weight_decay=0.05, warmup=0.2))
+FIT = TRAINING.model_copy(update={"epochs": 4, "batch_size": 16, "optimizer": TRAINING.optimizer.model_copy(update={"learning_rate": 1e-5})})
 ROUNDS = RoundsParams(rounds=3, images=12, growth=0.0)
 
 

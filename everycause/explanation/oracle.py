@@ -1,0 +1,162 @@
+"""The smallest sets of filters, exactly and without training: the classifier's head is linear in its activations.
+
+With the margins d_rk = a_k (W_ck − W_rk) of a class c over each rival r, a set S of filters
+
+    suffices    when  Σ_{k∈S} d_rk + b_c − b_r > 0  for every rival: with S alone, c still wins,
+    is needed   when  Σ_{k∉S} d_rk + b_c − b_r < 0  for some rival: without S, c loses.
+
+The smallest necessary set asks one rival at a time: its largest margins go first. The smallest sufficient set must satisfy
+all rivals at once, a covering problem with unit costs: a greedy set, which is proven smallest where one rival alone already
+asks for as many filters, and integer programming (HiGHS) over the rivals that matter for the other images.
+
+The problem follows from arXiv 2501.11087's masks; the sets are ours.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int64
+from scipy.optimize import Bounds, LinearConstraint, milp
+from torch import Tensor
+from tqdm import tqdm
+
+from everycause.explanation.heads import LinearHead
+
+LEAD = 1e-6
+"""Logits by which the class must lead in the integer programs, whose own tolerance is smaller."""
+CHUNK = 64
+"""Images whose margins over all rivals are held at once."""
+
+
+class Sets(NamedTuple):
+    """A set of filters for each image."""
+
+    chosen: Bool[Tensor, "images filters"]
+    """Empty where none exists."""
+    exists: Bool[Tensor, "images"]
+    """Whether any set does it."""
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """The exact sets of a linear head, as a generator of local filters."""
+
+    kind: Literal["sufficient", "necessary"]
+    head: LinearHead
+
+    def minimum_correct(self, activations: Float[Tensor, "batch filters"], classes: Int64[Tensor, "batch"]) -> Bool[Tensor, "batch filters"]:
+        """The smallest set for each image's class; no filter where no set does it."""
+        return (sufficient if self.kind == "sufficient" else necessary)(activations, classes, self.head).chosen
+
+
+def margins(
+    activations: Float[Tensor, "images filters"], classes: Int64[Tensor, "images"], head: LinearHead
+) -> tuple[Float[Tensor, "images classes filters"], Float[Tensor, "images classes"]]:
+    """What each filter adds to the class's lead over each rival, and the lead without any filter, in double precision."""
+    weight, bias = head.weight.double(), head.bias.double()
+    return activations.double()[:, None] * (weight[classes][:, None] - weight), bias[classes][:, None] - bias
+
+
+def necessary(activations: Float[Tensor, "images filters"], classes: Int64[Tensor, "images"], head: LinearHead) -> Sets:
+    """The smallest sets whose removal makes the class lose; among rivals with equally small sets, the one that then leads by most."""
+    parts = [_necessary(*margins(a, c, head), c) for a, c in zip(activations.split(CHUNK), classes.split(CHUNK), strict=True)]
+    return Sets(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+
+
+def sufficient(activations: Float[Tensor, "images filters"], classes: Int64[Tensor, "images"], head: LinearHead) -> Sets:
+    """The smallest sets that alone keep the class ahead of every rival."""
+    parts = []
+    chunks = list(zip(activations.split(CHUNK), classes.split(CHUNK), strict=True))
+    for a, c in tqdm(chunks, desc="smallest sufficient sets", disable=None, leave=False):
+        margin, lead = margins(a, c, head)
+        lead[torch.arange(len(c)), c] = 1.0  # the class is no rival of its own
+        chosen, exists = _greedy(margin, lead)
+        at_least = _bound(margin, lead)
+        for image in (exists & (chosen.sum(dim=1) > at_least)).nonzero()[:, 0].tolist():
+            chosen[image] = _smallest(margin[image].numpy(), lead[image].numpy(), chosen[image], int(at_least[image]))
+        parts.append(Sets(chosen & exists[:, None], exists))
+    return Sets(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+
+
+def _necessary(margin: Float[Tensor, "images classes filters"], lead: Float[Tensor, "images classes"], classes: Int64[Tensor, "images"]) -> Sets:
+    count, _, filters = margin.shape
+    everyone = torch.arange(count)
+    ordered, number = margin.clamp_min(0).sort(dim=2, descending=True, stable=True)
+    left = torch.cat([torch.zeros_like(ordered[:, :, :1]), ordered.cumsum(dim=2)], dim=2).neg_().add_((margin.sum(dim=2) + lead)[:, :, None])
+    loses = left < 0
+    size = torch.where(loses.any(dim=2), loses.int().argmax(dim=2), filters + 1)
+    size[everyone, classes] = filters + 1
+    smallest = size.min(dim=1).values
+    after = left.gather(2, size.clamp_max(filters)[:, :, None])[:, :, 0].masked_fill(size > smallest[:, None], torch.inf)
+    rival = after.argmin(dim=1)
+    rank = number[everyone, rival].argsort(dim=1)
+    exists = smallest <= filters
+    return Sets((rank < smallest[:, None]) & exists[:, None], exists)
+
+
+def _greedy(
+    margin: Float[Tensor, "images classes filters"], lead: Float[Tensor, "images classes"]
+) -> tuple[Bool[Tensor, "images filters"], Bool[Tensor, "images"]]:
+    """Filters that help most against the rival that is ahead, one by one; then every filter that is not needed goes again."""
+    count, _, filters = margin.shape
+    everyone, total = torch.arange(count), lead.clone()
+    chosen = torch.zeros(count, filters, dtype=torch.bool)
+    exists = torch.ones(count, dtype=torch.bool)
+    for _ in range(filters):
+        worst = total.argmin(dim=1)
+        best = margin[everyone, worst].masked_fill(chosen, -torch.inf).max(dim=1)
+        wanted = (total[everyone, worst] <= 0) & exists & (best.values > 0)
+        if not bool(wanted.any()):
+            break
+        rows = wanted.nonzero()[:, 0]
+        chosen[rows, best.indices[rows]] = True
+        total[rows] += margin[rows, :, best.indices[rows]]
+    missing = (total <= 0).any(dim=1)
+    for image in missing.nonzero()[:, 0].tolist():  # helping against one rival can hurt against another: ask whether any set does it
+        found = _solved(margin[image].numpy(), lead[image].numpy())
+        exists[image] = found is not None
+        if found is not None:
+            chosen[image] = found
+            total[image] = lead[image] + margin[image, :, found].sum(dim=1)
+    for filter_number in range(filters):
+        without = total - margin[:, :, filter_number]
+        goes = chosen[:, filter_number] & (without > 0).all(dim=1)
+        chosen[goes, filter_number] = False
+        total = torch.where(goes[:, None], without, total)
+    return chosen, exists
+
+
+def _bound(margin: Float[Tensor, "images classes filters"], lead: Float[Tensor, "images classes"]) -> Int64[Tensor, "images"]:
+    """How many filters the most demanding rival alone asks for: no sufficient set is smaller."""
+    reached = margin.clamp_min(0).sort(dim=2, descending=True).values.cumsum(dim=2) + lead[:, :, None] > 0
+    size = torch.where(lead > 0, 0, 1 + torch.where(reached.any(dim=2), reached.int().argmax(dim=2), margin.shape[2]))
+    return size.max(dim=1).values
+
+
+def _smallest(
+    margin: Float[np.ndarray, "classes filters"], lead: Float[np.ndarray, "classes"], greedy: Bool[Tensor, "filters"], at_least: int
+) -> Bool[Tensor, "filters"]:
+    """The smallest set of one image: rivals join the program as they turn out to win."""
+    rivals = [int((lead + margin[:, greedy.numpy()].sum(axis=1)).argmin())]
+    while True:
+        found = _solved(margin[rivals], lead[rivals])
+        if found is None or int(found.sum()) >= int(greedy.sum()):
+            return greedy
+        total = lead + margin[:, found.numpy()].sum(axis=1)
+        if (total > 0).all():
+            assert int(found.sum()) >= at_least
+            return found
+        ahead = [rival for rival in total.argsort()[:4].tolist() if total[rival] <= 0 and rival not in rivals]
+        if not ahead:  # a tie within the solver's tolerance
+            return greedy
+        rivals += ahead
+
+
+def _solved(margin: Float[np.ndarray, "rivals filters"], lead: Float[np.ndarray, "rivals"]) -> Bool[Tensor, "filters"] | None:
+    """The smallest set against some rivals, by integer programming."""
+    filters = margin.shape[1]
+    constraint = LinearConstraint(margin, LEAD - lead, np.inf)
+    result = milp(np.ones(filters), integrality=np.ones(filters), bounds=Bounds(0, 1), constraints=constraint)
+    return torch.from_numpy(result.x > 0.5) if result.x is not None else None

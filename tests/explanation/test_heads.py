@@ -1,0 +1,133 @@
+"""Heads trained together against the plain optimizer, one head after the other, step by step, in double precision."""
+
+from collections.abc import Callable
+from typing import get_args
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from everycause.explanation import heads as module
+from everycause.explanation.descent import Descent
+from everycause.explanation.heads import PENALTY, HeadParams, Heads, LinearHead, Variant, train_heads, train_incorrect_heads
+
+CLASSES, FILTERS, IMAGES = 4, 12, 53
+PARAMS = HeadParams(sparsity=20.0, learning_rate=0.02, epochs=4, batch_size=8)
+
+
+@pytest.fixture
+def problem() -> tuple[Tensor, Tensor, LinearHead]:
+    generator = torch.Generator().manual_seed(0)
+    activations = 2 * torch.rand(IMAGES, FILTERS, generator=generator, dtype=torch.float64)
+    weight = 0.3 * torch.randn(CLASSES, FILTERS, generator=generator, dtype=torch.float64)
+    return activations, torch.arange(IMAGES) % CLASSES, LinearHead(weight, torch.tensor([0.1, 0.0, -0.1, 0.2], dtype=torch.float64))
+
+
+def correct_loss(said: Tensor, a: Tensor, target: Tensor, head: LinearHead, through: bool) -> Tensor:
+    gate = torch.sigmoid(said)
+    mask = torch.where(gate > 0.5, gate, torch.zeros_like(gate))
+    if through:
+        mask = gate + (mask - gate).detach()
+    logits = (a * mask) @ head.weight.T + head.bias
+    return cross_entropy(logits, target) + PARAMS.sparsity * PENALTY * mask.sum() - PENALTY * logits.gather(1, target[:, None]).sum()
+
+
+def incorrect_loss(said: Tensor, a: Tensor, target: Tensor, head: LinearHead, _through: bool) -> Tensor:
+    added = said.relu()
+    return cross_entropy((a + added) @ head.weight.T + head.bias, target) + PENALTY * added.abs().sum()
+
+
+def one_after_the_other(problem: tuple[Tensor, Tensor, LinearHead], variant: Variant, loss_of: Callable[..., Tensor]) -> Heads:
+    """The same draws, then autograd and torch.optim.SGD for each head alone."""
+    activations, labels, head = problem
+    generator, count = torch.Generator().manual_seed(0), 1 if variant == "singular" else CLASSES
+    begin = torch.empty(count, FILTERS, FILTERS + 1).uniform_(-(FILTERS**-0.5), FILTERS**-0.5, generator=generator).double()
+    steps = [index for epoch in module._orders(labels, CLASSES, PARAMS, variant, generator) for index in epoch]
+    trained = []
+    for number in range(count):
+        weight, bias = begin[number, :, :-1].clone().requires_grad_(), begin[number, :, -1].clone().requires_grad_()
+        optimizer = torch.optim.SGD([weight, bias], lr=PARAMS.learning_rate, momentum=0.9)
+        for step in steps:
+            index = step[number if len(step) > 1 else 0]
+            a = activations[index]
+            target = labels[index] if variant == "singular" else torch.full_like(index, number)
+            optimizer.zero_grad()
+            loss_of(a @ weight.T + bias, a, target, head, variant == "straight_through").backward()
+            optimizer.step()
+        trained.append((weight.detach(), bias.detach()))
+    return Heads(torch.stack([weight for weight, _ in trained]), torch.stack([bias for _, bias in trained]))
+
+
+@pytest.mark.parametrize("variant", get_args(Variant))
+def test_heads_trained_together_are_those_trained_one_after_the_other(problem: tuple[Tensor, Tensor, LinearHead], variant: Variant) -> None:
+    slow, fast = one_after_the_other(problem, variant, correct_loss), train_heads(*problem, PARAMS, 0, variant)
+    assert torch.allclose(fast.weight, slow.weight, rtol=0, atol=1e-12) and torch.allclose(fast.bias, slow.bias, rtol=0, atol=1e-12)
+    assert (slow.weight - slow.weight[:1]).abs().max() > 1e-3 or variant == "singular"
+
+
+def test_minimum_incorrect_heads_too(problem: tuple[Tensor, Tensor, LinearHead]) -> None:
+    slow, fast = one_after_the_other(problem, "all_classes", incorrect_loss), train_incorrect_heads(*problem, PARAMS, 0)
+    assert torch.allclose(fast.weight, slow.weight, rtol=0, atol=1e-12) and torch.allclose(fast.bias, slow.bias, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("size", [1, 3, 50])
+def test_the_length_of_a_block_does_not_matter(problem: tuple[Tensor, Tensor, LinearHead], monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    usual = train_heads(*problem, PARAMS, 0)
+    monkeypatch.setattr(module, "BLOCK", size)
+    assert torch.allclose(train_heads(*problem, PARAMS, 0).weight, usual.weight, rtol=0, atol=1e-12)
+
+
+def test_two_trainings_from_one_seed_are_equal_to_the_last_bit(problem: tuple[Tensor, Tensor, LinearHead]) -> None:
+    first, second, other = (train_heads(*problem, PARAMS, seed) for seed in (0, 0, 1))
+    assert torch.equal(first.weight, second.weight) and not torch.equal(first.weight, other.weight)
+
+
+def test_a_head_does_not_see_the_others(problem: tuple[Tensor, Tensor, LinearHead]) -> None:
+    maps = torch.rand(3, FILTERS, FILTERS + 1, dtype=torch.float64) - 0.5
+    inputs = [torch.rand(1, 5, FILTERS + 1, dtype=torch.float64) for _ in range(6)]
+    together = Descent.begin(maps, 0.01)
+    together.block(inputs, lambda _step, said: said.sin())
+    alone = Descent.begin(maps[1:2], 0.01)
+    alone.block(inputs, lambda _step, said: said.sin())
+    assert torch.allclose(together.weight[1:2], alone.weight, atol=1e-14)
+
+
+def test_without_a_slope_a_map_only_coasts() -> None:
+    maps = torch.rand(2, 3, 4, dtype=torch.float64)
+    descent = Descent.begin(maps, 0.1)
+    descent.velocity += 1.0
+    inputs = [torch.rand(1, 2, 4, dtype=torch.float64) for _ in range(7)]
+    descent.block(inputs, lambda _step, said: torch.zeros_like(said))
+    assert torch.allclose(descent.weight, maps - 0.1 * sum(0.9**step for step in range(1, 8))) and torch.allclose(
+        descent.velocity, torch.full_like(maps, 0.9**7)
+    )
+
+
+def test_every_class_takes_part_in_only_class_with_its_own_images_alone(problem: tuple[Tensor, Tensor, LinearHead]) -> None:
+    _, labels, _ = problem
+    epochs = list(module._orders(labels, CLASSES, PARAMS, "only_class", torch.Generator().manual_seed(0)))
+    assert len(epochs) == PARAMS.epochs and {len(epoch) for epoch in epochs} == {IMAGES // (CLASSES * PARAMS.batch_size)}
+    for step in (step for epoch in epochs for step in epoch):
+        assert torch.equal(labels[step], torch.arange(CLASSES)[:, None].expand_as(step))
+    with pytest.raises(ValueError, match="class number 4 has none"):
+        list(module._orders(labels, CLASSES + 1, PARAMS, "only_class", torch.Generator()))
+
+
+def test_the_mask_at_use_is_where_the_gate_exceeds_one_half_with_each_images_own_head() -> None:
+    generator = torch.Generator().manual_seed(0)
+    activations, classes = torch.rand(20, FILTERS, generator=generator), torch.randint(CLASSES, (20,), generator=generator)
+    heads = Heads(torch.randn(CLASSES, FILTERS, FILTERS, generator=generator), torch.randn(CLASSES, FILTERS, generator=generator))
+    found = heads.minimum_correct(activations, classes)
+    for row, label in enumerate(classes.tolist()):
+        gate = torch.sigmoid(heads.weight[label] @ activations[row] + heads.bias[label])
+        assert torch.equal(found[row], gate > 0.5)
+    single = Heads(heads.weight[:1], heads.bias[:1])
+    assert torch.equal(single.minimum_correct(activations, classes), activations @ heads.weight[0].T + heads.bias[0] > 0)
+
+
+def test_a_slope_that_is_not_finite_names_its_step() -> None:
+    descent, inputs = Descent.begin(torch.rand(2, 3, 4), 0.1), [torch.rand(1, 2, 4) for _ in range(5)]
+    with pytest.raises(FloatingPointError) as caught:
+        descent.block(inputs, lambda step, said: said / 0 if step == 3 else said)
+    assert caught.value.args == (3,)
