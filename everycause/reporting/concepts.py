@@ -1,9 +1,11 @@
 """The filters of every class, drawn and tabulated: what they are worth, where they look, who shares them, whether the terms move."""
 
+from typing import get_args
+
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn.functional import interpolate
@@ -12,6 +14,7 @@ from everycause.data.batches import normalized
 from everycause.data.codes import Code
 from everycause.data.split import Split
 from everycause.explanation.filters import FilterBank
+from everycause.explanation.heads import Variant
 from everycause.hooks import evaluating
 from everycause.model import Classifier
 from everycause.reporting.figures import color
@@ -23,19 +26,18 @@ CLASSES, IMAGES, TOP = 3, 2, 4
 NAMED = 3
 """Winners and losers that the table names."""
 MEASURES = {"filters_per_image": "filters", "keep_rate": "prediction kept", "random/keep_rate": "… on random ones", "disable_flip_rate": "prediction lost without", "random/disable_flip_rate": "… without random ones"}  # fmt: skip
-MINIMUM_INCORRECT = "minimum_incorrect"
 
 
 def generators_table(summary: dict[str, float]) -> str:
     """One line per generator of local filters, each beside random sets of equal size."""
-    names = dict.fromkeys(key.split("/")[0] for key in summary if "/" in key and not key.startswith(MINIMUM_INCORRECT))
+    names = [name for name in (*get_args(Variant), "oracle_sufficient", "oracle_necessary") if f"{name}/filters_per_image" in summary]
     lines = [[f"`{name}`", *(f"{summary[f'{name}/{measure}']:.3g}" if f"{name}/{measure}" in summary else "" for measure in MEASURES)] for name in names]
     return markdown(["generator", *MEASURES.values()], lines)
 
 
-def overlap(bank: FilterBank, frequency_threshold: float) -> Float[np.ndarray, "classes classes"]:
+def overlap(filters: Bool[Tensor, "classes filters"]) -> Float[np.ndarray, "classes classes"]:
     """Shared filters over all filters of two classes (Jaccard)."""
-    sets = bank.global_filters(frequency_threshold).double()
+    sets = filters.double()
     both, sizes = sets @ sets.T, sets.sum(dim=1)
     return (both / (sizes[:, None] + sizes - both).clamp_min(1)).numpy()
 
@@ -55,7 +57,7 @@ def heat_map(bank: FilterBank, class_names: tuple[str, ...], frequency_threshold
     picture = left.imshow(shares[:, order], aspect="auto", cmap="magma", vmin=0, vmax=1, interpolation="nearest")
     figure.colorbar(picture, ax=left, label="share of the class's images", fraction=0.03)
     left.set(title="How often a class needs a filter", xlabel="filter, by the class that needs it most", ylabel="class")
-    matrix = right.imshow(overlap(bank, frequency_threshold), cmap="viridis", vmin=0, vmax=1, interpolation="nearest")
+    matrix = right.imshow(overlap(bank.global_filters(frequency_threshold)), cmap="viridis", vmin=0, vmax=1, interpolation="nearest")
     figure.colorbar(matrix, ax=right, label="shared / all filters", fraction=0.046)
     right.set(title=f"Overlap of classes (frequency above {frequency_threshold:g})", xlabel="class", ylabel="class")
     if len(class_names) <= 24:

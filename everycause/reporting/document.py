@@ -1,6 +1,9 @@
 """The written report: tables first, then the explanations' own measures, then the figures."""
 
+import numpy as np
+
 from everycause.data.codes import Code
+from everycause.explanation.filters import random_like
 from everycause.reporting import concepts, doubts, tables
 from everycause.reporting.explanations import faithfulness_table
 from everycause.reporting.gathered import CAPTIONS, Explained
@@ -41,9 +44,14 @@ def filters_of_the_base(explained: Explained, code: Code | None, frequency_thres
     ]
     parts += [summary_table(explained.filters, INCORRECT), ""]
     if code is not None:
-        shared = concepts.overlap_by_shared_parts(concepts.overlap(explained.bank, frequency_threshold), code)
+        filters = explained.bank.global_filters(frequency_threshold)
+        shared = concepts.overlap_by_shared_parts(concepts.overlap(filters), code)
+        chance = float(np.mean(list(concepts.overlap_by_shared_parts(concepts.overlap(random_like(filters, 0)), code).values())))
         told = "; ".join(f"{value:.3f} with {count} part{'s' if count != 1 else ''} in common" for count, value in shared.items())
-        parts += [f"Overlap of the filters of two classes (shared over all, frequency above {frequency_threshold:g}): {told}.", ""]
+        parts += [
+            f"Overlap of the filters of two classes (shared over all, frequency above {frequency_threshold:g}): {told}; {chance:.3f} if they were random.",
+            "",
+        ]
     return parts
 
 

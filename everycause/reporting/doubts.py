@@ -13,12 +13,17 @@ COLORS = {
 }  # fmt: skip
 
 
+def in_order(report: Report) -> Report:
+    """The test split first: a stored report is in the order of the alphabet."""
+    return {split: report[split] for split in sorted(report, key=lambda split: (split != "test", split.count("/"), split))}
+
+
 def detection_table(report: Report) -> str:
     """One line per split and detector; a cell is empty where there are only errors or none."""
     lines = [
-        [split, f"{content['errors']} / {content['images']}", f"`{name}`", *(_cell(measured, column) for column in COLUMNS)]
-        for split, content in report.items()
-        for name, measured in content["detectors"].items()
+        [split, f"{content['errors']} / {content['images']}", f"`{name}`", *(_cell(content["detectors"][name], column) for column in COLUMNS)]
+        for split, content in in_order(report).items()
+        for name in COLORS
     ]
     return markdown(["split", "errors", "detector", *COLUMNS.values()], lines)
 
@@ -27,7 +32,7 @@ def relabelling_table(report: Report) -> str:
     """What new labels do to the flagged predictions, in percent and in images."""
     judges = ("filters", "filters_random", "runner_up")
     lines = []
-    for split, content in report.items():
+    for split, content in in_order(report).items():
         new = content["relabelling"]
         cells = [f"{100 * new[f'{judge}/accuracy']:.1f} (+{new[f'{judge}/corrected']:.0f} −{new[f'{judge}/broken']:.0f})" for judge in judges]
         lines.append([split, f"{new['flagged']:.0f}", f"{100 * new['accuracy']:.1f}", *cells])
@@ -37,12 +42,13 @@ def relabelling_table(report: Report) -> str:
 def classes_table(report: Report) -> str:
     """The predicted classes of the test split with errors or flags."""
     rows = [row for row in report["test"]["by_class"] if row["errors"] or row["flagged"]]
-    return markdown(["predicted class", "predictions", "wrong", "flagged", "flagged and wrong"], [[str(value) for value in row.values()] for row in rows])
+    columns = {"class": "predicted class", "predicted": "predictions", "errors": "wrong", "flagged": "flagged", "found": "flagged and wrong"}
+    return markdown(list(columns.values()), [[str(row[key]) for key in columns] for row in rows])
 
 
 def detection_figure(report: Report) -> Figure:
     """Areas under the curves, detector by detector, on every split with both errors and correct predictions."""
-    splits = [split for split, content in report.items() if any("auroc" in measured for measured in content["detectors"].values())]
+    splits = [split for split, content in in_order(report).items() if any("auroc" in measured for measured in content["detectors"].values())]
     figure, axes = plt.subplots(2, 1, figsize=(12, 5.6), sharex=True)
     for axis, (key, title) in zip(axes, (("auroc", "AUROC (0.5: chance)"), ("aupr", "AUPR (line: share of errors)")), strict=True):
         for number, (name, shade) in enumerate(COLORS.items()):

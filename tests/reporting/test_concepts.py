@@ -1,6 +1,7 @@
 """The filters of every class, drawn and tabulated."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -26,10 +27,10 @@ def bank_of(histogram: list[list[int]]) -> FilterBank:
 
 
 def test_overlap_is_shared_over_all_filters_and_is_read_against_the_shared_parts() -> None:
-    shared = concepts.overlap(bank_of([[9, 9, 0, 0], [9, 0, 9, 0], [0, 0, 1, 9]]), 0.15)
+    shared = concepts.overlap(bank_of([[9, 9, 0, 0], [9, 0, 9, 0], [0, 0, 1, 9]]).global_filters(0.15))
 
     assert np.allclose(shared, [[1, 1 / 3, 0], [1 / 3, 1, 0], [0, 0, 1]])
-    assert np.allclose(concepts.overlap(bank_of([[9, 9, 0, 0], [9, 0, 9, 0], [0, 0, 1, 9]]), 0.0)[1, 2], 1 / 3)
+    assert np.allclose(concepts.overlap(bank_of([[9, 9, 0, 0], [9, 0, 9, 0], [0, 0, 1, 9]]).global_filters(0.0))[1, 2], 1 / 3)
     code = Code(3, 2, 2)
     everywhere = concepts.overlap_by_shared_parts(np.full((4, 4), 0.25), code)
     assert set(everywhere.values()) == {0.25} and max(everywhere) < code.length
@@ -98,7 +99,9 @@ def test_detection_tables_leave_out_what_cannot_be_measured(tmp_path: Path) -> N
         "test": {"images": 8, "errors": 1, "detectors": dict.fromkeys(doubts.COLORS, full), "relabelling": new, "by_class": by_class},
         "easy": {"images": 8, "errors": 0, "detectors": dict.fromkeys(doubts.COLORS, few), "relabelling": new},
     }
+    report = json.loads(json.dumps(report, sort_keys=True))  # as it comes from the disk
     table = doubts.detection_table(report)
+    assert table.index("| test |") < table.index("| easy |") and table.index("`filters`") < table.index("`entropy`")
     assert (
         "| test | 1 / 8 | `gate` | 3 | 50.0 | 25.0 | 33.3 | 75.0 | 50.0 | 10.0 |" in table
         and "| easy | 0 / 8 | `gate` | 3 | 50.0 | 25.0 | 33.3 |  |  |  |" in table
