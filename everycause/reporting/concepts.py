@@ -59,7 +59,7 @@ def heat_map(bank: FilterBank, class_names: tuple[str, ...], frequency_threshold
     left.set(title="How often a class needs a filter", xlabel="filter, by the class that needs it most", ylabel="class")
     matrix = right.imshow(overlap(bank.global_filters(frequency_threshold)), cmap="viridis", vmin=0, vmax=1, interpolation="nearest")
     figure.colorbar(matrix, ax=right, label="shared / all filters", fraction=0.046)
-    right.set(title=f"Overlap of classes (frequency above {frequency_threshold:g})", xlabel="class", ylabel="class")
+    right.set(title="Overlap of classes", xlabel="class", ylabel="class")
     if len(class_names) <= 24:
         left.set_yticks(range(len(class_names)), [name.removeprefix("word-") for name in class_names], fontsize=7)
     return figure
@@ -100,7 +100,7 @@ def filters_on_images(classifier: Classifier, bank: FilterBank, split: Split, la
                 _overlaid(axis, image, over)
                 if row % IMAGES == 0:
                     axis.set_title(title, fontsize=8)
-    figure.subplots_adjust(wspace=0.04, hspace=0.12)
+    figure.subplots_adjust(wspace=0.04, hspace=0.28)
     return figure
 
 
