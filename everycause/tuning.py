@@ -209,7 +209,7 @@ def write_grid(study: "optuna.Study", tuning: TuningParams, reference: dict[str,
             square = table.pivot_table(index=paths[0], columns=paths[1], values=name)
             axis.imshow(square, cmap="viridis", aspect="auto", origin="lower")
             for (row, column), value in np.ndenumerate(square.to_numpy()):
-                axis.text(column, row, f"{value:.3f}", ha="center", va="center", color="white", fontsize=9)
+                axis.text(column, row, f"{value:.3f}", ha="center", va="center", color="black" if value > square.to_numpy().mean() else "white", fontsize=9)
             axis.set_xticks(range(square.shape[1]), [f"{value:g}" for value in square.columns])
             axis.set_yticks(range(square.shape[0]), [f"{value:g}" for value in square.index])
             continued = f" (continued {reference[name]:.3f})" if name in reference else ""

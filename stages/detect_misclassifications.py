@@ -18,7 +18,7 @@ from everycause.runtime import start
 from stages.entry import recorded, run
 
 
-def main(seed: int, base: Path, filters: Path, out: Path) -> None:
+def main(seed: int, base: Path, filters: Path, out: Path, cache: Path = Path(".cache/corruptions")) -> None:
     """Judge every detector on every split.
 
     Args:
@@ -26,12 +26,13 @@ def main(seed: int, base: Path, filters: Path, out: Path) -> None:
         base: Folder of the base classifier.
         filters: Folder of its filter bank.
         out: Folder to write.
+        cache: Folder for corrupted images, where evaluation.keep_corrupted keeps them.
     """
     params = read("run", "tracking", "data", "filters", "detection", "evaluation")
     device = start(params.run, seed)
     classifier, bank = load(base, device), FilterBank.load(filters, model_fingerprint(base))
     with recorded("detect_misclassifications/base", params, out, seed, device, fingerprint(params.data.model_dump_json())) as (folder, record):
-        report = detection(classifier, bank, params.data, params.filters, params.detection, params.evaluation, params.run.threads, seed)
+        report = detection(classifier, bank, params.data, params.filters, params.detection, params.evaluation, params.run.threads, seed, cache)
         record(flat(report), 0)
         pd.DataFrame(report["test"]["by_class"]).to_csv(folder / "by_class.csv", index=False)
         write_json(folder / "detection.json", report)

@@ -55,7 +55,7 @@ def run_pipeline(folder: Path, raw: dict) -> Path:
         retrain_rounds.main(seed=0, base=BASE, masks=MASKS, out=ROUNDS)
         measure_faithfulness.main(seed=0, models=ARTIFACTS / "models", filters=FILTERS, out=ARTIFACTS / "faithfulness" / "all" / "seed-0")
         for row in raw["evaluated"]:
-            evaluate_ood.main(row=row, seed=0, model=ARTIFACTS / "models" / row / "seed-0", out=ARTIFACTS / "evaluation" / row / "seed-0")
+            evaluate_ood.main(row=row, seed=0, model=str(ARTIFACTS / "models" / row / "seed-0"), out=ARTIFACTS / "evaluation" / row / "seed-0")
         detect_misclassifications.main(seed=0, base=BASE, filters=FILTERS, out=DETECTION)
         report.main(artifacts=ARTIFACTS, out=Path("reports/results"))
     finally:
@@ -131,7 +131,7 @@ def test_the_report_has_every_row_and_every_figure(toy: Path) -> None:
         assert said in text, said
     figures = {line.split("](")[1].rstrip(")") for line in text.splitlines() if line.startswith("![")}
     assert figures == {
-        "completeness.png", "reliance.png", "scene_gap.png", "accuracies.png", "rounds.png", "faithfulness.png", "filter_terms.png", "filter_heat_map.png",
+        "corruptions.png", "shift_scatter.png", "differences.png", "completeness.png", "reliance.png", "scene_gap.png", "accuracies.png", "rounds.png", "faithfulness.png", "filter_terms.png", "filter_heat_map.png",
         "detection.png", "gallery.png", "contact_sheet.png",
     }  # fmt: skip
     for name in figures:

@@ -49,3 +49,26 @@ def cub_tree(root: Path, classes: int, per_class: int) -> None:
     (root / "parts").mkdir()
     (root / "parts" / "parts.txt").write_text("1 back\n2 left eye\n")
     (root / "parts" / "part_locs.txt").write_text("\n".join(places) + "\n")
+
+
+def wnid_tree(folder: Path, wnids: tuple[str, ...] | list[str], per_class: int, size: tuple[int, int] = (40, 30)) -> None:
+    """A folder per class with images of one gray level per class."""
+    for number, wnid in enumerate(wnids):
+        (folder / wnid).mkdir(parents=True)
+        for index in range(per_class):
+            Image.new("RGB", size, (20 + 7 * number % 200,) * 3).save(folder / wnid / f"{wnid}_{index}.JPEG", quality=95)
+
+
+def waterbirds_tree(root: Path, per_group: int) -> None:
+    """metadata.csv and images, every group alike in every split."""
+    lines, number = ["img_id,img_filename,y,split,place,place_filename"], 0
+    for split in range(3):
+        for label in range(2):
+            for place in range(2):
+                for _ in range(per_group):
+                    number += 1
+                    name = f"{label + 1:03d}.Bird/{number}.jpg"
+                    (root / name).parent.mkdir(parents=True, exist_ok=True)
+                    Image.new("RGB", (48, 40), (60 + 100 * label, 60 + 100 * place, 90)).save(root / name)
+                    lines.append(f"{number},{name},{label},{split},{place},/o/ocean/{number}.jpg")
+    (root / "metadata.csv").write_text("\n".join(lines) + "\n")

@@ -15,7 +15,9 @@ from everycause.data.codes import Code
 from everycause.data.cub import CubParams, cub_split
 from everycause.data.factors import CodebirdsParams, Factors
 from everycause.data.folder import FolderParams, folder_split
+from everycause.data.imagenet import ImageNetParams, imagenet_split
 from everycause.data.split import Split
+from everycause.data.waterbirds import WaterbirdsParams, waterbirds_split
 from everycause.section import Section
 
 Name = Literal["train", "validation", "test"]
@@ -24,15 +26,17 @@ Name = Literal["train", "validation", "test"]
 class DataParams(Section):
     """Which images."""
 
-    source: Literal["codebirds", "folder", "cub"]
-    """`codebirds` renders the embedded data set; `folder` reads a user's own photos; `cub` reads CUB-200-2011 as published."""
+    source: Literal["codebirds", "folder", "cub", "imagenet", "waterbirds"]
+    """`codebirds` renders the embedded data set; `folder` reads a user's own photos; the others read these data sets as published."""
     root: str = Field(min_length=1)
-    """The data folder (source: folder): root/split/class/image; the published CUB_200_2011 folder (source: cub)."""
+    """The data folder: root/split/class/image of one's own photos, or the folder of a published data set."""
     memory_mib: int = Field(ge=0)
     """A split that fits into this many MiB is read once and held; a larger one is read again in every epoch."""
     codebirds: CodebirdsParams
     folder: FolderParams
     cub: CubParams
+    imagenet: ImageNetParams
+    waterbirds: WaterbirdsParams
 
     @model_validator(mode="after")
     def _has_a_code(self) -> "DataParams":
@@ -47,7 +51,8 @@ class DataParams(Section):
     @property
     def image_size(self) -> int:
         """Side of the images, in pixels."""
-        return {"codebirds": self.codebirds, "folder": self.folder, "cub": self.cub}[self.source].image_size
+        sections = {"codebirds": self.codebirds, "folder": self.folder, "cub": self.cub, "imagenet": self.imagenet, "waterbirds": self.waterbirds}
+        return sections[self.source].image_size
 
 
 def open_split(params: DataParams, name: Name, threads: int) -> Split:
@@ -56,13 +61,19 @@ def open_split(params: DataParams, name: Name, threads: int) -> Split:
     Raises:
         ValueError: the data folder is not as it should be.
     """
-    if params.source == "folder":
-        split = folder_split(Path(params.root), name, params.folder, threads)
-    elif params.source == "cub":
-        split = cub_split(Path(params.root), name, params.cub, threads)
-    else:
-        birds = Codebirds(params.codebirds, threads)
-        split = rendered_split(birds, name, birds.factors(name))
+    root = Path(params.root)
+    match params.source:
+        case "folder":
+            split = folder_split(root, name, params.folder, threads)
+        case "cub":
+            split = cub_split(root, name, params.cub, threads)
+        case "imagenet":
+            split = imagenet_split(root, name, params.imagenet, threads)
+        case "waterbirds":
+            split = waterbirds_split(root, name, params.waterbirds, threads)
+        case "codebirds":
+            birds = Codebirds(params.codebirds, threads)
+            split = rendered_split(birds, name, birds.factors(name))
     return split.kept_in_memory(params.memory_mib)
 
 

@@ -113,14 +113,17 @@ def decoded(file: Path) -> Image.Image:
     """
     try:
         with Image.open(file) as opened:
-            return ImageOps.exif_transpose(opened).convert("RGB")
+            image = ImageOps.exif_transpose(opened)  # of an animation its first picture
+            if image.mode.startswith("I"):  # 16 bits per value: Pillow would clip them, not scale them
+                image = Image.fromarray((np.asarray(image, dtype=np.uint32) // 257).clip(0, 255).astype(np.uint8))
+            return image.convert("RGB")
     except UnidentifiedImageError as error:
         raise ValueError(f"'{file}' is not an image that Pillow can read: remove it from the data folder") from error
     except (OSError, SyntaxError) as error:
         raise ValueError(f"'{file}' is truncated or damaged ({error}): replace it or remove it from the data folder") from error
 
 
-def squared(image: Image.Image, size: int) -> torch.Tensor:
-    """The short side resized to `size` (bicubic), and the center square of that."""
-    resized = functional.resize(image, [size], interpolation=functional.InterpolationMode.BICUBIC, antialias=True)
+def squared(image: Image.Image, size: int, resize: int | None = 0) -> torch.Tensor:
+    """The short side resized to `resize` pixels (bicubic; 0: to `size`, None: not at all), and a center square of `size` of that."""
+    resized = image if resize is None else functional.resize(image, [resize or size], interpolation=functional.InterpolationMode.BICUBIC, antialias=True)
     return functional.pil_to_tensor(functional.center_crop(resized, [size, size]))

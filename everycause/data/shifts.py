@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Int64
+from torch import Tensor
 
 from everycause.data.codebirds import Codebirds
 from everycause.data.corruptions import corrupted
@@ -17,15 +19,24 @@ from everycause.data.dataset import DataParams, open_split, rendered_split
 from everycause.data.erasures import erased
 from everycause.data.factors import Factors
 from everycause.data.folder import folder_split, shift_names
+from everycause.data.imagenet import among_renditions, released_corruption, shifted_split
 from everycause.data.painting import RENDITIONS, SKETCH
 from everycause.data.split import Split
+from everycause.data.waterbirds import groups
 
 
 class View(NamedTuple):
-    """A split to evaluate on, and for rendered ones what it was made from."""
+    """A split to evaluate on, and what else is known of it."""
 
     split: Split
     factors: Factors | None = None
+    """What rendered images were made from."""
+    groups: Int64[Tensor, "images"] | None = None
+    """The group of each image, where the data set names groups."""
+    among: Int64[Tensor, "answers"] | None = None
+    """The classes among which the answer is sought, where they are not all."""
+    released: bool = False
+    """Whether these are the published corrupted images rather than some corrupted here."""
 
     @property
     def name(self) -> str:
@@ -33,29 +44,46 @@ class View(NamedTuple):
         return self.split.name
 
 
-def views(params: DataParams, corruptions: list[str], severities: list[int], threads: int) -> Iterator[View]:
-    """The test split first, then every shifted one.
+def views(params: DataParams, corruptions: list[str], severities: list[int], threads: int, cache: Path | None = None) -> Iterator[View]:
+    """The test split first, then every shifted one; what is corrupted here is kept in the cache, where there is one.
+
+    Raises:
+        ValueError: the data folder is not as it should be.
+    """
+    root, test = Path(params.root), test_view(params, threads)
+    held = test.split.kept_in_memory(params.memory_mib)
+    yield test._replace(split=held)
+    match params.source:
+        case "codebirds":
+            birds = Codebirds(params.codebirds, threads)
+            yield from (View(rendered_split(birds, name, factors), factors) for name, factors in codebirds_variations(birds) if name != "test")
+        case "folder":
+            yield from (View(folder_split(root, name, params.folder, threads)) for name in shift_names(root))
+        case "imagenet":
+            if params.imagenet.renditions is not None:
+                yield View(shifted_split(root, "renditions", params.imagenet, threads), among=among_renditions(held.class_names))
+            if params.imagenet.sketch is not None:
+                yield View(shifted_split(root, "sketch", params.imagenet, threads))
+    released = params.source == "imagenet" and params.imagenet.corrupted is not None
+    for corruption in corruptions:
+        for severity in severities:
+            if released:
+                yield View(released_corruption(root, corruption, severity, params.imagenet, threads), released=True)
+            else:
+                yield View(corrupted(held, corruption, severity, cache))
+
+
+def test_view(params: DataParams, threads: int) -> View:
+    """The test split with what is known of it.
 
     Raises:
         ValueError: the data folder is not as it should be.
     """
     if params.source == "codebirds":
         birds = Codebirds(params.codebirds, threads)
-        variations = codebirds_variations(birds)
-        name, factors = next(variations)
-        test = View(rendered_split(birds, name, factors), factors)
-    else:
-        test = View(open_split(params, "test", threads))
-    held = test.split.kept_in_memory(params.memory_mib)
-    yield View(held, test.factors)
-    if params.source == "codebirds":
-        yield from (View(rendered_split(birds, name, factors), factors) for name, factors in variations)
-    elif params.source == "folder":
-        root = Path(params.root)
-        yield from (View(folder_split(root, name, params.folder, threads)) for name in shift_names(root))
-    for corruption in corruptions:
-        for severity in severities:
-            yield View(corrupted(held, corruption, severity))
+        factors = birds.factors("test")
+        return View(rendered_split(birds, "test", factors), factors)
+    return View(open_split(params, "test", threads), groups=groups(Path(params.root), "test") if params.source == "waterbirds" else None)
 
 
 def codebirds_variations(birds: Codebirds) -> Iterator[tuple[str, Factors]]:

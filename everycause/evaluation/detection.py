@@ -1,6 +1,7 @@
 """The detectors of misclassifications on the test split and on every shifted one, in one pass over each."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from tqdm import tqdm
@@ -27,6 +28,7 @@ def detection(
     evaluation: EvaluationParams,
     threads: int,
     seed: int,
+    cache: Path | None = None,
 ) -> Report:
     """Every detector on every split. Erasures are left out: they ask what a model needs, not whether it errs."""
     train, validation = (open_split(data, name, threads) for name in ("train", "validation"))
@@ -40,7 +42,7 @@ def detection(
         for name, some in ((RULE, own), ("filters_random", random_like(own, seed)))
     }
     report: Report = {}
-    for name, shown, labels in _splits(classifier, data, evaluation, threads):
+    for name, shown, labels in _splits(classifier, data, evaluation, threads, cache):
         wrong = shown.logits.argmax(dim=1) != labels
         doubts = {doubter: find(shown) for doubter, find in found.items()}
         new = {judge: relabelled(one, shown, doubts[RULE].flagged, params.candidates) for judge, one in judges.items()}
@@ -64,10 +66,14 @@ def flat(report: Report) -> dict[str, float]:
     }
 
 
-def _splits(classifier: Classifier, data: DataParams, evaluation: EvaluationParams, threads: int) -> Iterator[tuple[str, Readout, torch.Tensor]]:
+def _splits(
+    classifier: Classifier, data: DataParams, evaluation: EvaluationParams, threads: int, cache: Path | None
+) -> Iterator[tuple[str, Readout, torch.Tensor]]:
     """The readout and labels of every split; all corruptions together."""
     corrupted: list[tuple[Readout, torch.Tensor]] = []
-    for view in tqdm(views(data, evaluation.corruptions, evaluation.severities, threads), desc="detecting", disable=None):
+    for view in tqdm(
+        views(data, evaluation.corruptions, evaluation.severities, threads, cache if evaluation.keep_corrupted else None), desc="detecting", disable=None
+    ):
         if view.name.startswith("erasures/"):
             continue
         shown = readout_of(classifier, view.split)

@@ -1,22 +1,59 @@
 """Every number of the results table, from stored predictions."""
 
+import torch
+
 from everycause.data.codes import Code
+from everycause.data.corruptions import group_of
 from everycause.data.shifts import erasure_name
 from everycause.evaluation.completeness import completeness_score, effective_causes, profile, reliance
 from everycause.evaluation.ood import Predictions
+from everycause.evaluation.protocols import ALEXNET, calibration_error, group_accuracies, macro, mean_corruption_error, top
+
+TOP = 5
 
 
 def metrics(predictions: Predictions, code: Code | None) -> dict[str, float]:
-    """All metrics by name, accuracies and shares in [0, 1]; the causal ones only where the code is known."""
+    """All metrics by name, accuracies and shares in [0, 1] (mCE in percent); the causal ones only where the code is known."""
     result = {f"accuracy/{view}": float(predictions.correct(view).double().mean()) for view in predictions.logits if not view.startswith("erasures/")}
-    for view in predictions.family("corruptions"):
-        _, corruption, _ = view.split("/")
-        result[f"accuracy/corruptions/{corruption}"] = float(predictions.correctness(f"corruptions/{corruption}").mean())
+    for view in (view for view in predictions.logits if view.count("/") < 2 and not view.startswith("erasures/")):
+        scores, labels = predictions.scores(view), predictions.labels[view]
+        result |= {f"macro/{view}": macro(predictions.correct(view), labels), f"calibration_error/{view}": calibration_error(scores, labels)}
+        if scores.shape[1] > TOP:
+            result[f"top5/{view}"] = top(scores, labels, TOP)
     if predictions.family("corruptions"):
-        result["accuracy/corruptions"] = float(predictions.correctness("corruptions").mean())
+        result |= corruption_metrics(predictions)
+    if "renditions" in predictions.among:
+        result |= rendition_metrics(predictions)
+    if predictions.groups is not None:
+        by_group = group_accuracies(predictions.correct("test"), predictions.groups)
+        result |= {"worst_group": min(by_group.values())} | {f"group/{group}": value for group, value in by_group.items()}
     if code is not None:
         result |= causal_metrics(predictions, code)
     return result
+
+
+def corruption_metrics(predictions: Predictions) -> dict[str, float]:
+    """Accuracy per corruption, per group and over all; mCE for the released images alone."""
+    names = list(dict.fromkeys(view.split("/")[1] for view in predictions.family("corruptions")))
+    by_name = {name: float(predictions.correctness(f"corruptions/{name}").mean()) for name in names}
+    result = {f"accuracy/corruptions/{name}": value for name, value in by_name.items()}
+    result["accuracy/corruptions"] = sum(by_name.values()) / len(by_name)
+    for group in dict.fromkeys(group_of(name) for name in names):
+        members = [value for name, value in by_name.items() if group_of(name) == group]
+        result[f"corruption_group/{group}"] = sum(members) / len(members)
+    if predictions.released and set(names) == set(ALEXNET) and len(predictions.family("corruptions")) == 75:
+        errors, clean = {name: 1 - value for name, value in by_name.items()}, 1 - float(predictions.correct("test").double().mean())
+        result |= {"mce": mean_corruption_error(errors), "relative_mce": mean_corruption_error(errors, clean)}
+    return result
+
+
+def rendition_metrics(predictions: Predictions) -> dict[str, float]:
+    """The clean accuracy on ImageNet-R's classes, among these alone, and what is lost from there."""
+    classes = predictions.among["renditions"]
+    rows = torch.isin(predictions.labels["test"], classes)
+    clean = classes[predictions.logits["test"][rows][:, classes].argmax(dim=1)] == predictions.labels["test"][rows]
+    accuracy = float(clean.double().mean())
+    return {"accuracy/test_200": accuracy, "rendition_gap": accuracy - float(predictions.correct("renditions").double().mean())}
 
 
 def causal_metrics(predictions: Predictions, code: Code) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """Accuracy on the test split and on every shifted one: predictions are stored once, metrics are computed from them."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,8 @@ class EvaluationParams(Section):
     """Names from data.corruptions."""
     severities: list[int] = Field(min_length=1)
     """From 1 to 5."""
+    keep_corrupted: bool
+    """Whether images corrupted here are kept on disk for the next row (all 75 cells of 480 images at 64 pixels: 0.4 GiB), or made anew."""
 
     @model_validator(mode="after")
     def _exist(self) -> "EvaluationParams":
@@ -48,26 +50,38 @@ class Predictions:
     """By view."""
     conforms: Bool[Tensor, "images"] | None
     """Whether the scene of each test image is its class's own; None where that is not known."""
+    groups: Int64[Tensor, "images"] | None = None
+    """The group of each test image, where the data set names groups."""
+    among: dict[str, Int64[Tensor, "answers"]] = field(default_factory=dict)
+    """The classes among which a view's answer is sought, where they are not all."""
+    released: bool = False
+    """Whether the corruptions are the published images."""
+
+    def scores(self, view: str) -> Float[Tensor, "images classes"]:
+        """The logits, those of classes that are no answer set to minus infinity."""
+        if view not in self.among:
+            return self.logits[view]
+        return torch.full_like(self.logits[view], -torch.inf).index_copy_(1, self.among[view], self.logits[view][:, self.among[view]])
 
     def correct(self, view: str) -> Bool[Tensor, "images"]:
         """Which images of a view are classified correctly."""
-        return self.logits[view].argmax(dim=1) == self.labels[view]
+        return self.scores(view).argmax(dim=1) == self.labels[view]
 
     def family(self, name: str) -> list[str]:
         """The views of a family: itself, or its members."""
         return [view for view in self.logits if view == name or view.startswith(name + "/")]
 
     def correctness(self, family: str) -> Float[np.ndarray, "images"]:
-        """For each test image the share of a family's views in which it is classified correctly."""
+        """For each image the share of a family's views in which it is classified correctly."""
         return torch.stack([self.correct(view).double() for view in self.family(family)]).mean(dim=0).numpy()
 
     def save(self, folder: Path) -> None:
         """Write everything into a folder, as one file."""
         tensors = {f"logits/{name}": value for name, value in self.logits.items()}
         tensors |= {f"labels/{name}": value for name, value in self.labels.items()}
-        if self.conforms is not None:
-            tensors["conforms"] = self.conforms
-        save_tensors(folder / FILE, tensors, {"views": list(self.logits)})
+        tensors |= {f"among/{name}": value for name, value in self.among.items()}
+        tensors |= {name: value for name, value in (("conforms", self.conforms), ("groups", self.groups)) if value is not None}
+        save_tensors(folder / FILE, tensors, {"views": list(self.logits), "released": self.released})
 
     @classmethod
     def load(cls, folder: Path) -> "Predictions":
@@ -78,20 +92,26 @@ class Predictions:
         """
         tensors, description = load_tensors(folder / FILE, "evaluate_ood")
         order = description["views"]
-        return cls({name: tensors[f"logits/{name}"] for name in order}, {name: tensors[f"labels/{name}"] for name in order}, tensors.get("conforms"))
+        logits, labels = ({name: tensors[f"{kind}/{name}"] for name in order} for kind in ("logits", "labels"))
+        among = {name: tensors[f"among/{name}"] for name in order if f"among/{name}" in tensors}
+        return cls(logits, labels, tensors.get("conforms"), tensors.get("groups"), among, description["released"])
 
 
 def predictions(opened: Iterator[View], predict: Callable[[View], Float[Tensor, "images classes"]]) -> Predictions:
     """The logits of every view by any predictor."""
-    logits, labels, conforms = {}, {}, None
+    logits, labels, among, conforms, groups, released = {}, {}, {}, None, None, False
     for view in tqdm(opened, desc="evaluating", disable=None):
         logits[view.name], labels[view.name] = predict(view), view.split.labels
-        if view.name == "test" and view.factors is not None:
-            conforms = torch.from_numpy(view.factors.conforms(view.split.num_classes))
-    return Predictions(logits, labels, conforms)
+        released |= view.released
+        if view.among is not None:
+            among[view.name] = view.among
+        if view.name == "test":
+            groups = view.groups
+            conforms = torch.from_numpy(view.factors.conforms(view.split.num_classes)) if view.factors is not None else None
+    return Predictions(logits, labels, conforms, groups, among, released)
 
 
-def evaluate(classifier: Classifier, data: DataParams, params: EvaluationParams, threads: int) -> Predictions:
+def evaluate(classifier: Classifier, data: DataParams, params: EvaluationParams, threads: int, cache: Path | None = None) -> Predictions:
     """The classifier's predictions on the test split and on every shifted one.
 
     Raises:
@@ -105,4 +125,4 @@ def evaluate(classifier: Classifier, data: DataParams, params: EvaluationParams,
             )
         return logits_of(classifier, view.split)
 
-    return predictions(views(data, params.corruptions, params.severities, threads), predict)
+    return predictions(views(data, params.corruptions, params.severities, threads, cache if params.keep_corrupted else None), predict)

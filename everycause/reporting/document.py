@@ -17,6 +17,9 @@ def document(results: Results, explained: Explained, code: Code | None, frequenc
     parts = ["# Results", "", *tables.header(results), "", tables.main_table(results), ""]
     if differences := tables.difference_table(results):
         parts += ["## Difference in accuracy from `continued`, in points", "", differences, ""]
+    if significance := tables.significance_table(results):
+        parts += ["## Probability of such differences under random signs (exact over seeds, Holm over splits)", "", significance, ""]
+    parts += ["## Calibration and class means", "", tables.calibration_table(results), ""]
     parts += ["## Rows", "", tables.meaning_table(results), ""]
     parts += ["## Masks of the base (first seed)", "", summary_table(explained.masks, MASKS), ""]
     if explained.faithfulness:

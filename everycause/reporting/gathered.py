@@ -14,7 +14,7 @@ from everycause.evaluation.detection import Report
 from everycause.explanation.filters import FilterBank, FilterParams
 from everycause.explanation.masks import Masks
 from everycause.model import Classifier, load, model_fingerprint
-from everycause.reporting import concepts, doubts, explanations, figures, pictures
+from everycause.reporting import concepts, doubts, explanations, figures, pictures, robustness
 from everycause.reporting.results import Results
 from everycause.training.fill import FillParams
 from everycause.training.rows import ROUNDS, ROWS
@@ -25,6 +25,9 @@ CAPTIONS = {
     "reliance.png": "Which parts a classifier's accuracy rests on (exact Shapley values over all subsets).",
     "scene_gap.png": "What the scene is worth to each row.",
     "accuracies.png": "Accuracy on every split.",
+    "differences.png": "Differences from `continued` with 95 % intervals over (seed, test image), in points.",
+    "shift_scatter.png": "Accuracy under shift against accuracy in distribution, a point per row.",
+    "corruptions.png": "Accuracy per corruption and severity (regenerated at the constants of this image size: not ImageNet-C, no mCE).",
     "rounds.png": "The rounds of `masks_rounds`: what the model relies on, and what it takes to flip it.",
     "faithfulness.png": "What flips a prediction: every selector, the base and retrained models.",
     "filter_terms.png": "The filter terms, epoch by epoch, of rows that minimize them and of rows that only watch them.",
@@ -80,6 +83,11 @@ class Explained:
         """Every figure that these data and this model allow, by file name."""
         code, parts = data.code, []
         some = {"accuracies.png": figures.accuracies(results)}
+        if results.has("accuracy/corruptions"):
+            some["corruptions.png"] = robustness.corruption_figure(results)
+        some["shift_scatter.png"] = robustness.scatter_figure(results)
+        if (differences := robustness.difference_figure(results)) is not None:
+            some["differences.png"] = differences
         if code is not None:
             parts = [cue.name for cue in CUES[: code.length]]
             some |= figures.causal_figures(results, code, parts)

@@ -2,16 +2,19 @@
 
 from collections.abc import Iterator
 
+from everycause.evaluation.statistics import holm, sign_flip_p
 from everycause.reporting.results import REFERENCE, Results
 from everycause.training.rows import ROUNDS, ROUNDS_MEANING, ROWS
 
 COLUMNS = {
-    "accuracy/test": "test", "accuracy/renditions": "renditions", "accuracy/sketch": "sketch", "accuracy/corruptions": "corruptions",
+    "accuracy/test": "test", "accuracy/test_200": "test (200)", "mce": "mCE", "accuracy/renditions": "renditions", "accuracy/sketch": "sketch", "accuracy/corruptions": "corruptions",
     "accuracy/scene_shift/independent": "free scene", "scene_gap": "scene gap", "worst_group": "worst group", "accuracy/swaps/1": "1 swap",
     "erasures/3/mean": "3 erased", "erasures/3/worst": "3 erased, worst", "completeness": "completeness", "effective_causes": "causes used",
 }  # fmt: skip
 """Metric → column, for the main table."""
-PLAIN = {"effective_causes"}
+LEAST_SEEDS = 6
+"""With fewer no sign-flip test can reach 0.05."""
+PLAIN = {"effective_causes", "mce"}
 """Metrics that are no shares, hence not shown in percent."""
 
 
@@ -33,6 +36,33 @@ def difference_table(results: Results) -> str:
         if any(interval is not None for interval in intervals):
             lines.append([f"`{row}`", *(f"{100 * i.mean:+.1f} [{100 * i.low:+.1f}, {100 * i.high:+.1f}]" for i in intervals if i is not None)])
     return markdown(["row", *(family.replace("_", " ") for family in families)], lines)
+
+
+def significance_table(results: Results) -> str:
+    """Exact sign-flip tests of the seeds' differences from the reference, Holm-adjusted over families; nothing with fewer than six seeds."""
+    rows = [row for row in results.rows if row not in ("base", REFERENCE)]
+    if len(results.seeds) < LEAST_SEEDS or REFERENCE not in results.rows:
+        return ""
+    families = list(results.families())
+    lines = []
+    for row in rows:
+        adjusted = holm({family: sign_flip_p(results.differences(row, family).mean(axis=1)) for family in families})
+        lines.append([f"`{row}`", *(f"{adjusted[family]:.3f}" for family in families)])
+    return markdown(["row", *(family.replace("_", " ") for family in families)], lines)
+
+
+def calibration_table(results: Results) -> str:
+    """Expected calibration error, mean recall of the classes and top-5 accuracy, on the test split and the splits of one view."""
+    splits = [name.removeprefix("macro/") for name in results.frame.columns if name.startswith("macro/")]
+    kinds = {"calibration_error": "calibration error", "macro": "class mean", "top5": "top 5"}
+    header = [
+        "row",
+        *(f"{split.removeprefix('scene_shift/').replace('_', ' ')}: {kinds[kind]}" for split in splits for kind in kinds if results.has(f"{kind}/{split}")),
+    ]
+    lines = [
+        [f"`{row}`", *(_cell(results, row, f"{kind}/{split}") for split in splits for kind in kinds if results.has(f"{kind}/{split}"))] for row in results.rows
+    ]
+    return markdown(header, lines)
 
 
 def meaning_table(results: Results) -> str:

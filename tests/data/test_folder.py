@@ -85,3 +85,25 @@ def test_a_file_that_is_no_image_is_named(tree: Path) -> None:
 def test_one_class_is_not_enough(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="one class"):
         class_names(digits_tree(tmp_path / "one", classes=1, per_class=2))
+
+
+@pytest.mark.parametrize("kind", ["CMYK", "gray", "16-bit", "animated", "palette", "transparent"])
+def test_photos_of_every_kind_become_rgb_of_the_same_picture(tmp_path: Path, kind: str) -> None:
+    gray = np.tile(np.linspace(0, 250, 32).astype(np.uint8), (32, 1))
+    picture = Image.fromarray(np.repeat(gray[..., None], 3, axis=2))
+    path = tmp_path / ("a.jpg" if kind == "CMYK" else "a.gif" if kind == "animated" else "a.png")
+    match kind:
+        case "CMYK":
+            picture.convert("CMYK").save(path, quality=98)
+        case "gray":
+            picture.convert("L").save(path)
+        case "16-bit":
+            Image.fromarray(gray.astype(np.uint16) * 257).save(path)
+        case "animated":
+            picture.save(path, save_all=True, append_images=[Image.new("RGB", (32, 32))])
+        case "palette":
+            picture.quantize(64).save(path)
+        case "transparent":
+            picture.convert("RGBA").save(path)
+    found = decode(path, 32)
+    assert found.shape == (3, 32, 32) and (found.float().mean(dim=0) - torch.from_numpy(gray).float()).abs().mean() < 8

@@ -1,7 +1,9 @@
+from itertools import product
+
 import numpy as np
 import pytest
 
-from everycause.evaluation.statistics import paired_interval
+from everycause.evaluation.statistics import holm, paired_interval, sign_flip_p
 
 
 def test_identical_predictions_give_an_interval_of_zero_width() -> None:
@@ -33,3 +35,25 @@ def test_it_is_the_interval_of_a_slow_reference_in_distribution() -> None:
     low, high = np.quantile(means, (0.025, 0.975))
     interval = paired_interval(differences)
     assert interval.low == pytest.approx(low, abs=0.04) and interval.high == pytest.approx(high, abs=0.04)
+
+
+def test_clusters_widen_the_interval_of_images_that_are_alike() -> None:
+    classes = np.repeat(np.arange(20), 15)
+    alike = np.random.default_rng(0).normal(size=20)[classes][None]
+    single, clustered = paired_interval(alike), paired_interval(alike, classes)
+    assert clustered.mean == single.mean and clustered.high - clustered.low > 2.5 * (single.high - single.low)
+    everyone = np.random.default_rng(1).normal(size=(2, 100))
+    assert paired_interval(everyone, np.arange(100)) == paired_interval(everyone)
+
+
+def test_the_sign_flip_is_exact_and_cannot_go_below_its_number_of_seeds() -> None:
+    assert sign_flip_p(np.full(5, 0.3)) == 2 / 32 and sign_flip_p(np.full(6, -0.1)) == 2 / 64
+    assert sign_flip_p(np.array([1.0, -1.0])) == 1.0
+    differences = np.array([0.3, -0.1, 0.4, 0.2])
+    slow = [abs(sum(s * d for s, d in zip(signs, differences, strict=True))) >= abs(differences.sum()) - 1e-12 for signs in product((-1, 1), repeat=4)]
+    assert sign_flip_p(differences) == sum(slow) / 16
+
+
+def test_holms_adjustment_is_the_textbooks() -> None:
+    assert holm({"a": 0.01, "b": 0.04, "c": 0.03}) == pytest.approx({"a": 0.03, "c": 0.06, "b": 0.06})
+    assert holm({"a": 0.9, "b": 0.8}) == {"b": 1.0, "a": 1.0}

@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -6,7 +7,7 @@ import torch
 
 from everycause.artifact import write_json
 from everycause.evaluation.ood import Predictions
-from everycause.reporting import explanations, figures, tables
+from everycause.reporting import explanations, figures, robustness, tables
 from everycause.reporting.document import MASKS, summary_table
 from everycause.reporting.results import Results
 
@@ -31,7 +32,7 @@ def results(tmp_path: Path) -> Results:
             predictions = stored(right + seed)
             predictions.save(folder)
             accuracy = float(predictions.correct("test").double().mean())
-            write_json(folder / "metrics.json", {"accuracy/test": accuracy, "accuracy/foggy": accuracy, "accuracy/corruptions/jpeg/1": 0.5})
+            write_json(folder / "metrics.json", {"accuracy/test": accuracy, "accuracy/foggy": accuracy, "accuracy/corruptions/jpeg_compression/1": 0.5})
     return Results.load(tmp_path, ROWS, SEEDS)
 
 
@@ -86,3 +87,41 @@ def test_the_rounds_are_drawn_with_and_without_known_parts(tmp_path: Path, parts
 def test_a_summary_shows_measures_that_there_are_and_no_others() -> None:
     text = summary_table({"searched": 1200.0, "flip_rate": 0.93, "unknown": 1.0}, MASKS)
     assert "| images searched | 1200 |" in text and "| share whose prediction flips | 0.93 |" in text and "parts" not in text and "unknown" not in text
+
+
+def test_significance_is_left_out_with_fewer_than_six_seeds_and_adjusted_with_more(tmp_path: Path) -> None:
+    for row, right in (("continued", 5), ("masks", 8)):
+        for seed in range(6):
+            folder = tmp_path / row / f"seed-{seed}"
+            folder.mkdir(parents=True)
+            stored(right).save(folder)
+            write_json(folder / "metrics.json", {"accuracy/test": 0.5})
+    many = Results.load(tmp_path, ["continued", "masks"], list(range(6)))
+    assert tables.significance_table(many).splitlines()[2] == "| `masks` | 0.062 | 0.062 |"  # 2 / 64 twice, Holm over two splits
+    assert tables.significance_table(Results.load(tmp_path, ["continued", "masks"], list(range(5)))) == ""
+
+
+def test_differences_on_natural_sketches_draw_whole_classes(results: Results) -> None:
+    interval = results.difference("masks", "foggy")
+    assert interval is not None and interval.mean == pytest.approx(0.2)
+    renamed = {
+        key: Predictions({"test": one.logits["test"], "sketch": one.logits["foggy"]}, {"test": one.labels["test"], "sketch": one.labels["foggy"]}, None)
+        for key, one in results.predictions.items()
+    }
+    classes = dataclasses.replace(results, predictions=renamed).difference("masks", "sketch")
+    assert classes is not None and classes.mean == interval.mean and (classes.low, classes.high) != (interval.low, interval.high)
+
+
+def test_shift_is_drawn_per_corruption_as_scatter_and_as_differences(tmp_path: Path) -> None:
+    for row, right in (("base", 4), ("continued", 5), ("masks", 8)):
+        folder = tmp_path / row / "seed-0"
+        folder.mkdir(parents=True)
+        stored(right).save(folder)
+        corruptions = {f"accuracy/corruptions/{name}{level}": 0.5 for name in ("fog", "snow", "pixelate") for level in ("", "/1", "/3")}
+        write_json(folder / "metrics.json", {"accuracy/test": 0.5, "accuracy/corruptions": 0.5} | corruptions)
+    results = Results.load(tmp_path, ["base", "continued", "masks"], [0])
+    assert robustness.corruption_names(results) == ["snow", "fog", "pixelate"]
+    for draw in (robustness.corruption_figure, robustness.scatter_figure, robustness.difference_figure):
+        figures.save(draw(results), tmp_path / "figure.png")
+        assert (tmp_path / "figure.png").stat().st_size > 5000
+    assert robustness.difference_figure(Results.load(tmp_path, ["base", "continued"], [0])) is None

@@ -1,0 +1,57 @@
+"""Waterbirds in its published layout, on a small tree."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from everycause.data.dataset import DataParams
+from everycause.data.shifts import views
+from everycause.data.waterbirds import WaterbirdsParams, groups, waterbirds_split
+from tests.trees import waterbirds_tree
+
+PARAMS = WaterbirdsParams(image_size=16, resize=18)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    waterbirds_tree(tmp_path, 3)
+    return tmp_path
+
+
+def test_splits_labels_and_groups_are_those_of_the_table(root: Path) -> None:
+    for name in ("train", "validation", "test"):
+        split = waterbirds_split(root, name, PARAMS, 1)
+        assert split.class_names == ("landbird", "waterbird") and torch.bincount(split.labels).tolist() == [6, 6]
+        assert groups(root, name).tolist() == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3 and split.all().shape == (12, 3, 16, 16)
+
+
+def test_the_test_view_carries_its_groups(root: Path, raw: dict) -> None:
+    raw["data"] |= {"source": "waterbirds", "root": str(root), "waterbirds": PARAMS.model_dump()}
+    (test,) = views(DataParams(**raw["data"]), [], [1], 1)
+    assert test.groups.tolist() == groups(root, "test").tolist()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("img_filename,y", "img_filename,z", "lacks the column 'y'"),
+        ("001.Bird/1.jpg,0", "001.Bird/1.jpg,7", "row 2 of .* has y .*7.*, which should be one of 0, 1"),
+        ("001.Bird/2.jpg", "001.Bird/gone.jpg", "row 3 of .* names '001.Bird/gone.jpg', which is missing"),
+        ("001.Bird/2.jpg", "../../etc/passwd", "row 3 of .*paths may not leave the data folder"),
+    ],
+)
+def test_a_table_that_is_not_as_published_is_one_sentence(root: Path, old: str, new: str, message: str) -> None:
+    text = (root / "metadata.csv").read_text()
+    (root / "metadata.csv").write_text(text.replace(old, new, 1))
+    with pytest.raises(ValueError, match=message):
+        waterbirds_split(root, "train", PARAMS, 1)
+
+
+def test_a_missing_or_empty_table_is_named(root: Path) -> None:
+    (root / "metadata.csv").write_text("")
+    with pytest.raises(ValueError, match="is not a readable table"):
+        waterbirds_split(root, "train", PARAMS, 1)
+    (root / "metadata.csv").unlink()
+    with pytest.raises(ValueError, match="metadata.csv' is missing"):
+        waterbirds_split(root, "train", PARAMS, 1)

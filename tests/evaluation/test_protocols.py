@@ -1,0 +1,99 @@
+"""Published protocols: check values that need no data, slow references, and an independent implementation."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, top_k_accuracy_score
+
+from everycause.evaluation.metrics import metrics
+from everycause.evaluation.ood import Predictions
+from everycause.evaluation.protocols import ALEXNET, ALEXNET_CLEAN, BINS, calibration_error, group_accuracies, macro, mean_corruption_error, top
+
+
+def scored(images: int = 200, classes: int = 7, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(classes, (images,), generator=generator)
+    scores = torch.randn(images, classes, generator=generator) + 1.5 * torch.nn.functional.one_hot(labels, classes)
+    return scores, labels
+
+
+def test_alexnets_own_errors_are_100() -> None:
+    assert mean_corruption_error(ALEXNET) == pytest.approx(100.0) and mean_corruption_error(ALEXNET, ALEXNET_CLEAN) == pytest.approx(100.0)
+    assert mean_corruption_error({name: error / 2 for name, error in ALEXNET.items()}) == pytest.approx(50.0)
+    with pytest.raises(ValueError, match="fifteen corruptions of ImageNet-C, and 1 were measured"):
+        mean_corruption_error({"fog": 0.5})
+
+
+def test_resnet50s_published_errors_give_its_published_mce() -> None:
+    # per-corruption CE of ResNet-50 in arXiv 1903.12261, table 1; their mean is published as 76.7
+    published = {
+        "gaussian_noise": 80, "shot_noise": 82, "impulse_noise": 83, "defocus_blur": 75, "glass_blur": 89, "motion_blur": 78, "zoom_blur": 80, "snow": 78,
+        "frost": 75, "fog": 66, "brightness": 57, "contrast": 71, "elastic_transform": 85, "pixelate": 77, "jpeg_compression": 77,
+    }  # fmt: skip
+    errors = {name: value / 100 * ALEXNET[name] for name, value in published.items()}
+    assert mean_corruption_error(errors) == pytest.approx(76.7, abs=0.3)
+
+
+def test_accuracies_agree_with_scikit_learn() -> None:
+    scores, labels = scored()
+    assert top(scores, labels, 5) == pytest.approx(top_k_accuracy_score(labels, scores, k=5))
+    prediction = scores.argmax(dim=1)
+    assert top(scores, labels, 1) == pytest.approx(accuracy_score(labels, prediction))
+    assert macro(prediction == labels, labels) == pytest.approx(balanced_accuracy_score(labels, prediction))
+    assert macro(torch.tensor([True, False, True]), torch.tensor([0, 0, 5])) == pytest.approx(0.75)  # classes that do not occur do not count
+
+
+def test_the_calibration_error_is_that_of_the_slow_reference() -> None:
+    scores, labels = scored()
+    probability = scores.double().softmax(dim=1)
+    expected = 0.0
+    for number in range(BINS):
+        inside = [i for i in range(len(labels)) if number / BINS < float(probability[i].max()) <= (number + 1) / BINS]
+        if inside:
+            accuracy = np.mean([int(probability[i].argmax()) == int(labels[i]) for i in inside])
+            expected += len(inside) / len(labels) * abs(accuracy - np.mean([float(probability[i].max()) for i in inside]))
+    assert calibration_error(scores, labels) == pytest.approx(expected, abs=1e-9)
+    sure = torch.nn.functional.one_hot(torch.arange(6) % 3, 3) * 50.0
+    assert calibration_error(sure, torch.arange(6) % 3) == pytest.approx(0) and calibration_error(sure, (torch.arange(6) + 1) % 3) == pytest.approx(1)
+
+
+def test_groups_are_averaged_one_by_one() -> None:
+    assert group_accuracies(torch.tensor([True, False, True, True]), torch.tensor([0, 0, 2, 2])) == {0: 0.5, 2: 1.0}
+
+
+def test_a_masked_view_answers_among_its_classes_and_is_compared_with_the_clean_images_of_the_same(tmp_path: Path) -> None:
+    scores, labels = scored(classes=10)
+    among = torch.tensor([1, 4, 8])
+    rows = torch.isin(labels, among)
+    stored = Predictions({"test": scores, "renditions": scores[rows]}, {"test": labels, "renditions": labels[rows]}, None, None, {"renditions": among})
+    expected = np.mean([among[scores[i, among].argmax()] == labels[i] for i in rows.nonzero()[:, 0]])
+    assert float(stored.correct("renditions").double().mean()) == pytest.approx(expected)
+    assert expected > float((scores[rows].argmax(dim=1) == labels[rows]).double().mean())
+    measures = metrics(stored, None)
+    assert measures["accuracy/test_200"] == pytest.approx(expected) and measures["rendition_gap"] == pytest.approx(0)
+    stored.save(tmp_path)
+    loaded = Predictions.load(tmp_path)
+    assert metrics(loaded, None) == measures and torch.equal(loaded.among["renditions"], among)
+
+
+@pytest.mark.parametrize("released", [True, False])
+def test_only_the_published_images_have_an_mce(released: bool, tmp_path: Path) -> None:
+    scores, labels = scored()
+    views = {f"corruptions/{name}/{severity}": scores for name in ALEXNET for severity in range(1, 6)}
+    stored = Predictions({"test": scores} | views, dict.fromkeys(["test", *views], labels), None, released=released)
+    stored.save(tmp_path)
+    measures = metrics(Predictions.load(tmp_path), None)
+    assert ("mce" in measures) == released and measures["corruption_group/noise"] == pytest.approx(measures["accuracy/test"])
+    if released:
+        assert measures["mce"] == pytest.approx(mean_corruption_error(dict.fromkeys(ALEXNET, 1 - measures["accuracy/test"])))
+
+
+def test_the_worst_group_is_the_worst_of_those_named(tmp_path: Path) -> None:
+    scores, labels = scored(classes=2)
+    groups = 2 * labels + (torch.arange(200) % 2)
+    stored = Predictions({"test": scores}, {"test": labels}, None, groups)
+    stored.save(tmp_path)
+    measures = metrics(Predictions.load(tmp_path), None)
+    assert measures["worst_group"] == min(measures[f"group/{number}"] for number in range(4))
