@@ -52,17 +52,13 @@ def significance_table(results: Results) -> str:
 
 
 def calibration_table(results: Results) -> str:
-    """Expected calibration error, mean recall of the classes and top-5 accuracy, on the test split and the splits of one view."""
+    """Top-5 accuracy, mean recall of the classes and expected calibration error, on the splits of the main table."""
     splits = [name.removeprefix("macro/") for name in results.frame.columns if name.startswith("macro/")]
-    kinds = {"calibration_error": "calibration error", "macro": "class mean", "top5": "top 5"}
-    header = [
-        "row",
-        *(f"{split.removeprefix('scene_shift/').replace('_', ' ')}: {kinds[kind]}" for split in splits for kind in kinds if results.has(f"{kind}/{split}")),
-    ]
-    lines = [
-        [f"`{row}`", *(_cell(results, row, f"{kind}/{split}") for split in splits for kind in kinds if results.has(f"{kind}/{split}"))] for row in results.rows
-    ]
-    return markdown(header, lines)
+    splits = [split for split in splits if "/" not in split or f"accuracy/{split}" in COLUMNS]
+    kinds = {"top5": "top 5", "macro": "class mean", "calibration_error": "calibration error"}
+    shown = [(split, kind) for split in sorted(splits, key=lambda split: split != "test") for kind in kinds if results.has(f"{kind}/{split}")]
+    header = ["row", *(f"{COLUMNS.get(f'accuracy/{split}', split)}: {kinds[kind]}" for split, kind in shown)]
+    return markdown(header, [[f"`{row}`", *(_cell(results, row, f"{kind}/{split}") for split, kind in shown)] for row in results.rows])
 
 
 def meaning_table(results: Results) -> str:
