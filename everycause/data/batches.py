@@ -46,7 +46,7 @@ def normalized(images: UInt8[Tensor, "batch 3 height width"], statistics: Statis
     """Zero mean and unit deviation per channel; 0 is the data set's mean color."""
     mean = torch.tensor(statistics.mean, device=device)[:, None, None] * 255
     scale = 1 / (torch.tensor(statistics.standard_deviation, device=device)[:, None, None] * 255)
-    return ((images.to(device) - mean) * scale).contiguous(memory_format=torch.channels_last)
+    return (images.to(device) - mean).mul_(scale).contiguous(memory_format=torch.channels_last)
 
 
 def batches(split: Split, size: int, order: np.ndarray | None = None) -> Iterator[Batch]:

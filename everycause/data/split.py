@@ -53,7 +53,7 @@ class Split:
         if len(self) * 3 * self.image_size**2 > limit_mib * 2**20:
             return self
         held = self.all()
-        return Split(self.name, self.labels, self.class_names, self.image_size, lambda index: held[torch.as_tensor(index)], self.identity)
+        return Split(self.name, self.labels, self.class_names, self.image_size, lambda index: held.index_select(0, torch.as_tensor(index)), self.identity)
 
     def subset(self, index: np.ndarray) -> "Split":
         """Some of the images, renumbered."""
