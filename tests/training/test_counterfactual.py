@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from everycause.data.batches import Statistics
+from everycause.data.batches import AugmentationParams, Statistics
 from everycause.data.codebirds import Codebirds
 from everycause.data.dataset import DataParams
 from everycause.data.split import Split
@@ -16,8 +16,13 @@ from everycause.training.fill import Bank, MeanFill, OwnFill, background_bank, f
 from everycause.training.steps import training_steps
 from tests.explanation.searching import PARAMS, always_right, undecided
 from tests.training.invented import FILL, invented_masks
+from tests.training.invented import PARAMS as TRAINING
 
 REGIONS = 16
+
+
+def shifted(pixels: int) -> AugmentationParams:
+    return TRAINING.augmentation.model_copy(update={"shift": pixels})
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -157,7 +162,7 @@ def test_every_step_has_the_same_number_of_images_whatever_the_row(train: Split,
     oracle = OracleParts(Codebirds(data_params.codebirds), rate)
     for counterfactuals in (None, some, oracle, Erasing((0.5, 0.5, 0.5), rate), CutMix(4, rate)):
         seen = 0
-        for step in islice(training_steps(train, 32, 2, counterfactuals, generator()), 10):
+        for step in islice(training_steps(train, 32, shifted(2), counterfactuals, generator()), 10):
             assert len(step.images) + len(step.counterfactuals) == 32
             assert len(step.labels) == len(step.images) and len(step.counterfactual_labels) == len(step.counterfactuals)
             seen += len(step.counterfactuals)
@@ -166,7 +171,7 @@ def test_every_step_has_the_same_number_of_images_whatever_the_row(train: Split,
 
 def test_a_counterfactual_shares_mirror_and_shift_with_its_original(train: Split) -> None:
     nothing = Pool({i: torch.zeros(1, REGIONS, dtype=torch.bool) for i in range(len(train))}, grid(32, 4)[None], {})
-    step = next(training_steps(train, 32, 3, Removals(nothing, OwnFill(), 1.0), generator()))
+    step = next(training_steps(train, 32, shifted(3), Removals(nothing, OwnFill(), 1.0), generator()))
     assert torch.equal(step.images, step.counterfactuals) and torch.equal(step.labels, step.counterfactual_labels)
 
 
@@ -196,7 +201,7 @@ def test_the_oracle_takes_parts_away_and_the_scene_tells_nothing(data_params: Da
 
 def test_the_stream_shows_every_image_once_per_round(train: Split) -> None:
     held = train.subset(np.arange(64))
-    steps = list(islice(training_steps(held, 16, 0, None, generator()), 4))
+    steps = list(islice(training_steps(held, 16, shifted(0), None, generator()), 4))
     assert torch.equal(torch.cat([step.labels for step in steps]).bincount(), held.labels.bincount())
 
 
