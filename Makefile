@@ -34,7 +34,7 @@ ui: setup  ## the MLflow UI on 127.0.0.1 (port=5000)
 	@python -m stages.address --port $(port)
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --host 127.0.0.1 --port $(port) --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}"
 
-smoke: setup  ## every stage at tiny sizes in .smoke, in under two minutes
+smoke: setup  ## every stage at tiny sizes in .smoke, in about two minutes
 	rm -rf .smoke && mkdir -p .smoke/.dvc .smoke/reports
 	cp -r dvc.yaml .dvcignore everycause stages data .smoke/
 	cp .dvc/config .smoke/.dvc/config && printf '[core]\n    no_scm = true\n' > .smoke/.dvc/config.local
