@@ -9,8 +9,10 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export HF_HUB_OFFLINE := 1
 port ?= 5000
 name ?= lambdas
+workers ?= 1
+storage ?= tuning/journal.log
 
-.PHONY: help setup repro test ui smoke sweep ablation bench readme lock lint
+.PHONY: help setup repro test ui smoke sweep adopt dashboard ablation bench readme lock lint
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/ —/'
@@ -42,13 +44,19 @@ smoke: setup  ## every stage at tiny sizes in .smoke, in about two minutes
 	cd .smoke && dvc repro --quiet
 	@echo "smoke passed: .smoke/reports/results/results.md"
 
-sweep: setup  ## an Optuna study over the loss weights and thresholds; resumable
+sweep: setup  ## an Optuna study over params, resumable (workers=1, storage=tuning/journal.log)
 	dvc repro --quiet train_base accumulate_filters generate_masks
-	python -m stages.tune --artifacts artifacts --out reports/tuning
+	python -m stages.tune --artifacts artifacts --out reports/tuning --storage '$(storage)' --workers $(workers)
 
-ablation: setup  ## a grid of tuning.ablations (name=lambdas | confidence | frequency | sparsity); resumable
+adopt: setup  ## write what the sweep proposes into params.yaml
+	@python -m stages.adopt
+
+dashboard: setup  ## optuna-dashboard on the study, 127.0.0.1 (storage=tuning/journal.log, port=5000)
+	optuna-dashboard --host 127.0.0.1 --port $(port) '$(storage)'
+
+ablation: setup  ## a grid of tuning.ablations (name=lambdas | augment | confidence | frequency | sparsity); resumable
 	dvc repro --quiet train_base accumulate_filters generate_masks
-	python -m stages.tune --artifacts artifacts --out reports/ablations --ablation $(name)
+	python -m stages.tune --artifacts artifacts --out reports/ablations --ablation $(name) --storage '$(storage)' --workers $(workers)
 
 bench: setup  ## one line per measure, and benchmarks/results.json
 	python -m benchmarks.run

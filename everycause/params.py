@@ -30,7 +30,7 @@ SECTIONS = {
     "faithfulness": "everycause.evaluation.faithfulness:FaithfulnessParams",
     "detection": "everycause.evaluation.misclassification:DetectionParams",
     "evaluation": "everycause.evaluation.ood:EvaluationParams",
-    "tuning": "everycause.tuning:TuningParams",
+    "tuning": "everycause.tuning.plan:TuningParams",
 }
 """The owner of each section's class."""
 

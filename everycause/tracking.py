@@ -44,6 +44,8 @@ class Record:
     def __init__(self, history: Path | None, run: "Window | None") -> None:
         self._history = history
         self._run = run
+        self.status = "FINISHED"
+        """What the run will be called if nothing goes wrong from here on; KILLED for what was stopped on purpose."""
 
     def __call__(self, measures: dict[str, float], step: int) -> None:
         """Record one step's measures."""
@@ -57,6 +59,11 @@ class Record:
     def run_id(self) -> str | None:
         """The MLflow run, where there is one."""
         return self._run.run_id if self._run is not None else None
+
+    def tag(self, tags: dict[str, str]) -> None:
+        """Say more about the run."""
+        if self._run is not None:
+            self._run.attempt("set_tags", tags)
 
     def artifacts(self, folder: Path) -> None:
         """Attach the files of a folder."""
@@ -99,17 +106,33 @@ class Window:
 
 @contextmanager
 def run(
-    name: str, params: TrackingParams, tags: dict[str, str], logged: dict[str, Any], history: Path | None = None, parent: str | None = None
+    name: str,
+    params: TrackingParams,
+    tags: dict[str, str],
+    logged: dict[str, Any],
+    history: Path | None = None,
+    parent: str | None = None,
+    resume: str | None = None,
 ) -> Iterator[Record]:
-    """A recorded stretch of work: one MLflow run, FAILED when the block raises or the process is told to stop."""
+    """A recorded stretch of work: one MLflow run, FAILED when the block raises or the process is told to stop.
+
+    Args:
+        name: Its name.
+        params: Where it is recorded.
+        tags: What it is.
+        logged: Its parameters, flat.
+        history: A file that gets what is recorded as well.
+        parent: The MLflow run that it belongs to.
+        resume: The MLflow run that it goes on with; a new one is begun where the store does not have it.
+    """
     if history is not None:
         history.unlink(missing_ok=True)
-    window = _start(name, params, tags, logged, parent)
+    window = _start(name, params, tags, logged, parent, resume)
     previous = signal.signal(signal.SIGTERM, _stop) if _in_main_thread() else None
-    status = "FAILED"
+    record, status = Record(history, window), "FAILED"
     try:
-        yield Record(history, window)
-        status = "FINISHED"
+        yield record
+        status = record.status
     finally:
         if previous is not None:
             signal.signal(signal.SIGTERM, previous)
@@ -141,6 +164,19 @@ def tracking_uri() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{ROOT / 'mlflow.db'}"
 
 
+def close(run_id: str) -> None:
+    """Call a run FAILED whose process died without a word, or it would be running for ever."""
+    try:
+        import mlflow
+
+        mlflow.set_tracking_uri(tracking_uri())
+        client = mlflow.MlflowClient()
+        client.set_tag(run_id, "state", "its process died")
+        client.set_terminated(run_id, "FAILED")
+    except Exception as error:
+        log.warning("MLflow did not close the run %s (%s: %s)", run_id, type(error).__name__, _first_line(error))
+
+
 def experiment_id(name: str) -> str:
     """The id of an experiment in the store, created if need be."""
     import mlflow
@@ -149,7 +185,7 @@ def experiment_id(name: str) -> str:
     return _experiment(mlflow, name)
 
 
-def _start(name: str, params: TrackingParams, tags: dict[str, str], logged: dict[str, Any], parent: str | None) -> Window | None:
+def _start(name: str, params: TrackingParams, tags: dict[str, str], logged: dict[str, Any], parent: str | None, resume: str | None) -> Window | None:
     """Open a run, or warn and go on without."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
@@ -164,8 +200,8 @@ def _start(name: str, params: TrackingParams, tags: dict[str, str], logged: dict
         if params.system_metrics_seconds:
             mlflow.set_system_metrics_sampling_interval(params.system_metrics_seconds)
         started = mlflow.start_run(
-            experiment_id=experiment, run_name=name, tags=tags, nested=parent is not None, parent_run_id=parent,
-            log_system_metrics=params.system_metrics_seconds > 0,
+            run_id=resume if resume is not None and _has(mlflow, resume) else None, experiment_id=experiment, run_name=name, tags=tags,
+            nested=parent is not None, parent_run_id=parent, log_system_metrics=params.system_metrics_seconds > 0,
         )  # fmt: skip
         mlflow.log_params(logged)
         return Window(mlflow, started.info.run_id)
@@ -186,6 +222,14 @@ def _experiment(mlflow: Any, name: str) -> str:
         local = tracking_uri().startswith("sqlite")
         location = (ROOT / "mlartifacts" / name).as_uri() if local else None
         return mlflow.create_experiment(name, artifact_location=location, tags={"mlflow.experimentKind": "custom_model_development"})
+
+
+def _has(mlflow: Any, run_id: str) -> bool:
+    """Whether the store knows a run and has not deleted it."""
+    try:
+        return mlflow.get_run(run_id).info.lifecycle_stage == "active"
+    except mlflow.exceptions.MlflowException:
+        return False
 
 
 def _stop(_signal: int, _frame: FrameType | None) -> None:

@@ -15,12 +15,14 @@ from everycause.artifact import published
 
 
 def run(main: Callable[..., None]) -> None:
-    """Make a stage's signature its command line; a ValueError becomes a sentence and exit code 1."""
+    """Make a stage's signature its command line; a ValueError becomes a sentence and exit code 1, a Ctrl-C a word."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
         tyro.cli(main)
     except ValueError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("stopped")
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from everycause.artifact import fingerprint, write_json
 from everycause.data.dataset import open_split
+from everycause.data.validation_erasures import ValidationErasures
 from everycause.evaluation.watching import round_measures
 from everycause.explanation.masks import Masks
 from everycause.model import load, model_fingerprint
@@ -38,14 +39,15 @@ def main(seed: int, base: Path, masks: Path, out: Path) -> None:
     used = [section.model_dump_json() for name, section in vars(params).items() if name != "tracking"]
     key = fingerprint(model, train.identity, str(seed), code_fingerprint(), *sorted(masks.glob("*.safetensors")), *used)
     with recorded(f"retrain/{ROUNDS}", params, out, seed, device, train.identity, resume=key) as (folder, record):
+        erasures = ValidationErasures(params.data, params.run.threads) if params.data.code is not None else None
         training = Training(classifier, train, validation, params.retraining, seed, ROUNDS)
         kept = take_up(folder, training)
         if not kept.measures:
-            kept.measures.append((round_measures(0, classifier, None, params.data, params.run.threads, seed), 0))
+            kept.measures.append((round_measures(0, classifier, None, params.data, erasures, params.run.threads, seed), 0))
         for measures, step in kept.measures:
             record(measures, step)
         for done in rounds(training, upstream, recipe, params.rounds, kept.masks):
-            watched = round_measures(done.number, classifier, done.masks, params.data, params.run.threads, seed)
+            watched = round_measures(done.number, classifier, done.masks, params.data, erasures, params.run.threads, seed)
             new = [*((epoch.measures, epoch.number) for epoch in done.epochs), (watched, training.epoch)]
             for one in new:
                 record(*one)

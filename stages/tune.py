@@ -1,70 +1,74 @@
-"""tune: a resumable Optuna study over loss weights and thresholds (`make sweep`), or an ablation's grid (`make ablation name=…`).
+"""tune: a resumable Optuna study over any params of one row (`make sweep`), or an ablation's grid (`make ablation name=…`).
 
-Reads   the base, its filters and its masks (they are reused; filters are counted or trained again where a trial changes how), the training and
-        validation splits.
-Writes  tuning/journal.log (the study); OUT/best_params.yaml (proposed, not adopted) or OUT/NAME/grid.png, with trials.csv and figures.
-Paper   ranges and grids of arXiv 2501.11087.  Cost: about 40 s a trial on two cores.
+Reads   the base, its filters and its masks (each is made again only where a trial changes it), the training and validation splits.
+Writes  the study (--storage), OUT (a proposal with its report, or NAME/grid.png; trials.csv, figures), tuning/upstream (what trials made anew).
+Paper   ranges, published values and grids of arXiv 2501.11087.  Cost: about 40 s a trial on two cores.
 """
 
 from pathlib import Path
 
-from everycause import tracking, tuning
+import torch
+
+from everycause import tracking
 from everycause.artifact import published
-from everycause.data.dataset import open_split
-from everycause.evaluation.selection import rules_of
-from everycause.model import load, model_fingerprint
 from everycause.params import read
 from everycause.runtime import start
-from everycause.training.rows import ROWS, Recipe
-from everycause.training.trial import Shared, TrialParams, with_values
+from everycause.sweep import prepared
+from everycause.tuning.loop import RUN, lost, optimize
+from everycause.tuning.outcome import write_grid, write_proposal
+from everycause.tuning.space import starts
+from everycause.tuning.storage import open_storage
+from everycause.tuning.study import open_study
+from everycause.tuning.workers import run_workers
 from stages.entry import run
 
 
-def main(artifacts: Path, out: Path, journal: Path = Path("tuning/journal.log"), ablation: str = "") -> None:
+def main(
+    artifacts: Path,
+    out: Path,
+    storage: str = "tuning/journal.log",
+    kept: Path = Path("tuning/upstream"),
+    ablation: str = "",
+    workers: int = 1,
+    worker: int | None = None,
+) -> None:
     """Run the study until it has all its trials, then write what came out.
 
     Args:
         artifacts: Folder of all artifacts.
         out: Folder to write.
-        journal: The study's file; delete it to begin anew.
+        storage: A journal file, a database URL (sqlite:///study.db, postgresql://host/name), or grpc://host:port.
+        kept: Folder of what trials had to make anew.
         ablation: A grid of tuning.ablations instead of the sweep.
+        workers: Processes on this machine; they share out run.threads, or the GPUs.
+        worker: Set by this program: which of these processes it is.
     """
-    params = read("run", "tracking", "data", "filters", "masks", "fill", "objective", "retraining", "tuning")
-    rule, seed = tuning.ablation(params.tuning, ablation) if ablation else params.tuning, params.tuning.seed
-    if rule.row not in ROWS:
-        raise ValueError(f"tuning: '{rule.row}' is not a retraining row (known: {', '.join(ROWS)})")
-    device = start(params.run, seed)
-    present = TrialParams(filters=params.filters, fill=params.fill, objective=params.objective, retraining=params.retraining)
-    defaults = tuning.defaults(present.model_dump(), rule)
-    with_values(present, defaults)
-    train, validation = (open_split(params.data, name, params.run.threads) for name in ("train", "validation"))
-    shared = Shared.open(artifacts, seed, train, validation, params.filters, device)
-    recipe = Recipe(params.data, params.masks, params.fill, params.objective, params.filters.frequency_threshold, params.run.threads)
-    subject = {"data": train.identity, "model": model_fingerprint(shared.base), "masks": params.masks.model_dump(), "rule": rule.rule, "row": rule.row}
-    subject |= {"parameters": {path: bounds.model_dump() for path, bounds in rule.parameters.items()}, "params": present.model_dump()}
-    study = tuning.open_study(journal, rule, subject, defaults)
-    own = params.tracking.model_copy(update={"experiment": f"{params.tracking.experiment}-tuning"})
-    with tracking.run(f"study/{rule.study}", own, {"stage": "tune", "rule": rule.rule, **tracking.identity(device, train.identity)}, {}) as parent:
-
-        def measures_of(number: int, chosen: dict[str, float]) -> dict[str, float]:
-            tags, last = {"stage": "tune", "row": rule.row, "study": rule.study}, {}
-            with tracking.run(f"{rule.study}/trial-{number}", own, tags, dict(chosen), parent=parent.run_id) as record:
-                trial = shared.trial(rule.row, with_values(present, chosen), recipe, seed, device)
-                for epoch in trial.epochs:
-                    record(epoch.measures, epoch.number)
-                    last = epoch.measures
-                measures = rules_of(trial.classifier, params.data, validation, params.run.threads)
-                record({f"best/{name.replace(' ', '_')}": value for name, value in measures.items()}, params.retraining.epochs)
-                return measures | last | trial.filters
-
-        tuning.optimize(study, rule, measures_of)
+    if workers < 1:
+        raise ValueError(f"--workers {workers} must be 1 or more")
+    params = read("seeds", "run", "tracking", "data", "model", "training", "filters", "masks", "fill", "objective", "retraining", "rounds", "tuning")
+    plan = params.tuning.plan(ablation)
+    threads = params.run.threads if worker is None else max(1, params.run.threads // workers)
+    device = start(params.run.model_copy(update={"threads": threads}), plan.seed)
+    sweep = prepared(params, plan, artifacts, kept, threads, device)
+    opened = open_storage(storage, lambda study, trial: lost(study, plan, trial, tracking.close))
+    study = open_study(opened, plan, sweep.subject, starts(plan, sweep.present), kept.parent / "study.lock")
+    if worker is not None:
+        optimize(study, plan, sweep.present, lambda asked: sweep.measures(asked, study.user_attrs.get(RUN)), sweep.steps, tracking.close, worker)
+        return
+    tags = sweep.tags | {"study": plan.study, "row": plan.row, "objectives": ", ".join(plan.objectives), "sampler": plan.sampler, "pruner": plan.pruner}
+    with tracking.run(f"study/{plan.study}", sweep.tracked, tags, {}, resume=study.user_attrs.get(RUN)) as parent:
+        study.set_user_attr(RUN, parent.run_id)
+        if workers == 1:
+            optimize(study, plan, sweep.present, lambda asked: sweep.measures(asked, parent.run_id), sweep.steps, tracking.close)
+        else:
+            command = ["-m", "stages.tune", "--artifacts", str(artifacts), "--out", str(out), "--storage", storage, "--kept", str(kept)]
+            command += ["--workers", str(workers), *(["--ablation", ablation] if ablation else [])]
+            run_workers(study, plan, command, workers, params.run.threads, torch.cuda.device_count(), tracking.close)
         with published(out / ablation if ablation else out) as folder:
             if ablation:
-                continued = artifacts / "models" / "continued" / f"seed-{seed}"
-                reference = rules_of(load(continued, device), params.data, validation, params.run.threads) if continued.is_dir() else {}
-                tuning.write_grid(study, rule, reference, folder)
+                write_grid(study, plan, sweep.reference(), folder)
             else:
-                tuning.write_proposal(study, rule, folder)
+                write_proposal(study, plan, sweep.present, folder)
             parent.artifacts(folder)
 
 

@@ -24,6 +24,8 @@ from everycause.data.split import Split
 from everycause.model import Classifier, ModelParams
 
 ROOT = Path(__file__).parents[1]
+REQUIRED = "EVERYCAUSE_SERVICES"
+"""Set by .ci/run: a missing service is then a failure, not a skip."""
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 
 
@@ -82,3 +84,10 @@ def classifier() -> Classifier:
 def at_root(monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(ROOT)
     return ROOT
+
+
+def missing(what: str) -> None:
+    """Skip a test whose service is not installed, or fail it where services are required."""
+    if os.environ.get(REQUIRED):
+        pytest.fail(f"{what} is not installed, and {REQUIRED} asks for it")
+    pytest.skip(f"{what} is not installed")

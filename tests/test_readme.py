@@ -13,7 +13,8 @@ from tests.imports import ROOT
 TEXT = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```sh\n(.*?)```", TEXT, flags=re.DOTALL)
 COMMANDS = [shlex.split(line, comments=True) for block in BLOCKS for line in block.splitlines() if line.strip()]
-TARGETS = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+MAKEFILE = (ROOT / "Makefile").read_text()
+TARGETS = set(re.findall(r"^([a-z]+):", MAKEFILE, flags=re.MULTILINE))
 
 
 def test_there_are_commands() -> None:
@@ -27,8 +28,8 @@ def test_every_command_can_be_run(command: list[str]) -> None:
         case ["make", "ablation", name]:
             grids = yaml.safe_load((ROOT / "params.yaml").read_text())["tuning"]["ablations"]
             assert name.removeprefix("name=") in grids
-        case ["make", target]:
-            assert target in TARGETS
+        case ["make", target, *settings]:
+            assert target in TARGETS and all(re.search(rf"^{one.split('=')[0]} \?= ", MAKEFILE, flags=re.MULTILINE) for one in settings)
         case ["dvc", "repro", *names]:
             assert set(names) <= set(stages)
         case ["dvc", "exp", "run", *options]:

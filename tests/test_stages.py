@@ -27,7 +27,6 @@ from stages import (
     retrain,
     retrain_rounds,
     train_base,
-    tune,
 )
 from tests.conftest import ROOT
 from tests.trees import digits_tree
@@ -91,7 +90,6 @@ def photos(tmp_path_factory: pytest.TempPathFactory, store: None) -> Path:
     raw["data"] |= {"source": "folder", "root": "digits", "folder": {"image_size": 32}}
     raw["training"] |= {"epochs": 12, "batch_size": 16}
     raw["masks"] |= {"images": 40}
-    raw["tuning"] |= {"rule": "validation accuracy"}
     return run_pipeline(folder, raw)
 
 
@@ -188,23 +186,6 @@ def test_a_killed_stage_goes_on_and_ends_in_the_same_bytes(toy: Path, monkeypatc
     resumed = run_into(f"{stage}-killed")
     assert {path.name: path.read_bytes() for path in resumed.iterdir()} == {path.name: path.read_bytes() for path in whole.iterdir()}
     assert not Path(f"{stage}-killed.partial").exists() and len(list(whole.iterdir())) > 3
-
-
-def test_a_sweep_reuses_what_exists_proposes_and_goes_on(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(toy)
-    before = files(toy)
-    for trials in (2, 3):
-        raw = smoke()
-        raw["tuning"]["trials"] = trials
-        (toy / "params.yaml").write_text(yaml.safe_dump(raw))
-        tune.main(artifacts=ARTIFACTS, out=Path("proposal"))
-        assert len((toy / "proposal" / "trials.csv").read_text().splitlines()) == trials + 1
-    assert "selected by validation completeness" in (toy / "proposal" / "best_params.yaml").read_text()
-    tune.main(artifacts=ARTIFACTS, out=Path("ablations"), ablation="sparsity")
-    table = (toy / "ablations" / "sparsity" / "trials.csv").read_text().splitlines()
-    assert len(table) == 3 and "filters.heads.sparsity" in table[0] and "validation completeness" in table[0] and "filters_per_class" in table[0]
-    assert (toy / "ablations" / "sparsity" / "grid.png").is_file()
-    assert files(toy) == before
 
 
 def test_the_notebooks_run_on_what_the_stages_wrote(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:

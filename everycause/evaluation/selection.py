@@ -1,49 +1,50 @@
 """What a sweep may maximize: measures of validation images, never of a test split."""
 
-from collections.abc import Callable
-
 from everycause.data.dataset import DataParams
 from everycause.data.split import Split
-from everycause.data.validation_erasures import validation_erasures
+from everycause.data.validation_erasures import ValidationErasures
 from everycause.evaluation.completeness import completeness_score, effective_causes, profile, reliance
 from everycause.inference import logits_of, logits_of_images
 from everycause.model import Classifier
 from everycause.training.objective import accuracy
 
+COMPLETENESS, ACCURACY = "validation completeness", "validation accuracy"
+GLANCE = 4
+"""After an epoch every so many-th image is looked at, enough to tell a poor trial from a good one at a quarter of the cost."""
 
-def validation_causes(classifier: Classifier, data: DataParams, threads: int) -> dict[str, float]:
-    """Completeness and the reliance on each part, from erasures of validation images.
 
-    Raises:
-        ValueError: the data are not rendered.
-    """
-    accuracies = {parts: accuracy(logits_of_images(classifier, images), labels) for parts, images, labels in validation_erasures(data, threads)}
-    assert data.code is not None
-    shares = reliance(accuracies, data.code.length)
-    measures = {"completeness": completeness_score(profile(accuracies, data.code), data.code.num_classes), "effective_causes": effective_causes(shares)}
+def validation_causes(classifier: Classifier, erasures: ValidationErasures, every: int = 1) -> dict[str, float]:
+    """Completeness and the reliance on each part, from erasures of validation images, or of every so many-th of them."""
+    accuracies = {parts: accuracy(logits_of_images(classifier, images[::every]), labels[::every]) for parts, images, labels in erasures}
+    code = erasures.code
+    shares = reliance(accuracies, code.length)
+    measures = {"completeness": completeness_score(profile(accuracies, code), code.num_classes), "effective_causes": effective_causes(shares)}
     return measures | {f"reliance/{part}": share for part, share in enumerate(shares)}
 
 
-def validation_completeness(classifier: Classifier, data: DataParams, _validation: Split, threads: int) -> float:
-    """The completeness score on erasures of validation images.
+class Judge:
+    """Measures a classifier on validation images, by the names that a sweep may maximize.
 
     Raises:
-        ValueError: the data are not rendered.
+        ValueError: an objective needs data whose parts are known, and these are not.
     """
-    return validation_causes(classifier, data, threads)["completeness"]
 
+    def __init__(self, data: DataParams, validation: Split, threads: int, objectives: list[str]) -> None:
+        self._validation = validation
+        self._erasures = ValidationErasures(data, threads) if data.code is not None or COMPLETENESS in objectives else None
 
-def validation_accuracy(classifier: Classifier, _data: DataParams, validation: Split, _threads: int) -> float:
-    """Accuracy on the validation split."""
-    return accuracy(logits_of(classifier, validation), validation.labels)
+    @property
+    def names(self) -> list[str]:
+        """What can be had of these data."""
+        return [ACCURACY] if self._erasures is None else [ACCURACY, COMPLETENESS]
 
+    def measures(self, classifier: Classifier) -> dict[str, float]:
+        """Every measure that can be had of these data."""
+        measures = {ACCURACY: accuracy(logits_of(classifier, self._validation), self._validation.labels)}
+        return measures if self._erasures is None else measures | {COMPLETENESS: validation_causes(classifier, self._erasures)["completeness"]}
 
-RULES: dict[str, Callable[[Classifier, DataParams, Split, int], float]] = {
-    "validation completeness": validation_completeness,
-    "validation accuracy": validation_accuracy,
-}
-
-
-def rules_of(classifier: Classifier, data: DataParams, validation: Split, threads: int) -> dict[str, float]:
-    """Every measure that can be had of these data, by the rule's name."""
-    return {name: rule(classifier, data, validation, threads) for name, rule in RULES.items() if data.code is not None or name == "validation accuracy"}
+    def glance(self, classifier: Classifier, objective: str, accuracy_now: float) -> float:
+        """An objective after an epoch: cheap, and comparable only with another trial's."""
+        if objective == ACCURACY or self._erasures is None:
+            return accuracy_now
+        return validation_causes(classifier, self._erasures, GLANCE)["completeness"]

@@ -1,51 +1,73 @@
-"""One trial of a sweep: a row retrained with other weights and thresholds on the artifacts that exist already."""
+"""One trial of a sweep: a row retrained with other values, as the stage `retrain` would retrain it, byte for byte."""
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from pydantic import ValidationError
 
-from everycause.data.split import Split
-from everycause.explanation.filters import FilterBank, FilterParams, accumulate, local_filters
-from everycause.explanation.heads import LinearHead
-from everycause.explanation.masks import Masks
-from everycause.inference import readout_of
-from everycause.model import Classifier, Readout, load, model_fingerprint
-from everycause.section import Section
-from everycause.training.fill import FillParams
-from everycause.training.fit import Epoch, FitParams, fit
-from everycause.training.objective import ObjectiveParams
-from everycause.training.rows import ROWS, Recipe, Upstream, goal_of
+from everycause.data.dataset import DataParams
+from everycause.model import Classifier, load
+from everycause.training.fit import Epoch, Training, fit
+from everycause.training.rounds import rounds
+from everycause.training.rows import ROUNDS, ROWS, Recipe, Upstream, goal_of
+from everycause.training.stock import Stock, TrialParams
 
-
-class TrialParams(Section):
-    """The sections that a trial may change."""
-
-    filters: FilterParams
-    fill: FillParams
-    objective: ObjectiveParams
-    retraining: FitParams
+Value = bool | int | float | str
+FILTER_TERMS = {"objective.lambda_mc", "objective.lambda_nonmc", "objective.surrogate"}
+COUNTERFACTUALS = {"objective.lambda_augment", "fill.augment_rate"}
+NEVER = {"filters.compared", "filters.detection_frequency_threshold"}
+"""Read by other stages alone."""
 
 
-def with_values(params: TrialParams, values: dict[str, float]) -> TrialParams:
-    """The same parameters with some dotted paths changed.
+def with_values(params: TrialParams, values: dict[str, Value]) -> TrialParams:
+    """The same parameters with some dotted paths changed; the paths must exist.
 
     Raises:
-        ValueError: a path lies outside the sections that a trial may change, or a value is out of range.
+        ValueError: a value is not one that the parameter may have.
     """
     raw: dict[str, Any] = copy.deepcopy(params.model_dump())
     for path, value in values.items():
         *parents, last = path.split(".")
-        if not parents or parents[0] not in raw:
-            raise ValueError(f"tuning.parameters: '{path}' would need new upstream artifacts; a trial can change {', '.join(raw)}")
         level = raw
         for key in parents:
             level = level[key]
         level[last] = value
-    return TrialParams(**raw)
+    try:
+        return TrialParams(**raw)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(map(str, problem["loc"]))
+        raise ValueError(f"tuning: '{where}' cannot be {problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}") from error
+
+
+def check_row(row: str, paths: list[str]) -> None:
+    """Refuse a row that does not exist, and parameters that change nothing in it.
+
+    Raises:
+        ValueError: there is one.
+    """
+    if row not in (*ROWS, ROUNDS):
+        raise ValueError(f"tuning: '{row}' is not a retraining row (known: {', '.join([*ROWS, ROUNDS])})")
+    for path in paths:
+        if _changes_nothing(row, path):
+            raise ValueError(f"tuning: '{path}' changes nothing in the row '{row}': leave it out, or tune another row")
+
+
+def _changes_nothing(row: str, path: str) -> bool:
+    section = path.split(".")[0]
+    in_rounds = row == ROUNDS
+    filters = not in_rounds and ROWS[row].filters is not None
+    removes = in_rounds or ROWS[row].removes is not None
+    augments = removes or ROWS[row].augments is not None
+    if path in NEVER:
+        return True
+    if section == "filters" or path in FILTER_TERMS:
+        return not filters
+    if path in COUNTERFACTUALS:
+        return not augments
+    return (section in ("masks", "fill") and not removes) or (section == "rounds" and not in_rounds)
 
 
 class Trial(NamedTuple):
@@ -53,48 +75,25 @@ class Trial(NamedTuple):
 
     classifier: Classifier
     filters: dict[str, float]
-    """Its filter bank in a few numbers."""
+    """The filter bank in a few numbers; none in rounds."""
     epochs: Iterator[Epoch]
 
 
-@dataclass(frozen=True)
-class Shared:
-    """What all trials share: the base, its masks and its heads, and its readout of the training split, computed once."""
+def trial(stock: Stock, row: str, params: TrialParams, data: DataParams, threads: int, seed: int) -> Trial:
+    """A row about to be retrained with some params.
 
-    base: Path
-    validation: Split
-    upstream: Upstream
-    head: LinearHead
-    seen: Readout
-    made_with: FilterParams
-    """What the bank at hand was made with."""
-
-    @classmethod
-    def open(cls, artifacts: Path, seed: int, train: Split, validation: Split, filters: FilterParams, device: torch.device) -> "Shared":
-        """The artifacts of one seed.
-
-        Raises:
-            ValueError: one is missing or belongs to another base.
-        """
-        base = artifacts / "models" / "base" / f"seed-{seed}"
-        classifier, model = load(base, device), model_fingerprint(base)
-        bank = FilterBank.load(artifacts / "filters" / "minimum_correct" / f"seed-{seed}", model)
-        masks = Masks.load(artifacts / "masks" / "counterfactual" / f"seed-{seed}", model, train.identity)
-        head = LinearHead(*classifier.head()).to("cpu")
-        return cls(base, validation, Upstream(classifier, bank, masks, train), head, readout_of(classifier, train), filters)
-
-    def trial(self, row: str, params: TrialParams, recipe: Recipe, seed: int, device: torch.device) -> Trial:
-        """A row about to be retrained. A changed confidence threshold recounts the filters, changed heads are trained anew, nothing else is repeated.
-
-        Raises:
-            ValueError: a class has no image above the confidence threshold; drawing epochs raises it for a loss that is not finite.
-        """
-        classifier, train, before = load(self.base, device), self.upstream.train, self.upstream.bank
-        assert before is not None
-        local, filters = before.local, params.filters
-        if (filters.generator, filters.heads) != (self.made_with.generator, self.made_with.heads):
-            local = local_filters(filters.generator, self.seen, train.labels, self.head, filters.heads, seed, device)
-        bank = accumulate(local, self.head, self.seen, train.labels, train.class_names, filters.confidence_threshold, before.model)
-        recipe = recipe._replace(fill=params.fill, weights=params.objective, frequency_threshold=filters.frequency_threshold)
-        goal = goal_of(ROWS[row], replace(self.upstream, bank=bank), recipe, seed)
-        return Trial(classifier, bank.summary(filters), fit(classifier, train, self.validation, params.retraining, seed, goal, row))
+    Raises:
+        ValueError: a class has no image above the confidence threshold, or no prediction flips; drawing epochs raises it for a loss that is not finite.
+    """
+    base = stock.base(params, seed)
+    masks = stock.masks(base, params, seed)
+    bank = stock.bank(base, params.filters, seed) if row != ROUNDS else None
+    torch.manual_seed(seed)  # trials of one process must not depend on each other
+    classifier = load(base, stock.device)
+    recipe = Recipe(data, params.masks, params.fill, params.objective, params.filters.frequency_threshold, threads)
+    upstream = Upstream(classifier, bank, masks, stock.train)
+    if bank is None:
+        training = Training(classifier, stock.train, stock.validation, params.retraining, seed, ROUNDS)
+        return Trial(classifier, {}, (epoch for done in rounds(training, upstream, recipe, params.rounds, []) for epoch in done.epochs))
+    goal = goal_of(ROWS[row], upstream, recipe, seed)
+    return Trial(classifier, bank.summary(params.filters), fit(classifier, stock.train, stock.validation, params.retraining, seed, goal, row))

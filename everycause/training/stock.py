@@ -1,0 +1,143 @@
+"""What trials draw on: bases, filter banks and masks; the pipeline's where they fit, made anew and kept where they do not.
+
+    model, training  →  base  →  heads (generator, heads)  →  bank (τ: counted again, a second)
+                          └───→  masks
+
+A trial that changes only loss weights finds everything; one that changes τ counts again; one that changes how regions are
+searched searches once, and every later trial with the same settings finds the outcome, whichever worker made it.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+
+from everycause.artifact import fingerprint, published
+from everycause.data.batches import statistics
+from everycause.data.split import Split
+from everycause.explanation.filters import FilterBank, FilterParams, Local, accumulate, local_filters
+from everycause.explanation.heads import LinearHead
+from everycause.explanation.masks import MaskParams, Masks, generate
+from everycause.inference import readout_of
+from everycause.model import FILE, Classifier, ModelParams, Readout, load, model_fingerprint
+from everycause.runtime import code_fingerprint
+from everycause.section import Section
+from everycause.training.fill import FillParams
+from everycause.training.fit import BaseParams, FitParams, fit_base
+from everycause.training.objective import ObjectiveParams
+from everycause.training.rounds import RoundsParams
+
+MOST_GENERATORS = 4
+"""Trained heads that are held in memory: those of all classes of a large data set weigh hundreds of MiB."""
+
+
+class TrialParams(Section):
+    """The sections that a trial may change; data, evaluation and the machine stay as they are, or trials could not be compared."""
+
+    model: ModelParams
+    training: BaseParams
+    filters: FilterParams
+    masks: MaskParams
+    fill: FillParams
+    objective: ObjectiveParams
+    retraining: FitParams
+    rounds: RoundsParams
+
+
+@dataclass(frozen=True)
+class Stock:
+    """Finds or makes what comes before retraining."""
+
+    artifacts: Path
+    """The pipeline's; they are only read."""
+    kept: Path
+    """Where what had to be made is kept."""
+    present: TrialParams
+    """What the pipeline's artifacts were made with."""
+    train: Split
+    validation: Split
+    device: torch.device
+    _read: dict[str, tuple[Readout, LinearHead]] = field(default_factory=dict)
+    _local: dict[str, Local] = field(default_factory=dict)
+
+    def base(self, params: TrialParams, seed: int) -> Path:
+        """The folder of a base classifier.
+
+        Raises:
+            ValueError: its loss is not finite.
+        """
+        folder = self.artifacts / "models" / "base" / f"seed-{seed}"
+        if (params.model, params.training) == (self.present.model, self.present.training) and (folder / FILE).is_file():
+            return folder
+        kept = self._place("base", self.train.identity, params.model.model_dump_json(), params.training.model_dump_json(), str(seed))
+        with FileLock(kept.with_suffix(".lock")):
+            if not kept.is_dir():
+                torch.manual_seed(seed)
+                classifier = Classifier(params.model, self.train.class_names, self.train.image_size, statistics(self.train))
+                classifier.to(device=self.device, memory_format=torch.channels_last)
+                for _ in fit_base(classifier, self.train, self.validation, params.training, seed):
+                    pass
+                with published(kept) as made:
+                    classifier.save(made)
+        return kept
+
+    def bank(self, base: Path, params: FilterParams, seed: int) -> FilterBank:
+        """The filters of a base, counted at the confidence threshold.
+
+        Raises:
+            ValueError: a class has no image above the threshold.
+        """
+        seen, head = self._seen(base)
+        local = self._generator(base, params, seed)
+        return accumulate(local, head, seen, self.train.labels, self.train.class_names, params.confidence_threshold, model_fingerprint(base))
+
+    def masks(self, base: Path, params: TrialParams, seed: int) -> Masks:
+        """The masks of a base.
+
+        Raises:
+            ValueError: nothing is to be searched, or the regions do not fit the images.
+        """
+        model, folder = model_fingerprint(base), self.artifacts / "masks" / "counterfactual" / f"seed-{seed}"
+        if self._is_pipelines(base) and params.masks == self.present.masks and folder.is_dir():
+            return Masks.load(folder, model, self.train.identity)
+        by_filters = params.masks.selector == "filter_cam"
+        filters = self.bank(base, params.filters, seed).global_filters(0.0) if by_filters else None
+        kept = self._place("masks", self.train.identity, model, params.masks.model_dump_json(), params.filters.model_dump_json() if by_filters else "")
+        with FileLock(kept.with_suffix(".lock")):
+            if not kept.is_dir():
+                with published(kept) as made:
+                    generate(load(base, self.device), self.train, params.masks, made, model, filters)
+        return Masks.load(kept, model, self.train.identity)
+
+    def _generator(self, base: Path, params: FilterParams, seed: int) -> Local:
+        """What says which filters an image needs: the pipeline's, or trained here, once."""
+        saved = self.artifacts / "filters" / "minimum_correct" / f"seed-{seed}"
+        unchanged = (params.generator, params.heads) == (self.present.filters.generator, self.present.filters.heads)
+        key = fingerprint(model_fingerprint(base), params.generator, params.heads.model_dump_json(), str(seed))
+        if key not in self._local:
+            if len(self._local) >= MOST_GENERATORS:
+                self._local.pop(next(iter(self._local)))
+            if unchanged and self._is_pipelines(base) and saved.is_dir():
+                self._local[key] = FilterBank.load(saved, model_fingerprint(base)).local
+            else:
+                seen, head = self._seen(base)
+                self._local[key] = local_filters(params.generator, seen, self.train.labels, head, params.heads, seed, self.device)
+        return self._local[key]
+
+    def _seen(self, base: Path) -> tuple[Readout, LinearHead]:
+        """A base's readout of the training split, and its head; kept for the base that was used last."""
+        if str(base) not in self._read:
+            classifier = load(base, self.device)
+            self._read.clear()
+            self._read[str(base)] = readout_of(classifier, self.train), LinearHead(*classifier.head()).to("cpu")
+        return self._read[str(base)]
+
+    def _is_pipelines(self, base: Path) -> bool:
+        return base.is_relative_to(self.artifacts)
+
+    def _place(self, kind: str, *parts: str) -> Path:
+        """Where a thing made of these parts by this code is kept."""
+        place = self.kept / kind / fingerprint(code_fingerprint(), *parts)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        return place

@@ -1,0 +1,1 @@
+"""Sweeps: the only door to Optuna."""

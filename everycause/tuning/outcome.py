@@ -1,0 +1,212 @@
+"""What came out of a study: its table, its figures, and the proposal that a person may adopt."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import yaml
+
+from everycause.tuning.loop import RETRIES, RUN, WORKER, finished
+from everycause.tuning.plan import OBJECTIVES, Plan, Range, Value, Values
+from everycause.tuning.space import TOLD, nested, starts, used
+from everycause.tuning.study import ATTEMPT, MOST_ATTEMPTS, REASON
+
+if TYPE_CHECKING:
+    import optuna
+    from optuna.trial import FrozenTrial
+
+BEST = "best_params.yaml"
+REPORT = "report.md"
+ABOUT = {WORKER, RUN, REASON, ATTEMPT, RETRIES, TOLD}
+SHOWN_TRIALS = 12
+EDGE = 0.05
+STATES = {"FAIL": "failed"}
+
+
+class Winner(NamedTuple):
+    """The proposed trial and why it is proposed."""
+
+    trial: "FrozenTrial"
+    rule: str
+    """In words, for headers."""
+
+
+def winner(study: "optuna.Study", plan: Plan) -> Winner:
+    """The trial that is proposed: the highest value; of a front, the largest sum. Ties go to the earlier trial.
+
+    Raises:
+        ValueError: no trial is complete; the last failure says why.
+    """
+    complete = [trial for trial in study.get_trials(deepcopy=False) if trial.state.name == "COMPLETE"]
+    if not complete:
+        reasons = [trial.user_attrs[REASON] for trial in finished(study) if REASON in trial.user_attrs]
+        raise ValueError(
+            f"no trial of the study '{plan.study}' is complete" + (f"; the last one failed: {reasons[-1]}" if reasons else ": run the sweep until one is")
+        )
+    if len(plan.objectives) == 1:
+        return Winner(max(complete, key=lambda trial: (trial.values[0], -trial.number)), f"the highest {plan.objectives[0]}")
+    front = study.best_trials
+    return Winner(
+        max(front, key=lambda trial: (sum(trial.values), -trial.number)),
+        f"of the {len(front)} trials on the front of {' and '.join(plan.objectives)}, the largest sum of the two",
+    )
+
+
+def table_of(study: "optuna.Study", plan: Plan) -> Any:
+    """All trials as a pandas table: number, state, objectives, what they used, every measure, seconds, why they failed."""
+    import pandas
+
+    front = {trial.number for trial in study.best_trials} if len(plan.objectives) > 1 else set()
+    rows = []
+    for trial in study.get_trials(deepcopy=False):
+        values = trial.values if trial.state.name == "COMPLETE" else []
+        row: dict[str, Any] = {"number": trial.number, "state": STATES.get(trial.state.name, trial.state.name.lower())} | dict(
+            zip(plan.objectives, values, strict=False)
+        )
+        row |= {"front": trial.number in front} if front else {}
+        row |= used(trial, plan) | {name: value for name, value in trial.user_attrs.items() if name not in ABOUT}
+        row |= {"pruned after": trial.last_step} if trial.state.name == "PRUNED" else {}
+        row |= {"seconds": round(trial.duration.total_seconds(), 1)} if trial.duration else {}
+        rows.append(row | {name: trial.user_attrs[name] for name in (REASON, RETRIES) if name in trial.user_attrs})
+    return pandas.DataFrame(rows)
+
+
+def write_grid(study: "optuna.Study", plan: Plan, reference: dict[str, float], folder: Path) -> None:
+    """An ablation's table and figure: a line over one parameter, a heat map over two; `reference` is the continued base's."""
+    import matplotlib.pyplot as plt
+
+    paths = list(plan.parameters)
+    table = table_of(study, plan)
+    table = table[table["state"] == "complete"].sort_values(paths, ignore_index=True).drop(columns=["state", "seconds"])
+    table.to_csv(folder / "trials.csv", index=False)
+    shown = [name for name in OBJECTIVES if name in table.columns]
+    figure, axes = plt.subplots(1, len(shown), figsize=(5.4 * len(shown), 3.8), squeeze=False)
+    for axis, name in zip(axes[0], shown, strict=True):
+        if len(paths) == 1:
+            axis.plot(table[paths[0]], table[name], marker="o", color="#d98c00", label=plan.row)
+            axis.set(xlabel=paths[0], ylabel=name)
+            if name in reference:
+                axis.axhline(reference[name], color="#222222", linestyle="--", linewidth=1, label="continued")
+            axis.legend(frameon=False, fontsize=8)
+        else:
+            _heat_map(axis, table.pivot_table(index=paths[0], columns=paths[1], values=name, sort=False).sort_index().sort_index(axis=1))
+            continued = f" (continued {reference[name]:.3f})" if name in reference else ""
+            axis.set(xlabel=paths[1], ylabel=paths[0], title=name + continued)
+    figure.tight_layout()
+    figure.savefig(folder / "grid.png", dpi=110, metadata={"Software": None})
+    plt.close(figure)
+
+
+def write_proposal(study: "optuna.Study", plan: Plan, present: dict[str, Value], folder: Path) -> None:
+    """The winner, the table of trials, the figures and the report, for a person to adopt or not.
+
+    Raises:
+        ValueError: no trial is complete.
+    """
+    trial, rule = winner(study, plan)
+    measured = ", ".join(f"{name} {value:.4f}" for name, value in zip(plan.objectives, trial.values, strict=True))
+    header = f"# Proposed by the study '{plan.study}' (row {plan.row}): trial {trial.number}, selected by {rule}: {measured}\n# `make adopt` writes it into params.yaml\n"
+    folder.joinpath(BEST).write_text(header + yaml.safe_dump(nested(used(trial, plan))))
+    table = table_of(study, plan)
+    table.to_csv(folder / "trials.csv", index=False)
+    figures = _draw(study, plan, folder)
+    folder.joinpath(REPORT).write_text(_report(study, plan, present, table, figures))
+
+
+def _report(study: "optuna.Study", plan: Plan, present: dict[str, Value], table: Any, figures: list[str]) -> str:
+    """The study on a page; the selection rule stands first."""
+    trial, rule = winner(study, plan)
+    states = ", ".join(f"{count} {state}" for state, count in table["state"].value_counts().items())
+    seeds = f"{len(plan.seeds)} seeds each, averaged" if len(plan.seeds) > 1 else f"one seed each ({plan.seeds[0]})"
+    lines = [
+        f"# Study `{plan.study}`: row `{plan.row}`", "",
+        f"**Selection rule**: {rule}, on validation images; no test split was read. The best of many trials looks better than it is: confirm it on other seeds.", "",
+        f"Trials: {states}; {seeds}. Sampler {plan.sampler} (seed {plan.seed}), pruner {plan.pruner}.", "",
+        "| parameter | present | proposed |", "| --- | --- | --- |",
+        *(f"| `{path}` | {_number(present[path])} | {_number(value)}{_edge(plan.parameters[path], value)} |" for path, value in used(trial, plan).items()), "",
+        "| trial | " + " | ".join([*plan.objectives, *plan.parameters]) + " |", "| --- " * (1 + len(plan.objectives) + len(plan.parameters)) + "|",
+    ]  # fmt: skip
+    complete = sorted(
+        (one for one in study.get_trials(deepcopy=False) if one.state.name == "COMPLETE"), key=lambda one: (one.number != trial.number, -one.values[0])
+    )
+    for one in complete[:SHOWN_TRIALS]:
+        first = dict(zip((" (present values)", " (published values)"), starts(plan, present), strict=False))
+        note = (" (proposed)" if one.number == trial.number else "") + "".join(name for name, values in first.items() if used(one, plan) == values)
+        cells = [*(f"{value:.4f}" for value in one.values), *(_number(value) for value in used(one, plan).values())]
+        lines.append(f"| {one.number}{note} | " + " | ".join(cells) + " |")
+    if len(complete) > SHOWN_TRIALS:
+        lines += ["", f"Complete trials beyond these: {len(complete) - SHOWN_TRIALS}, in trials.csv."]
+    lines += [text for one in study.get_trials(deepcopy=False) if one.state.name == "FAIL" and one.params for text in ("", _failure(one))]
+    return "\n".join([*lines, "", *(f"![{name.removesuffix('.png').replace('_', ' ')}]({name})" for name in figures)]) + "\n"
+
+
+def _edge(bounds: Range | Values, value: Value) -> str:
+    """A hint where a proposed number lies in the outermost twentieth of its range: the best may lie beyond."""
+    if isinstance(bounds, Values) or isinstance(value, str):
+        return ""
+    scale = np.log if bounds.log else np.asarray
+    place = (scale(value) - scale(bounds.low)) / (scale(bounds.high) - scale(bounds.low))
+    return "" if EDGE < place < 1 - EDGE else f" (at the {'lower' if place <= EDGE else 'upper'} end of its range)"
+
+
+def _failure(trial: "FrozenTrial") -> str:
+    """Why a trial failed."""
+    given_up = trial.user_attrs.get(ATTEMPT, 1) >= MOST_ATTEMPTS
+    lost = f"its worker ended before it did; its values were {'given up' if given_up else 'queued again'}"
+    return f"Trial {trial.number} failed: {trial.user_attrs.get(REASON, lost)}."
+
+
+def _draw(study: "optuna.Study", plan: Plan, folder: Path) -> list[str]:
+    """Optuna's figures of every objective, those for which the trials suffice; their file names."""
+    import matplotlib.pyplot as plt
+    import optuna.visualization.matplotlib as drawing
+    from optuna.importance import FanovaImportanceEvaluator, get_param_importances
+
+    names = []
+
+    def save(name: str) -> None:
+        plt.gcf().set_size_inches(9, 5)
+        plt.tight_layout()
+        plt.savefig(folder / f"{name}.png", dpi=110, metadata={"Software": None})
+        plt.close("all")
+        names.append(f"{name}.png")
+
+    complete = [trial for trial in study.get_trials(deepcopy=False) if trial.state.name == "COMPLETE"]
+    for number, objective in enumerate(plan.objectives):
+        suffix = f"_{objective.split()[-1]}" if len(plan.objectives) > 1 else ""
+
+        def value(trial: "FrozenTrial", number: int = number) -> float:
+            return trial.values[number]
+
+        target = value if len(plan.objectives) > 1 else None  # without one, Optuna draws the best so far, and the best lines darkest
+        drawing.plot_optimization_history(study, target=target, target_name=objective)
+        save(f"history{suffix}")
+        axis = drawing.plot_parallel_coordinate(study, target=target, target_name=objective)
+        axis.set_xticks(axis.get_xticks(), [objective, *(path.split(".", 1)[-1] for path in sorted(plan.parameters))], rotation=330)  # Optuna cuts them short
+        save(f"parallel_coordinates{suffix}")
+        if len({trial.values[number] for trial in complete}) > 1:  # nothing can be said of trials that are all alike
+            evaluator = FanovaImportanceEvaluator(seed=plan.seed)
+            if get_param_importances(study, evaluator=evaluator, target=value):
+                drawing.plot_param_importances(study, evaluator=evaluator, target=value, target_name=objective)
+                save(f"importances{suffix}")
+    if len(plan.objectives) > 1:
+        drawing.plot_pareto_front(study, target_names=plan.objectives)
+        save("pareto_front")
+    elif any(trial.state.name == "PRUNED" for trial in study.get_trials(deepcopy=False)):
+        drawing.plot_intermediate_values(study)
+        save("curves")
+    return names
+
+
+def _heat_map(axis: Any, square: Any) -> None:
+    """Values on a grid, written into their cells."""
+    axis.imshow(square, cmap="viridis", aspect="auto", origin="lower")
+    for (row, column), value in np.ndenumerate(square.to_numpy()):
+        axis.text(column, row, f"{value:.3f}", ha="center", va="center", color="black" if value > square.to_numpy().mean() else "white", fontsize=9)
+    axis.set_xticks(range(square.shape[1]), [_number(value) for value in square.columns])
+    axis.set_yticks(range(square.shape[0]), [_number(value) for value in square.index])
+
+
+def _number(value: Any) -> str:
+    """A value for people."""
+    return f"{value:g}" if isinstance(value, float | int) and not isinstance(value, bool) else str(value)

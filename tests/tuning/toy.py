@@ -1,0 +1,78 @@
+"""A sweep without any training, for tests of real processes: `python -m tests.tuning.toy STORAGE FOLDER TRIALS [--workers N] [--worker K]`.
+
+Every trial that is measured to its end leaves a line in FOLDER/measured; a trial stops and waits to be killed where FOLDER/hang
+exists, saying so in FOLDER/hanging.
+"""
+
+import argparse
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+from everycause.tuning.loop import Asked, lost, optimize
+from everycause.tuning.plan import Plan, Range, Values
+from everycause.tuning.space import starts
+from everycause.tuning.storage import open_storage
+from everycause.tuning.study import open_study
+from everycause.tuning.workers import run_workers
+
+PRESENT = {"a.x": 0.5, "a.kind": "round"}
+PARAMETERS = {"a.x": Range(low=0.0, high=1.0, log=False, published=0.25), "a.kind": Values(values=["round", "square"])}
+
+
+def plan_of(trials: int) -> Plan:
+    return Plan("toy", "joint", ["validation accuracy"], trials, [0], "tpe", "none", 0, PARAMETERS, grid=False)
+
+
+def value_of(values: dict) -> float:
+    return 1 - abs(values["a.x"] - 0.7) - 0.1 * (values["a.kind"] == "square")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("storage")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("trials", type=int)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--worker", type=int)
+    parser.add_argument("--seconds", type=float, default=0.05)
+    parser.add_argument("--host")
+    told = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # as everycause.tracking does
+    folder, plan = told.folder, plan_of(told.trials)
+    if told.host:
+        socket.gethostname = lambda: told.host
+
+    def closed(run: str) -> None:
+        with (folder / "closed").open("a") as file:
+            file.write(run + "\n")
+
+    def measures(asked: Asked) -> dict[str, float]:
+        asked.has_run(f"run-{asked.number}")
+        if (folder / "hang").exists():
+            (folder / "hang").unlink(missing_ok=True)
+            (folder / "hanging").write_text(f"{os.getpid()} {asked.number}")
+            time.sleep(60)
+        time.sleep(told.seconds)
+        with (folder / "measured").open("a") as file:
+            file.write(json.dumps([asked.number, asked.values]) + "\n")
+        return {"validation accuracy": value_of(asked.values)}
+
+    storage = open_storage(told.storage, lambda study, trial: lost(study, plan, trial, closed), heartbeat=1)
+    study = open_study(storage, plan, {"data": "d"}, starts(plan, PRESENT), folder / "lock")
+    if told.worker is None and told.workers > 1:
+        command = ["-m", "tests.tuning.toy", told.storage, str(folder), str(told.trials), "--seconds", str(told.seconds)]
+        run_workers(study, plan, command, told.workers, 2, 0, closed)
+    else:
+        optimize(study, plan, PRESENT, measures, 1, closed, told.worker)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ValueError as error:
+        sys.exit(f"error: {error}")
