@@ -70,12 +70,13 @@ class Sweep:
     def _retrained(self, asked: Asked, position: int, record: tracking.Record) -> dict[str, float] | None:
         """The measures of one seed; None where the pruner stops it."""
         seed, last = self.plan.seeds[position], {}
-        started = trial(self.stock, self.plan.row, with_values(self.params, asked.values), self.data, self.threads, seed)
+        params = with_values(self.params, asked.values)
+        started = trial(self.stock, self.plan.row, params, self.data, self.threads, seed)
         prefix = f"seed-{seed}/" if len(self.plan.seeds) > 1 else ""
         for epoch in started.epochs:
             last = epoch.measures
             shown = {f"{prefix}{name}": value for name, value in last.items()}
-            step = position * self.params.retraining.epochs + epoch.number
+            step = position * params.retraining.epochs + epoch.number
             if step not in asked.watched:
                 record(shown, epoch.number)
                 continue

@@ -89,9 +89,10 @@ def starts(plan: Plan, present: dict[str, Value]) -> list[dict[str, Value]]:
     if plan.grid:
         axes = [bounds.values for bounds in plan.parameters.values() if isinstance(bounds, Values)]
         return [dict(zip(plan.parameters, values, strict=True)) for values in product(*axes)]
-    published = {
-        path: present[path] if bounds.published is None else _as(bounds.published, isinstance(present[path], int)) for path, bounds in plan.parameters.items()
-    }
+    published = dict(present)
+    for path, bounds in plan.parameters.items():
+        if bounds.published is not None:
+            published[path] = bounds.published if isinstance(bounds, Values) else _as(bounds.published, isinstance(present[path], int))
     return [present] if published == present else [present, published]
 
 

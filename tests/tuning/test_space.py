@@ -102,6 +102,8 @@ def test_published_values_follow_the_present_ones_and_are_not_repeated_where_the
     plan = plan_of({"objective.lambda_mc": Range(low=1e-5, high=1.0, log=True, published=5e-4), "masks.max_regions": Range(low=1, high=20, log=False)})
     present = present_values(params, plan)
     assert starts(plan, present) == [present, present | {"objective.lambda_mc": 5e-4}]
+    named = plan_of({"fill.source": Values(values=["bank", "own"], published="own"), "masks.max_regions": Range(low=1, high=20, log=False, published=7.0)})
+    assert starts(named, present_values(params, named))[1] == {"fill.source": "own", "masks.max_regions": 7}
     same = plan_of({"objective.lambda_mc": Range(low=1e-5, high=1.0, log=True, published=present["objective.lambda_mc"])})
     assert starts(same, present_values(params, same)) == [present_values(params, same)]
 

@@ -111,12 +111,12 @@ def test_a_sweep_that_is_told_to_stop_leaves_nothing_behind(tmp_path: Path, told
 @pytest.mark.parametrize("address", ["sqlite", "postgresql"], indirect=True)
 def test_a_trial_of_another_machine_that_died_is_found_by_its_heartbeat(address: str, tmp_path: Path) -> None:
     (tmp_path / "hang").touch()
-    sweep = toy(address, tmp_path, 2, "--host", "elsewhere")
+    sweep = toy(address, tmp_path, 2, "--host", "elsewhere", "--heartbeat", "1")
     pid, number = map(int, waits(tmp_path / "hanging").split())
     os.kill(pid, signal.SIGKILL)
     sweep.communicate()
     time.sleep(4.5)
-    done(toy(address, tmp_path, 2))
+    done(toy(address, tmp_path, 2, "--heartbeat", "1"))
     check(address, tmp_path, 2)
     assert study_of(address).trials[number].state.name == "FAIL"
 

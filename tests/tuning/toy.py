@@ -41,6 +41,7 @@ def main() -> None:
     parser.add_argument("--worker", type=int)
     parser.add_argument("--seconds", type=float, default=0.05)
     parser.add_argument("--host")
+    parser.add_argument("--heartbeat", type=int, default=20)
     told = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # as everycause.tracking does
     folder, plan = told.folder, plan_of(told.trials)
@@ -62,7 +63,7 @@ def main() -> None:
             file.write(json.dumps([asked.number, asked.values]) + "\n")
         return {"validation accuracy": value_of(asked.values)}
 
-    storage = open_storage(told.storage, lambda study, trial: lost(study, plan, trial, closed), heartbeat=1)
+    storage = open_storage(told.storage, lambda study, trial: lost(study, plan, trial, closed), heartbeat=told.heartbeat)
     study = open_study(storage, plan, {"data": "d"}, starts(plan, PRESENT), folder / "lock")
     if told.worker is None and told.workers > 1:
         command = ["-m", "tests.tuning.toy", told.storage, str(folder), str(told.trials), "--seconds", str(told.seconds)]
