@@ -4,6 +4,7 @@ A worker says in each trial which process it is. A trial whose process is gone i
 again; whoever closes it queues it, and only one can. Databases do the same for other machines, by heartbeats.
 """
 
+import logging
 import os
 import socket
 from collections.abc import Callable
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     import optuna
     from optuna.trial import FrozenTrial
 
+log = logging.getLogger(__name__)
 WORKER, RUN, RETRIES = "worker", "mlflow_run", "retries"
 """What a trial tells about itself, beside its measures and why it failed: its process, its record, the trial that it repeats."""
 NAMELESS = timedelta(minutes=1)
@@ -107,6 +109,7 @@ def _measured(trial: "optuna.Trial", plan: Plan, asked: Asked, measures_of: Meas
         measures = measures_of(asked)
     except ValueError as error:
         trial.set_user_attr(REASON, str(error))
+        log.warning("trial %d failed, the sweep goes on: %s", trial.number, error)
         raise
     if measures is None:
         raise optuna.TrialPruned
@@ -125,6 +128,11 @@ def more(study: "optuna.Study", plan: Plan, closed: Closed) -> bool:
 def finished(study: "optuna.Study") -> "list[FrozenTrial]":
     """The trials that are done with: complete, pruned, or failed for a reason of their own."""
     return [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished() and counts(trial)]
+
+
+def complete(study: "optuna.Study") -> "list[FrozenTrial]":
+    """The trials that were measured to their end."""
+    return [trial for trial in study.get_trials(deepcopy=False) if trial.state.name == "COMPLETE"]
 
 
 def reap(study: "optuna.Study", plan: Plan, closed: Closed) -> int:
@@ -152,12 +160,9 @@ def bar_of(study: "optuna.Study", plan: Plan, *, hidden: bool = False) -> "tqdm[
 
 def show(bar: "tqdm[Any]", study: "optuna.Study", plan: Plan) -> None:
     """Bring a progress bar up to date."""
-    import optuna
-
     bar.n = min(len(finished(study)), plan.trials)
-    complete = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
-    if complete:
-        best = max(complete, key=lambda trial: trial.values[0])
+    if whole := complete(study):
+        best = max(whole, key=lambda trial: trial.values[0])
         bar.set_postfix_str(f"best {plan.objectives[0]} {best.values[0]:.4f} (trial {best.number})", refresh=False)
     bar.refresh()
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import yaml
 
-from everycause.tuning.loop import RETRIES, RUN, WORKER, finished
+from everycause.tuning.loop import RETRIES, RUN, WORKER, complete, finished
 from everycause.tuning.plan import OBJECTIVES, Plan, Range, Value, Values
 from everycause.tuning.space import TOLD, nested, starts, used
 from everycause.tuning.study import ATTEMPT, MOST_ATTEMPTS, REASON
@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     import optuna
     from optuna.trial import FrozenTrial
 
-BEST = "best_params.yaml"
-REPORT = "report.md"
 ABOUT = {WORKER, RUN, REASON, ATTEMPT, RETRIES, TOLD}
 SHOWN_TRIALS = 12
 EDGE = 0.05
@@ -37,14 +35,14 @@ def winner(study: "optuna.Study", plan: Plan) -> Winner:
     Raises:
         ValueError: no trial is complete; the last failure says why.
     """
-    complete = [trial for trial in study.get_trials(deepcopy=False) if trial.state.name == "COMPLETE"]
-    if not complete:
+    whole = complete(study)
+    if not whole:
         reasons = [trial.user_attrs[REASON] for trial in finished(study) if REASON in trial.user_attrs]
         raise ValueError(
             f"no trial of the study '{plan.study}' is complete" + (f"; the last one failed: {reasons[-1]}" if reasons else ": run the sweep until one is")
         )
     if len(plan.objectives) == 1:
-        return Winner(max(complete, key=lambda trial: (trial.values[0], -trial.number)), f"the highest {plan.objectives[0]}")
+        return Winner(max(whole, key=lambda trial: (trial.values[0], -trial.number)), f"the highest {plan.objectives[0]}")
     front = study.best_trials
     return Winner(
         max(front, key=lambda trial: (sum(trial.values), -trial.number)),
@@ -60,9 +58,8 @@ def table_of(study: "optuna.Study", plan: Plan) -> Any:
     rows = []
     for trial in study.get_trials(deepcopy=False):
         values = trial.values if trial.state.name == "COMPLETE" else []
-        row: dict[str, Any] = {"number": trial.number, "state": STATES.get(trial.state.name, trial.state.name.lower())} | dict(
-            zip(plan.objectives, values, strict=False)
-        )
+        row: dict[str, Any] = {"number": trial.number, "state": STATES.get(trial.state.name, trial.state.name.lower())}
+        row |= dict(zip(plan.objectives, values, strict=False))
         row |= {"front": trial.number in front} if front else {}
         row |= used(trial, plan) | {name: value for name, value in trial.user_attrs.items() if name not in ABOUT}
         row |= {"pruned after": trial.last_step} if trial.state.name == "PRUNED" else {}
@@ -106,11 +103,11 @@ def write_proposal(study: "optuna.Study", plan: Plan, present: dict[str, Value],
     trial, rule = winner(study, plan)
     measured = ", ".join(f"{name} {value:.4f}" for name, value in zip(plan.objectives, trial.values, strict=True))
     header = f"# Proposed by the study '{plan.study}' (row {plan.row}): trial {trial.number}, selected by {rule}: {measured}\n# `make adopt` writes it into params.yaml\n"
-    folder.joinpath(BEST).write_text(header + yaml.safe_dump(nested(used(trial, plan))))
+    folder.joinpath("best_params.yaml").write_text(header + yaml.safe_dump(nested(used(trial, plan))))
     table = table_of(study, plan)
     table.to_csv(folder / "trials.csv", index=False)
     figures = _draw(study, plan, folder)
-    folder.joinpath(REPORT).write_text(_report(study, plan, present, table, figures))
+    folder.joinpath("report.md").write_text(_report(study, plan, present, table, figures))
 
 
 def _report(study: "optuna.Study", plan: Plan, present: dict[str, Value], table: Any, figures: list[str]) -> str:
@@ -126,16 +123,14 @@ def _report(study: "optuna.Study", plan: Plan, present: dict[str, Value], table:
         *(f"| `{path}` | {_number(present[path])} | {_number(value)}{_edge(plan.parameters[path], value)} |" for path, value in used(trial, plan).items()), "",
         "| trial | " + " | ".join([*plan.objectives, *plan.parameters]) + " |", "| --- " * (1 + len(plan.objectives) + len(plan.parameters)) + "|",
     ]  # fmt: skip
-    complete = sorted(
-        (one for one in study.get_trials(deepcopy=False) if one.state.name == "COMPLETE"), key=lambda one: (one.number != trial.number, -one.values[0])
-    )
-    for one in complete[:SHOWN_TRIALS]:
+    whole = sorted(complete(study), key=lambda one: (one.number != trial.number, -one.values[0]))
+    for one in whole[:SHOWN_TRIALS]:
         first = dict(zip((" (present values)", " (published values)"), starts(plan, present), strict=False))
         note = (" (proposed)" if one.number == trial.number else "") + "".join(name for name, values in first.items() if used(one, plan) == values)
         cells = [*(f"{value:.4f}" for value in one.values), *(_number(value) for value in used(one, plan).values())]
         lines.append(f"| {one.number}{note} | " + " | ".join(cells) + " |")
-    if len(complete) > SHOWN_TRIALS:
-        lines += ["", f"Complete trials beyond these: {len(complete) - SHOWN_TRIALS}, in trials.csv."]
+    if len(whole) > SHOWN_TRIALS:
+        lines += ["", f"Complete trials beyond these: {len(whole) - SHOWN_TRIALS}, in trials.csv."]
     lines += [text for one in study.get_trials(deepcopy=False) if one.state.name == "FAIL" and one.params for text in ("", _failure(one))]
     return "\n".join([*lines, "", *(f"![{name.removesuffix('.png').replace('_', ' ')}]({name})" for name in figures)]) + "\n"
 
@@ -171,7 +166,6 @@ def _draw(study: "optuna.Study", plan: Plan, folder: Path) -> list[str]:
         plt.close("all")
         names.append(f"{name}.png")
 
-    complete = [trial for trial in study.get_trials(deepcopy=False) if trial.state.name == "COMPLETE"]
     for number, objective in enumerate(plan.objectives):
         suffix = f"_{objective.split()[-1]}" if len(plan.objectives) > 1 else ""
 
@@ -184,7 +178,7 @@ def _draw(study: "optuna.Study", plan: Plan, folder: Path) -> list[str]:
         axis = drawing.plot_parallel_coordinate(study, target=target, target_name=objective)
         axis.set_xticks(axis.get_xticks(), [objective, *(path.split(".", 1)[-1] for path in sorted(plan.parameters))], rotation=330)  # Optuna cuts them short
         save(f"parallel_coordinates{suffix}")
-        if len({trial.values[number] for trial in complete}) > 1:  # nothing can be said of trials that are all alike
+        if len({trial.values[number] for trial in complete(study)}) > 1:  # nothing can be said of trials that are all alike
             evaluator = FanovaImportanceEvaluator(seed=plan.seed)
             if get_param_importances(study, evaluator=evaluator, target=value):
                 drawing.plot_param_importances(study, evaluator=evaluator, target=value, target_name=objective)

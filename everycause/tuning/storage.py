@@ -81,11 +81,9 @@ def _database(url: str, stale: "Callable[[Study, FrozenTrial], None]", heartbeat
     from optuna.storages import RDBStorage
     from sqlalchemy.exc import SQLAlchemyError
 
-    for attempt in range(1, START_ATTEMPTS + 1):
+    for _ in range(START_ATTEMPTS - 1):
         try:
             return RDBStorage(url, heartbeat_interval=heartbeat, grace_period=3 * heartbeat, heartbeat_stale_trial_callback=stale)
         except SQLAlchemyError:
-            if attempt == START_ATTEMPTS:
-                raise
             time.sleep(1)
-    raise AssertionError
+    return RDBStorage(url, heartbeat_interval=heartbeat, grace_period=3 * heartbeat, heartbeat_stale_trial_callback=stale)

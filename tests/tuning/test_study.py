@@ -87,7 +87,7 @@ def test_a_trial_that_is_cut_short_is_queued_again_with_its_values(tmp_path: Pat
     assert again.trials[0].state == optuna.trial.TrialState.FAIL
 
 
-def test_a_trial_that_fails_for_a_reason_of_its_own_fails_alone_and_counts(tmp_path: Path) -> None:
+def test_a_trial_that_fails_for_a_reason_of_its_own_fails_alone_and_counts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     def diverges(asked: Asked) -> dict[str, float]:
         if asked.number == 1:
             raise ValueError("the loss is nan at epoch 1, batch 3")
@@ -96,6 +96,7 @@ def test_a_trial_that_fails_for_a_reason_of_its_own_fails_alone_and_counts(tmp_p
     study = finished(tmp_path, plan_of(4), diverges)
     assert [trial.state.name for trial in study.trials] == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
     assert study.trials[1].user_attrs["reason"] == "the loss is nan at epoch 1, batch 3"
+    assert "trial 1 failed, the sweep goes on: the loss is nan" in caplog.text
 
 
 def test_a_trial_that_was_given_to_another_worker_is_let_go(tmp_path: Path) -> None:

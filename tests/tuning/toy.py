@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("--host")
     parser.add_argument("--heartbeat", type=int, default=20)
     told = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell would have it ignored
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # as everycause.tracking does
     folder, plan = told.folder, plan_of(told.trials)
     if told.host:
