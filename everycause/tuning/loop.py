@@ -7,6 +7,7 @@ again; whoever closes it queues it, and only one can. Databases do the same for 
 import logging
 import os
 import socket
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 WORKER, RUN, RETRIES = "worker", "mlflow_run", "retries"
 """What a trial tells about itself, beside its measures and why it failed: its process, its record, the trial that it repeats."""
-NAMELESS = timedelta(minutes=1)
+NAMELESS = timedelta(seconds=10)
 """A trial says who runs it in its first moments; one that has not by then died in them."""
 Closed = Callable[[str], None]
 """Told the MLflow run of a trial whose worker died."""
@@ -120,9 +121,14 @@ def _measured(trial: "optuna.Trial", plan: Plan, asked: Asked, measures_of: Meas
 
 def more(study: "optuna.Study", plan: Plan, closed: Closed) -> bool:
     """Whether the plan wants another trial, beside those that are finished or truly running; what was lost is always run again."""
-    reap(study, plan, closed)
-    trials = study.get_trials(deepcopy=False)
-    return sum(map(counts, trials)) < plan.trials or any(one.state.name == "WAITING" and RETRIES in one.user_attrs for one in trials)
+    while True:
+        reap(study, plan, closed)
+        trials = study.get_trials(deepcopy=False)
+        if sum(map(counts, trials)) < plan.trials or any(one.state.name == "WAITING" and RETRIES in one.user_attrs for one in trials):
+            return True
+        if not any(one.state.name == "RUNNING" and WORKER not in one.user_attrs for one in trials):
+            return False
+        time.sleep(0.5)  # one that has not said who runs it will do so, or is soon known to be dead
 
 
 def finished(study: "optuna.Study") -> "list[FrozenTrial]":

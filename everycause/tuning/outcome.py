@@ -1,7 +1,7 @@
 """What came out of a study: its table, its figures, and the proposal that a person may adopt."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
@@ -21,16 +21,8 @@ EDGE = 0.05
 STATES = {"FAIL": "failed"}
 
 
-class Winner(NamedTuple):
-    """The proposed trial and why it is proposed."""
-
-    trial: "FrozenTrial"
-    rule: str
-    """In words, for headers."""
-
-
-def winner(study: "optuna.Study", plan: Plan) -> Winner:
-    """The trial that is proposed: the highest value; of a front, the largest sum. Ties go to the earlier trial.
+def winner(study: "optuna.Study", plan: Plan) -> "tuple[FrozenTrial, str]":
+    """The trial that is proposed, and the rule in words: the highest value; of a front, the largest sum. Ties go to the earlier trial.
 
     Raises:
         ValueError: no trial is complete; the last failure says why.
@@ -42,12 +34,10 @@ def winner(study: "optuna.Study", plan: Plan) -> Winner:
             f"no trial of the study '{plan.study}' is complete" + (f"; the last one failed: {reasons[-1]}" if reasons else ": run the sweep until one is")
         )
     if len(plan.objectives) == 1:
-        return Winner(max(whole, key=lambda trial: (trial.values[0], -trial.number)), f"the highest {plan.objectives[0]}")
+        return max(whole, key=lambda trial: (trial.values[0], -trial.number)), f"the highest {plan.objectives[0]}"
     front = study.best_trials
-    return Winner(
-        max(front, key=lambda trial: (sum(trial.values), -trial.number)),
-        f"of the {len(front)} trials on the front of {' and '.join(plan.objectives)}, the largest sum of the two",
-    )
+    best = max(front, key=lambda trial: (sum(trial.values), -trial.number))
+    return best, f"of the {len(front)} trials on the front of {' and '.join(plan.objectives)}, the largest sum of the two"
 
 
 def table_of(study: "optuna.Study", plan: Plan) -> Any:

@@ -1,5 +1,6 @@
 """Studies in one process: what is tried, what is refused, what goes on."""
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,14 @@ def test_a_trial_that_was_given_to_another_worker_is_let_go(tmp_path: Path) -> N
     optimize(study, plan, PRESENT, stalls, 1, lambda _: None)
     complete = study.get_trials(states=(COMPLETE,))
     assert len(complete) == 3 and [trial.params for trial in complete].count(PRESENT) == 1
+
+
+def test_a_trial_whose_worker_died_before_it_said_its_name_is_waited_for_and_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("everycause.tuning.loop.NAMELESS", timedelta(seconds=1))
+    opened(tmp_path, plan_of(3)).ask()
+    study = finished(tmp_path, plan_of(3))
+    assert [trial.params for trial in study.get_trials(states=(COMPLETE,))].count(PRESENT) == 1
+    assert [trial.state.name for trial in study.trials] == ["FAIL", "COMPLETE", "COMPLETE", "COMPLETE"]
 
 
 def test_the_second_of_two_workers_that_ask_for_the_last_trial_leaves_it(tmp_path: Path) -> None:
