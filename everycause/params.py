@@ -92,6 +92,15 @@ def validated(raw: Any, source: str) -> Any:
         raise ValueError(f"{source}: " + "; ".join(_sentence(problem) for problem in error.errors())) from error
 
 
+def flattened(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested parameters under dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in section.items():
+        name = f"{prefix}{key}"
+        flat |= flattened(value, name + ".") if isinstance(value, dict) else {name: value}
+    return flat
+
+
 def _sentence(problem: Any) -> str:
     """One validation problem in words, with its dotted path."""
     where = ".".join(str(part) for part in problem["loc"])

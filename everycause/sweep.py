@@ -11,11 +11,12 @@ from everycause import tracking
 from everycause.data.dataset import DataParams, open_split
 from everycause.evaluation.selection import Judge
 from everycause.model import load, model_fingerprint
+from everycause.params import flattened
 from everycause.training.stock import Stock, TrialParams
 from everycause.training.trial import check_row, trial, with_values
 from everycause.tuning.loop import Asked
 from everycause.tuning.plan import Plan, Value
-from everycause.tuning.space import extremes, paths_of, present_values
+from everycause.tuning.space import extremes, present_values
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def prepared(params: SimpleNamespace, plan: Plan, artifacts: Path, kept: Path, t
     bases = {seed: artifacts / "models" / "base" / f"seed-{seed}" for seed in plan.seeds if seed in params.seeds}
     for base in bases.values():
         load(base)
-    fixed = {path: value for path, value in paths_of(raw).items() if path not in plan.parameters}
+    fixed = {path: value for path, value in flattened(raw).items() if path not in plan.parameters}
     subject: dict[str, Any] = {"data": train.identity, "validation": validation.identity, "params": fixed}
     if not any(path.startswith(("model.", "training.")) for path in plan.parameters):
         subject["base"] = {f"seed-{seed}": model_fingerprint(base) for seed, base in bases.items()}

@@ -150,15 +150,6 @@ def identity(device: torch.device, data: str) -> dict[str, str]:
     return tags
 
 
-def flattened(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested parameters under dotted names."""
-    flat: dict[str, Any] = {}
-    for key, value in section.items():
-        name = f"{prefix}{key}"
-        flat |= flattened(value, name + ".") if isinstance(value, dict) else {name: value}
-    return flat
-
-
 def tracking_uri() -> str:
     """MLFLOW_TRACKING_URI, or a SQLite file in the repository."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{ROOT / 'mlflow.db'}"

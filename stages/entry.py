@@ -12,6 +12,7 @@ import tyro
 
 from everycause import tracking
 from everycause.artifact import published
+from everycause.params import flattened
 
 
 def run(main: Callable[..., None]) -> None:
@@ -34,7 +35,7 @@ def recorded(
     tags = {"stage": name.split("/")[0], "row": name.split("/")[-1], "seed": str(seed), **tracking.identity(device, data)}
     with (
         published(out, resume) as folder,
-        tracking.run(f"{name}/seed-{seed}", params.tracking, tags, tracking.flattened(sections), folder / tracking.HISTORY) as record,
+        tracking.run(f"{name}/seed-{seed}", params.tracking, tags, flattened(sections), folder / tracking.HISTORY) as record,
     ):
         yield folder, record
         record.artifacts(folder)

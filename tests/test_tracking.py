@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from everycause import tracking
-from everycause.tracking import HISTORY, TrackingParams, flattened, identity, run
+from everycause.params import flattened
+from everycause.tracking import HISTORY, TrackingParams, identity, run
 from tests.conftest import ROOT, make_classifier
 
 PARAMS = TrackingParams(experiment="tests", log_models=True, system_metrics_seconds=0.0)

@@ -6,8 +6,7 @@ from typing import Any
 
 import yaml
 
-from everycause.params import validated
-from everycause.tuning.space import paths_of
+from everycause.params import flattened, validated
 
 
 def adopt(proposal: Path, params: Path) -> dict[str, tuple[Any, Any]]:
@@ -21,12 +20,14 @@ def adopt(proposal: Path, params: Path) -> dict[str, tuple[Any, Any]]:
     """
     if not proposal.is_file():
         raise ValueError(f"{proposal} does not exist: `make sweep` proposes first")
+    text = params.read_text() if params.is_file() else ""
     try:
-        proposed = paths_of(yaml.safe_load(proposal.read_text()) or {})
-        text = params.read_text()
-        present = paths_of(yaml.safe_load(text))
-    except (yaml.YAMLError, AttributeError, OSError) as error:
+        whole = yaml.safe_load(proposal.read_text()) or {}, yaml.safe_load(text)
+    except yaml.YAMLError as error:
         raise ValueError(f"{proposal} and {params} must be YAML files with keys: {' '.join(str(error).split())}") from error
+    if not all(isinstance(one, dict) for one in whole):
+        raise ValueError(f"{proposal} and {params} must be YAML files with keys, and one of them has none")
+    proposed, present = map(flattened, whole)
     if unknown := [path for path in proposed if path not in present]:
         raise ValueError(f"{proposal}: params.yaml has no key '{unknown[0]}'")
     changed = {path: (present[path], value) for path, value in proposed.items() if present[path] != value}

@@ -141,20 +141,20 @@ def complete(study: "optuna.Study") -> "list[FrozenTrial]":
     return [trial for trial in study.get_trials(deepcopy=False) if trial.state.name == "COMPLETE"]
 
 
-def reap(study: "optuna.Study", plan: Plan, closed: Closed) -> int:
-    """Close the trials whose workers on this machine are dead, and queue their values again; how many there were."""
+def reap(study: "optuna.Study", plan: Plan, closed: Closed) -> None:
+    """Close the trials whose workers on this machine are dead, and queue their values again."""
     import optuna
 
-    running = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,))
-    return sum(lost(study, plan, trial, closed) for trial in running if _abandoned(trial) and _failed(study, trial.number))
+    for trial in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
+        if _abandoned(trial) and _failed(study, trial.number):
+            lost(study, plan, trial, closed)
 
 
-def lost(study: "optuna.Study", plan: Plan, trial: "FrozenTrial", closed: Closed) -> bool:
+def lost(study: "optuna.Study", plan: Plan, trial: "FrozenTrial", closed: Closed) -> None:
     """Queue the values of a failed trial again and close its MLflow run; the heartbeats of a database end here, too."""
     if run := trial.user_attrs.get(RUN):
         closed(run)
     _queue(study, plan, trial, trial.user_attrs.get(ATTEMPT, 1) + 1)
-    return True
 
 
 def bar_of(study: "optuna.Study", plan: Plan, *, hidden: bool = False) -> "tqdm[Any]":

@@ -97,12 +97,11 @@ def write_proposal(study: "optuna.Study", plan: Plan, present: dict[str, Value],
     table = table_of(study, plan)
     table.to_csv(folder / "trials.csv", index=False)
     figures = _draw(study, plan, folder)
-    folder.joinpath("report.md").write_text(_report(study, plan, present, table, figures))
+    folder.joinpath("report.md").write_text(_report(study, plan, present, table, figures, trial, rule))
 
 
-def _report(study: "optuna.Study", plan: Plan, present: dict[str, Value], table: Any, figures: list[str]) -> str:
-    """The study on a page; the selection rule stands first."""
-    trial, rule = winner(study, plan)
+def _report(study: "optuna.Study", plan: Plan, present: dict[str, Value], table: Any, figures: list[str], trial: "FrozenTrial", rule: str) -> str:
+    """The study on a page, with the trial that the rule proposes; the rule stands first."""
     states = ", ".join(f"{count} {state}" for state, count in table["state"].value_counts().items())
     seeds = f"{len(plan.seeds)} seeds each, averaged" if len(plan.seeds) > 1 else f"one seed each ({plan.seeds[0]})"
     lines = [
@@ -114,8 +113,8 @@ def _report(study: "optuna.Study", plan: Plan, present: dict[str, Value], table:
         "| trial | " + " | ".join([*plan.objectives, *plan.parameters]) + " |", "| --- " * (1 + len(plan.objectives) + len(plan.parameters)) + "|",
     ]  # fmt: skip
     whole = sorted(complete(study), key=lambda one: (one.number != trial.number, -one.values[0]))
+    first = dict(zip((" (present values)", " (published values)"), starts(plan, present), strict=False))
     for one in whole[:SHOWN_TRIALS]:
-        first = dict(zip((" (present values)", " (published values)"), starts(plan, present), strict=False))
         note = (" (proposed)" if one.number == trial.number else "") + "".join(name for name, values in first.items() if used(one, plan) == values)
         cells = [*(f"{value:.4f}" for value in one.values), *(_number(value) for value in used(one, plan).values())]
         lines.append(f"| {one.number}{note} | " + " | ".join(cells) + " |")

@@ -4,6 +4,7 @@ import difflib
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
+from everycause.params import flattened
 from everycause.tuning.plan import Plan, Range, Value, Values
 
 if TYPE_CHECKING:
@@ -24,21 +25,13 @@ def value_at(params: dict[str, Any], path: str) -> Value:
     value: Any = params
     for key in path.split("."):
         if not isinstance(value, dict) or key not in value:
-            close = difflib.get_close_matches(path, list(paths_of(params)), n=1)
+            close = difflib.get_close_matches(path, list(flattened(params)), n=1)
             hint = f", did you mean '{close[0]}'?" if close else ""
             raise ValueError(f"tuning.parameters: '{path}' is not a parameter that a trial can change{hint} (sections: {', '.join(params)})")
         value = value[key]
     if not isinstance(value, bool | int | float | str):
         raise ValueError(f"tuning.parameters: '{path}' is {value!r}, not a number, a switch or a name")
     return value
-
-
-def paths_of(params: dict[str, Any], prefix: str = "") -> dict[str, Value]:
-    """Dotted path → value, of everything that can be tuned."""
-    flat: dict[str, Value] = {}
-    for key, value in params.items():
-        flat |= paths_of(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
 
 
 def nested(flat: dict[str, Value]) -> dict[str, Any]:

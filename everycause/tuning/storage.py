@@ -7,6 +7,7 @@ this machine is found by its process instead (everycause.tuning.loop).
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -81,9 +82,10 @@ def _database(url: str, stale: "Callable[[Study, FrozenTrial], None]", heartbeat
     from optuna.storages import RDBStorage
     from sqlalchemy.exc import SQLAlchemyError
 
+    connected = partial(RDBStorage, url, heartbeat_interval=heartbeat, grace_period=3 * heartbeat, heartbeat_stale_trial_callback=stale)
     for _ in range(START_ATTEMPTS - 1):
         try:
-            return RDBStorage(url, heartbeat_interval=heartbeat, grace_period=3 * heartbeat, heartbeat_stale_trial_callback=stale)
+            return connected()
         except SQLAlchemyError:
             time.sleep(1)
-    return RDBStorage(url, heartbeat_interval=heartbeat, grace_period=3 * heartbeat, heartbeat_stale_trial_callback=stale)
+    return connected()

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from filelock import FileLock
 
+from everycause.params import flattened
 from everycause.tuning.plan import Plan, Value
-from everycause.tuning.space import TOLD, paths_of
+from everycause.tuning.space import TOLD
 
 if TYPE_CHECKING:
     import optuna
@@ -68,7 +69,7 @@ def counts(trial: "optuna.trial.FrozenTrial") -> bool:
 
 def differences(known: dict[str, Any], told: dict[str, Any]) -> list[str]:
     """What differs between two subjects, as `path: before → now`."""
-    before, now = paths_of(known), paths_of(told)
+    before, now = flattened(known), flattened(told)
     changed = [path for path in {**before, **now} if before.get(path, ABSENT) != now.get(path, ABSENT)]
     return [f"{path}: {before.get(path, ABSENT)} → {now.get(path, ABSENT)}" for path in changed]
 

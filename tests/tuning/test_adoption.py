@@ -3,9 +3,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from everycause.params import read
+from everycause.params import flattened, read
 from everycause.tuning.adoption import adopt, replaced
-from everycause.tuning.space import nested, paths_of
+from everycause.tuning.space import nested
 from stages import adopt as adopt_stage
 from tests.conftest import ROOT
 
@@ -33,7 +33,7 @@ def test_only_the_lines_of_the_proposed_values_change(params: Path, tmp_path: Pa
     assert len(differing) == len(values)
     for old, new in differing:  # key, comment and the comment's column stay
         assert old.split(":")[0] == new.split(":")[0] and old.partition("#")[2] == new.partition("#")[2] and old.find("#") == new.find("#")
-    flat = paths_of(yaml.safe_load(params.read_text()))
+    flat = flattened(yaml.safe_load(params.read_text()))
     assert {path: flat[path] for path in values} == values
     assert read("objective", path=params).objective.lambda_mc == 3.49e-05
 

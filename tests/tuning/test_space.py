@@ -5,10 +5,11 @@ import optuna
 import pytest
 import yaml
 
+from everycause.params import flattened
 from everycause.training.stock import TrialParams
 from everycause.training.trial import check_row, with_values
 from everycause.tuning.plan import Plan, Range, TuningParams, Values
-from everycause.tuning.space import extremes, nested, paths_of, present_values, rounded, starts, suggested, used
+from everycause.tuning.space import extremes, nested, present_values, rounded, starts, suggested, used
 from tests.conftest import ROOT
 
 
@@ -130,4 +131,4 @@ def test_sampled_numbers_are_used_with_few_digits_within_the_range_and_told_ones
 
 def test_flat_and_nested_are_inverse() -> None:
     flat = {"objective.lambda_mc": 0.5, "filters.heads.sparsity": 2.0, "fill.source": "own"}
-    assert paths_of(nested(flat)) == flat
+    assert flattened(nested(flat)) == flat
