@@ -8,10 +8,10 @@ import torch
 from benchmarks.bench_masks import CELLS, LARGEST, found_by
 from benchmarks.subject import subject, task_of
 from benchmarks.timing import median_seconds
-from everycause.data.batches import Statistics
-from everycause.explanation.masking import Masking
+from everycause.data.split import Statistics
+from everycause.explanation.regions import Masking
 from everycause.explanation.scoring import GRADIENT, Scorer
-from everycause.model import Classifier, ModelParams
+from everycause.models import Classifier, ModelParams
 
 IMAGENET, SIZE, BATCH = 1_281_167, 224, {"cpu": 16, "cuda": 512}
 OUT = Path(__file__).parents[1] / "reports" / "benchmarks" / "cost.md"

@@ -16,9 +16,9 @@ from skimage import data as photographs
 
 from benchmarks.subject import subject
 from benchmarks.timing import median_seconds
-from everycause.data.batches import normalized
+from everycause.data.corruptions import SEVERITIES
 from everycause.data.distortions import DISTORTIONS
-from everycause.data.severities import SEVERITIES
+from everycause.data.split import normalized
 from everycause.inference import batch_size, logits_of
 
 IMAGES = 64

@@ -12,8 +12,8 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from benchmarks.timing import median_seconds
+from everycause.explanation.exact_filters import necessary
 from everycause.explanation.heads import PENALTY, HeadParams, LinearHead, train_heads
-from everycause.explanation.oracle import necessary
 
 CLASSES, FILTERS, IMAGES, EPOCHS, BATCH = 200, 512, 6000, 10, 16
 STEPS = 200

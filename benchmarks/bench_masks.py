@@ -14,10 +14,9 @@ import torch
 
 from benchmarks.subject import Subject, subject, task_of
 from benchmarks.timing import median_seconds
-from everycause.explanation.effort import CAREFUL, FAST, Effort
-from everycause.explanation.exact import minimum_sizes
+from everycause.evaluation.faithfulness import minimum_sizes
 from everycause.explanation.scoring import Scorer
-from everycause.explanation.search import Found, Method, Task, search
+from everycause.explanation.search import CAREFUL, FAST, Effort, Found, Method, Task, search
 
 IMAGES, EXACT_IMAGES, PLAIN_IMAGES, TIMED_IMAGES = 320, 40, 3, 512
 CELLS, LARGEST = 7, 12

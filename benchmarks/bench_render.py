@@ -9,8 +9,8 @@ import numpy as np
 import yaml
 
 from benchmarks.timing import median_seconds
-from everycause.data.codebirds import Codebirds
-from everycause.data.factors import CodebirdsParams
+from codebirds.birds import Codebirds
+from codebirds.factors import CodebirdsParams
 
 IMAGES = 1024
 

@@ -21,15 +21,13 @@ from unittest.mock import patch
 import torch
 import yaml
 
-from everycause import sweep as sweep_module
 from everycause.params import validated
-from everycause.sweep import Sweep, prepared
 from everycause.training.fit import Epoch
-from everycause.training.trial import Trial, trial
+from everycause.tuning import trial as sweep_module
 from everycause.tuning.loop import optimize
 from everycause.tuning.space import starts
-from everycause.tuning.storage import open_storage
-from everycause.tuning.study import open_study, watched_steps
+from everycause.tuning.study import open_storage, open_study, watched_steps
+from everycause.tuning.trial import Sweep, Trial, prepared, trial
 
 ROOT = Path(__file__).parents[1]
 EMPTY_TRIALS = 12

@@ -6,16 +6,13 @@ from typing import NamedTuple
 import torch
 import yaml
 
-from everycause.data.batches import normalized, statistics
-from everycause.data.dataset import DataParams, open_split
-from everycause.data.split import Split
-from everycause.explanation.masking import Masking
+from everycause.data.sources import DataParams, open_split
+from everycause.data.split import Split, normalized, statistics
+from everycause.explanation.masks import screen
 from everycause.explanation.objectives import log_odds
-from everycause.explanation.regions import grid
-from everycause.explanation.screening import screen
+from everycause.explanation.regions import Masking, grid
 from everycause.explanation.search import Task
-from everycause.hooks import evaluating
-from everycause.model import Classifier, ModelParams, load
+from everycause.models import Classifier, ModelParams, evaluating, load
 from everycause.training.fit import BaseParams, fit_base
 
 ROOT = Path(__file__).parents[1]

@@ -6,10 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from everycause.data.batches import batches, normalized
-from everycause.data.split import Images, Split
-from everycause.hooks import evaluating
-from everycause.model import Classifier, Readout
+from everycause.data.split import Images, Split, batches, normalized
+from everycause.models import Classifier, Readout, evaluating
 
 BATCH = {"cpu": 64, "cuda": 512}
 """Images per forward pass: on a CPU the activations of a small batch stay in the cache (measured: 64 is 1.6 times as fast as 256)."""

@@ -11,26 +11,33 @@ from types import SimpleNamespace
 from typing import Any
 
 import yaml
-from pydantic import Field, ValidationError, create_model, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
-from everycause.section import Section
+# MERGED DOC: """What every section of params.yaml has in common."""
+
+
+class Section(BaseModel):
+    """A frozen, strict, closed set of parameters: an unknown key or a wrong type is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
 
 SECTIONS = {
-    "run": "everycause.runtime:RunParams",
+    "run": "everycause.device:RunParams",
     "tracking": "everycause.tracking:TrackingParams",
-    "data": "everycause.data.dataset:DataParams",
-    "model": "everycause.model:ModelParams",
+    "data": "everycause.data.sources:DataParams",
+    "model": "everycause.models:ModelParams",
     "training": "everycause.training.fit:BaseParams",
     "filters": "everycause.explanation.filters:FilterParams",
     "masks": "everycause.explanation.masks:MaskParams",
-    "fill": "everycause.training.fill:FillParams",
+    "fill": "everycause.training.background:FillParams",
     "objective": "everycause.training.objective:ObjectiveParams",
     "retraining": "everycause.training.fit:FitParams",
     "rounds": "everycause.training.rounds:RoundsParams",
     "faithfulness": "everycause.evaluation.faithfulness:FaithfulnessParams",
     "detection": "everycause.evaluation.misclassification:DetectionParams",
-    "evaluation": "everycause.evaluation.ood:EvaluationParams",
-    "tuning": "everycause.tuning.plan:TuningParams",
+    "evaluation": "everycause.evaluation.predictions:EvaluationParams",
+    "tuning": "everycause.tuning.space:TuningParams",
 }
 """The owner of each section's class."""
 

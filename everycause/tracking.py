@@ -17,9 +17,9 @@ import torch
 from filelock import FileLock
 from pydantic import Field
 
-from everycause.model import Classifier
-from everycause.runtime import device_name
-from everycause.section import Section
+from everycause.device import device_name
+from everycause.models import Classifier
+from everycause.params import Section
 
 log = logging.getLogger(__name__)
 HISTORY = "history.jsonl"

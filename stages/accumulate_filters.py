@@ -7,14 +7,14 @@ Paper   arXiv 2501.11087, section 4.1, with the heads of arXiv 2501.06831.  Cost
 
 from pathlib import Path
 
-from everycause.artifact import save_tensors, write_json
-from everycause.data.dataset import open_split
+from everycause.artifacts import save_tensors, write_json
+from everycause.data.sources import open_split
+from everycause.device import start
 from everycause.explanation.filters import INCORRECT, accumulate, incorrect_quality, local_filters, quality
 from everycause.explanation.heads import LinearHead, train_incorrect_heads
 from everycause.inference import readout_of
-from everycause.model import load, model_fingerprint
+from everycause.models import load, model_fingerprint
 from everycause.params import read
-from everycause.runtime import start
 from stages.entry import recorded, run
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from everycause.artifact import fingerprint, write_json
-from everycause.evaluation.detection import detection, flat
+from everycause.artifacts import fingerprint, write_json
+from everycause.device import start
+from everycause.evaluation.misclassification import detection, flat
 from everycause.explanation.filters import FilterBank
-from everycause.model import load, model_fingerprint
+from everycause.models import load, model_fingerprint
 from everycause.params import read
-from everycause.runtime import start
 from stages.entry import recorded, run
 
 

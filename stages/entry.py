@@ -11,7 +11,7 @@ import torch
 import tyro
 
 from everycause import tracking
-from everycause.artifact import published
+from everycause.artifacts import published
 from everycause.params import flattened
 
 

@@ -7,13 +7,13 @@ Paper   the protocols stand in reports/deviations.md.  Cost: about 30 s on two c
 
 from pathlib import Path
 
-from everycause.artifact import fingerprint, write_json
+from everycause.artifacts import fingerprint, write_json
+from everycause.checkpoints import opened
 from everycause.data.shifts import test_view
-from everycause.evaluation.checkpoints import opened
+from everycause.device import start
 from everycause.evaluation.metrics import metrics
-from everycause.evaluation.ood import evaluate
+from everycause.evaluation.predictions import evaluate
 from everycause.params import read
-from everycause.runtime import start
 from stages.entry import recorded, run
 
 

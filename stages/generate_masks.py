@@ -7,14 +7,14 @@ Paper   arXiv 2511.12100 (SS-CA), Counterfactual LIMA.  Cost: about 30 s on two 
 
 from pathlib import Path
 
-from everycause.artifact import fingerprint, write_json
-from everycause.data.dataset import open_split
+from everycause.artifacts import fingerprint, write_json
+from everycause.data.sources import open_split
+from everycause.device import code_fingerprint, start
 from everycause.evaluation.faithfulness import against_truth
 from everycause.explanation.filters import FilterBank
 from everycause.explanation.masks import generate
-from everycause.model import load, model_fingerprint
+from everycause.models import load, model_fingerprint
 from everycause.params import read
-from everycause.runtime import code_fingerprint, start
 from stages.entry import recorded, run
 
 

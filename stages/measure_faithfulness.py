@@ -7,13 +7,13 @@ Paper   insertion and deletion as in arXiv 2511.12100 and 2504.00470; the truth 
 
 from pathlib import Path
 
-from everycause.artifact import write_json
-from everycause.data.dataset import open_split
+from everycause.artifacts import write_json
+from everycause.data.sources import open_split
+from everycause.device import start
 from everycause.evaluation.faithfulness import faithfulness
 from everycause.explanation.filters import FilterBank
-from everycause.model import load, model_fingerprint
+from everycause.models import load, model_fingerprint
 from everycause.params import read
-from everycause.runtime import start
 from stages.entry import recorded, run
 
 

@@ -10,14 +10,14 @@ from pathlib import Path
 import pandas as pd
 
 from everycause import tracking
-from everycause.artifact import published, write_json
-from everycause.data.dataset import open_split
+from everycause.artifacts import published, write_json
+from everycause.data.sources import open_split
+from everycause.device import start
 from everycause.params import read
-from everycause.reporting import concepts, figures, tables
-from everycause.reporting.document import document
-from everycause.reporting.gathered import Explained
+from everycause.reporting import figures, tables
+from everycause.reporting import pictures as concepts
+from everycause.reporting.page import Explained, document
 from everycause.reporting.results import Results
-from everycause.runtime import start
 from stages.entry import run
 
 

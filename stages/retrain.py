@@ -7,12 +7,12 @@ Paper   arXiv 2511.12100 (counterfactual images), arXiv 2501.11087 (filter terms
 
 from pathlib import Path
 
-from everycause.data.dataset import open_split
+from everycause.data.sources import open_split
+from everycause.device import start
 from everycause.explanation.filters import FilterBank
 from everycause.explanation.masks import Masks
-from everycause.model import load, model_fingerprint
+from everycause.models import load, model_fingerprint
 from everycause.params import read
-from everycause.runtime import start
 from everycause.training.fit import fit
 from everycause.training.rows import ROWS, Recipe, Upstream, goal_of
 from stages.entry import recorded, run

@@ -7,14 +7,14 @@ Paper   none: the method is ours (everycause/training/rounds.py).  Cost: about 1
 
 from pathlib import Path
 
-from everycause.artifact import fingerprint, write_json
-from everycause.data.dataset import open_split
-from everycause.data.validation_erasures import ValidationErasures
-from everycause.evaluation.watching import round_measures
+from everycause.artifacts import fingerprint, write_json
+from everycause.data.codebirds import ValidationErasures
+from everycause.data.sources import open_split
+from everycause.device import code_fingerprint, start
+from everycause.evaluation.faithfulness import round_measures
 from everycause.explanation.masks import Masks
-from everycause.model import load, model_fingerprint
+from everycause.models import load, model_fingerprint
 from everycause.params import read
-from everycause.runtime import code_fingerprint, start
 from everycause.training.fit import Training
 from everycause.training.rounds import CHECKPOINT, Kept, keep, rounds, take_up
 from everycause.training.rows import ROUNDS, Recipe, Upstream

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import torch
 
-from everycause.data.batches import statistics
-from everycause.data.dataset import open_split
-from everycause.model import Classifier
+from everycause.data.sources import open_split
+from everycause.data.split import statistics
+from everycause.device import start
+from everycause.models import Classifier
 from everycause.params import read
-from everycause.runtime import start
 from everycause.training.fit import fit_base
 from stages.entry import recorded, run
 

@@ -10,15 +10,14 @@ from pathlib import Path
 import torch
 
 from everycause import tracking
-from everycause.artifact import published
+from everycause.artifacts import published
+from everycause.device import start
 from everycause.params import read
-from everycause.runtime import start
-from everycause.sweep import prepared
 from everycause.tuning.loop import RUN, lost, optimize
-from everycause.tuning.outcome import write_grid, write_proposal
+from everycause.tuning.report import write_grid, write_proposal
 from everycause.tuning.space import starts
-from everycause.tuning.storage import open_storage
-from everycause.tuning.study import open_study
+from everycause.tuning.study import open_storage, open_study
+from everycause.tuning.trial import prepared
 from everycause.tuning.workers import run_workers
 from stages.entry import run
 

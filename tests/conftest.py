@@ -5,7 +5,7 @@ from jaxtyping import install_import_hook
 import tests.typechecked  # noqa: F401 - the hook looks its checker up by name
 
 with install_import_hook("everycause", "tests.typechecked.checked"):
-    import everycause.evaluation.ood
+    import everycause.evaluation.predictions
     import everycause.params
     import everycause.reporting.pictures
     import everycause.training.rows  # noqa: F401
@@ -17,11 +17,10 @@ import pytest
 import torch
 import yaml
 
-from everycause.data.batches import Statistics
-from everycause.data.codebirds import Codebirds
-from everycause.data.dataset import DataParams, open_split
-from everycause.data.split import Split
-from everycause.model import Classifier, ModelParams
+from codebirds.birds import Codebirds
+from everycause.data.sources import DataParams, open_split
+from everycause.data.split import Split, Statistics
+from everycause.models import Classifier, ModelParams
 
 ROOT = Path(__file__).parents[1]
 REQUIRED = "EVERYCAUSE_SERVICES"

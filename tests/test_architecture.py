@@ -11,7 +11,7 @@ from tests.imports import ROOT, closure, imported, path_of
 
 MODULES = sorted(".".join(path.relative_to(ROOT).with_suffix("").parts) for path in (ROOT / "everycause").rglob("*.py") if path.name != "__init__.py")
 STAGES = sorted(path.stem for path in (ROOT / "stages").glob("*.py") if path.name != "__init__.py")
-LAYERS = ("everycause.data", "everycause.model", "everycause.explanation", "everycause.training", "everycause.evaluation", "everycause.reporting")
+LAYERS = ("everycause.data", "everycause.models", "everycause.explanation", "everycause.training", "everycause.evaluation", "everycause.reporting")
 MAY_SEE_SHIFTS = ("everycause.evaluation.", "everycause.reporting.")
 FORBIDDEN_WORDS = {"utils", "helpers", "common", "misc", "manager", "handler", "processor", "v2"}
 TIMMS = "get_classifier"
@@ -46,15 +46,15 @@ def test_training_explanation_and_sweeps_cannot_reach_a_shifted_split() -> None:
 
 
 def test_only_the_sweep_and_the_rounds_reach_the_erasures_of_validation_images() -> None:
-    users = {module for module in [*MODULES, *(f"stages.{stage}" for stage in STAGES)] if "everycause.data.validation_erasures" in closure(module)}
+    users = {module for module in [*MODULES, *(f"stages.{stage}" for stage in STAGES)] if "everycause.data.codebirds" in closure(module)}
     assert users == {
-        "everycause.data.validation_erasures", "everycause.evaluation.selection", "everycause.evaluation.watching", "everycause.sweep", "stages.tune", "stages.retrain_rounds",
+        "everycause.data.codebirds", "everycause.tuning.trial", "everycause.evaluation.faithfulness", "everycause.tuning.trial", "stages.tune", "stages.retrain_rounds",
     }  # fmt: skip
 
 
 def test_the_test_split_is_opened_by_shifts_alone() -> None:
     for module in [*MODULES, *(f"stages.{stage}" for stage in STAGES)]:
-        if module not in ("everycause.data.shifts", "everycause.data.folder", "everycause.data.factors", "everycause.data.dataset"):
+        if module not in ("everycause.data.shifts", "everycause.data.images", "codebirds.factors", "everycause.data.sources"):
             for node in ast.walk(ast.parse(source(module))):
                 if isinstance(node, ast.Call) and getattr(node.func, "id", "") in (
                     "open_split",
@@ -86,7 +86,7 @@ def test_each_tool_has_one_door(library: str, door: str | None) -> None:
 def test_the_mathematics_knows_no_tracker_and_no_tuner(layer: str) -> None:
     for module in MODULES:
         if module.startswith(layer):
-            assert not any(other.startswith(("everycause.tracking", "everycause.tuning", "everycause.sweep")) for other in closure(module)), module
+            assert not any(other.startswith(("everycause.tracking", "everycause.tuning", "everycause.tuning.trial")) for other in closure(module)), module
 
 
 @pytest.mark.parametrize("module", MODULES)

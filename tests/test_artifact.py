@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from everycause.artifact import published
+from everycause.artifacts import published
 
 
 def files(folder: Path) -> dict[str, str]:

@@ -3,9 +3,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from everycause.artifact import load_tensors, published, save_tensors
-from everycause.hooks import evaluating, recorded
-from everycause.model import Classifier, ModelParams, load, model_fingerprint
+from everycause.artifacts import load_tensors, published, save_tensors
+from everycause.models import Classifier, ModelParams, evaluating, load, model_fingerprint, recorded
 from tests.conftest import MODEL, STATISTICS, make_classifier
 
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from everycause.runtime import RunParams, device_name, start
+from everycause.device import RunParams, device_name, start
 
 
 def test_seeds_and_threads_are_fixed() -> None:

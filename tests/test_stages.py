@@ -13,9 +13,9 @@ import torch
 import yaml
 from nbclient import NotebookClient
 
-from everycause.artifact import read_json
+from everycause.artifacts import read_json
 from everycause.explanation import masks as masks_module
-from everycause.model import load
+from everycause.models import load
 from stages import (
     accumulate_filters,
     detect_misclassifications,

@@ -16,13 +16,12 @@ import torch
 import yaml
 
 from everycause import params as params_module
-from everycause import sweep as sweep_module
 from everycause import tracking
 from everycause.explanation import filters as filters_module
-from everycause.sweep import Sweep, prepared
-from everycause.training import stock as stock_module
-from everycause.training.trial import trial, with_values
+from everycause.tuning import trial as sweep_module
+from everycause.tuning import upstream as stock_module
 from everycause.tuning.loop import Asked
+from everycause.tuning.trial import Sweep, prepared, trial, with_values
 from stages import accumulate_filters, generate_masks, retrain, retrain_rounds, train_base, tune
 from tests.conftest import ROOT
 

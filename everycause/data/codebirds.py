@@ -1,54 +1,61 @@
-"""Codebirds: rendered birds whose class is a codeword, so that every sufficient cause of a class is known.
+"""Erasures of validation images: the one shifted split that selection may use, under its own name.
 
-Each of five parts shows one symbol of the codeword through its own kind of cue (hue, texture, two silhouettes, count);
-the scene behind the bird follows the class in the training distribution only by correlation. One image depends on its
-split, its index and the params alone: rendering in any order or chunking, on any machine, gives the same bytes.
+They are rendered from validation seeds and validation scenes, so no test image is touched. Only a sweep that maximizes
+"validation completeness", and the record of the rounds, import this module (a test sees to it); whatever is selected says so.
 """
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import NamedTuple
 
-import numpy as np
-from jaxtyping import Bool, UInt8
+import torch
+from jaxtyping import Int64
+from torch import Tensor
 
-from everycause.data import painting
-from everycause.data.factors import Design, Factors
+from codebirds.birds import Codebirds
+from codebirds.codes import Code
+from codebirds.factors import erased
+from everycause.data.sources import DataParams
+from everycause.data.split import Images
 
-CHUNK = 64
-"""Images rendered at once by one thread: the planes of a chunk fit into the cache."""
+
+class Erased(NamedTuple):
+    """All validation images without some parts."""
+
+    parts: tuple[int, ...]
+    images: Images
+    labels: Int64[Tensor, "batch"]
 
 
-@dataclass(frozen=True)
-class Codebirds(Design):
-    """The data set for one set of params, rendered."""
+class ValidationErasures:
+    """Every set of absent parts with its images; scenes are independent of the class. Rendered once where they fit into data.memory_mib.
 
-    threads: int = 1
-    """Rendering threads; the images do not depend on them."""
+    Raises:
+        ValueError: the data are not rendered, so their parts are not known.
+    """
 
-    def images(self, factors: Factors) -> UInt8[np.ndarray, "batch 3 height width"]:
-        """The rendered images."""
-        side = self.params.image_size
-        return self._in_chunks(factors, painting.paint, np.empty((len(factors.index), 3, side, side), dtype=np.uint8))
+    def __init__(self, params: DataParams, threads: int) -> None:
+        if params.source != "codebirds":
+            raise ValueError("the measure 'validation completeness' needs data.source codebirds: set tuning.objectives to [validation accuracy]")
+        self._birds = Codebirds(params.codebirds, threads)
+        size = 2**self.code.length * params.codebirds.validation * 3 * params.codebirds.image_size**2
+        self._fits = size <= params.memory_mib * 2**20
+        self._held: list[Erased] = []
 
-    def part_masks(self, factors: Factors) -> Bool[np.ndarray, "batch parts height width"]:
-        """The pixels of each part that are visible in the image (nothing later covers more than half of them)."""
-        side = self.params.image_size
-        shape = (len(factors.index), self.code.length, side, side)
-        return self._in_chunks(factors, painting.part_masks, np.empty(shape, dtype=bool))
+    @property
+    def code(self) -> Code:
+        """The code that the parts spell."""
+        return self._birds.code
 
-    def backgrounds(self, factors: Factors) -> UInt8[np.ndarray, "batch 3 height width"]:
-        """The same images without their birds."""
-        return self.images(replace(factors, bird=np.zeros_like(factors.bird)))
+    def __iter__(self) -> Iterator[Erased]:
+        """The sets by size, from none to all."""
+        if self._fits and not self._held:
+            self._held = list(self._rendered())
+        yield from self._held or self._rendered()
 
-    def _in_chunks(self, factors: Factors, paint: Callable[[Design, Factors], np.ndarray], out: np.ndarray) -> np.ndarray:
-        """Fill `out` chunk by chunk on all threads."""
-
-        def fill(start: int) -> None:
-            rows = slice(start, start + CHUNK)
-            out[rows] = paint(self, factors.rows(rows))
-
-        starts = range(0, len(factors.index), CHUNK)
-        with ThreadPoolExecutor(self.threads) as pool:
-            list(pool.map(fill, starts))
-        return out
+    def _rendered(self) -> Iterator[Erased]:
+        factors = self._birds.factors("validation")
+        factors = replace(factors, scene=self._birds.free_scene(factors))
+        for size in range(self.code.length + 1):
+            for parts in self.code.subsets(size):
+                yield Erased(parts, torch.from_numpy(self._birds.images(erased(factors, parts))), torch.from_numpy(factors.label))

@@ -17,10 +17,10 @@ from jaxtyping import Bool, Float, Int64
 from PIL import Image
 from pydantic import Field
 
-from everycause.artifact import fingerprint
-from everycause.data.folder import decoded, squared
+from everycause.artifacts import fingerprint
+from everycause.data.images import decoded, squared
 from everycause.data.split import Split
-from everycause.section import Section
+from everycause.params import Section
 
 
 class CubParams(Section):

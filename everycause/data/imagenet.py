@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from everycause.artifact import fingerprint
-from everycause.data.folder import decoded, image_files, squared
+from everycause.artifacts import fingerprint
+from everycause.data.images import decoded, image_files, squared
 from everycause.data.split import Split
-from everycause.section import Section
+from everycause.params import Section
 
 PUBLISHED = {"renditions": (200, (30_000,)), "sketch": (1000, (50_889, 50_874)), "test": (1000, (50_000,)), "corrupted": (1000, (50_000,))}
 """Classes and images of the published sets; two counts of Sketch are in circulation."""

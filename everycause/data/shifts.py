@@ -13,14 +13,13 @@ import numpy as np
 from jaxtyping import Int64
 from torch import Tensor
 
-from everycause.data.codebirds import Codebirds
+from codebirds.birds import Codebirds
+from codebirds.factors import Factors, erased
+from codebirds.painting import RENDITIONS, SKETCH
 from everycause.data.corruptions import corrupted
-from everycause.data.dataset import DataParams, open_split, rendered_split
-from everycause.data.erasures import erased
-from everycause.data.factors import Factors
-from everycause.data.folder import folder_split, shift_names
 from everycause.data.imagenet import among_renditions, released_corruption, shifted_split
-from everycause.data.painting import RENDITIONS, SKETCH
+from everycause.data.images import folder_split, shift_names
+from everycause.data.sources import DataParams, open_split, rendered_split
 from everycause.data.split import Split
 from everycause.data.waterbirds import groups
 

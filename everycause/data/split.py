@@ -1,12 +1,20 @@
-"""A split: labelled images that can be read in any order, whatever they come from."""
+"""From stored images to what a network sees: normalization, geometric augmentation, batches."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import Float, Int64, UInt8
+from pydantic import Field
 from torch import Tensor
+from torch.nn.functional import affine_grid, grid_sample
+
+from everycause.params import Section
+
+# MERGED DOC: """A split: labelled images that can be read in any order, whatever they come from."""
+
 
 Images = UInt8[Tensor, "batch 3 height width"]
 
@@ -61,3 +69,111 @@ class Split:
             self.name, self.labels[torch.as_tensor(index)], self.class_names, self.image_size,
             lambda rows: self.read(index[rows]), self.identity,
         )  # fmt: skip
+
+
+class Statistics(NamedTuple):
+    """Channel means and standard deviations, 1 being white."""
+
+    mean: tuple[float, float, float]
+    standard_deviation: tuple[float, float, float]
+
+
+class Batch(NamedTuple):
+    """Some images of a split."""
+
+    index: Int64[Tensor, "batch"]
+    images: Images
+    labels: Int64[Tensor, "batch"]
+
+
+def statistics(split: Split, chunk: int = 512) -> Statistics:
+    """Channel statistics of a split, from integer sums: exact, so independent of the chunking."""
+    total, squares, count = torch.zeros(3, dtype=torch.int64), torch.zeros(3, dtype=torch.int64), 0
+    for batch in batches(split, chunk):
+        values = batch.images.to(torch.int64)
+        total += values.sum(dim=(0, 2, 3))
+        squares += values.square().sum(dim=(0, 2, 3))
+        count += values.numel() // 3
+    mean = total.double() / count
+    deviation = (squares.double() / count - mean.square()).clamp_min(1.0).sqrt()
+    return Statistics(tuple((mean / 255).tolist()), tuple((deviation / 255).tolist()))
+
+
+def normalized(images: UInt8[Tensor, "batch 3 height width"], statistics: Statistics, device: torch.device) -> Float[Tensor, "batch 3 height width"]:
+    """Zero mean and unit deviation per channel; 0 is the data set's mean color."""
+    mean = torch.tensor(statistics.mean, device=device)[:, None, None] * 255
+    scale = 1 / (torch.tensor(statistics.standard_deviation, device=device)[:, None, None] * 255)
+    return (images.to(device) - mean).mul_(scale).contiguous(memory_format=torch.channels_last)
+
+
+def batches(split: Split, size: int, order: np.ndarray | None = None) -> Iterator[Batch]:
+    """The split in batches, in index order or in the given one."""
+    order = np.arange(len(split)) if order is None else order
+    for start in range(0, len(order), size):
+        index = order[start : start + size]
+        rows = torch.as_tensor(index)
+        yield Batch(rows, split.read(index), split.labels[rows])
+
+
+class AugmentationParams(Section):
+    """Random geometry, drawn once for an image and its counterfactual."""
+
+    mirror: bool
+    """Whether images are mirrored, with probability one half."""
+    shift: int = Field(ge=0)
+    """Largest shift, in pixels."""
+    rotation: float = Field(ge=0, le=180)
+    """Largest rotation, in degrees."""
+    shear: float = Field(ge=0, lt=90)
+    """Largest shear, in degrees."""
+    zoom: float = Field(ge=0, lt=1)
+    """Largest relative change of size, up or down."""
+
+
+class Geometry(NamedTuple):
+    """A mirror, a shift and an affine map for each image of a batch."""
+
+    mirror: Int64[Tensor, "batch"]
+    """1 where the image is mirrored."""
+    down: Int64[Tensor, "batch"]
+    right: Int64[Tensor, "batch"]
+    affine: Float[Tensor, "batch 2 2"]
+    """From places in the result to places in the image, about its center; the identity where nothing is rotated, sheared or zoomed."""
+
+    def rows(self, index: Int64[Tensor, "rows"]) -> "Geometry":
+        """The same transformations for some of the images."""
+        return Geometry(*(value[index] for value in self))
+
+
+def draw_geometry(count: int, params: AugmentationParams, generator: torch.Generator) -> Geometry:
+    """Random transformations within the bounds, uniform in each."""
+    mirror = torch.randint(0, 2, (count,), generator=generator) if params.mirror else torch.zeros(count, dtype=torch.int64)
+    down, right = torch.randint(-params.shift, params.shift + 1, (2, count), generator=generator)
+    if not (params.rotation or params.shear or params.zoom):
+        return Geometry(mirror, down, right, torch.eye(2).expand(count, 2, 2))
+    draws = 2 * torch.rand(3, count, generator=generator) - 1
+    angle, shear, scale = torch.deg2rad(draws[0] * params.rotation), torch.deg2rad(draws[1] * params.shear), 1 + draws[2] * params.zoom
+    cosine, sine = angle.cos() / scale, angle.sin() / scale
+    rotation = torch.stack([torch.stack([cosine, -sine], dim=1), torch.stack([sine, cosine], dim=1)], dim=1)
+    ones, zeros = torch.ones(count), torch.zeros(count)
+    sheared = torch.stack([torch.stack([ones, shear.tan()], dim=1), torch.stack([zeros, ones], dim=1)], dim=1)
+    return Geometry(mirror, down, right, rotation @ sheared)
+
+
+def transformed(images: UInt8[Tensor, "batch channels height width"], geometry: Geometry) -> UInt8[Tensor, "batch channels height width"]:
+    """Transformed images; what comes in at a border is its reflection."""
+    count, _, height, width = images.shape
+    if count and not torch.equal(geometry.affine, torch.eye(2).expand(count, 2, 2)):
+        places = affine_grid(torch.cat([geometry.affine, torch.zeros(count, 2, 1)], dim=2), list(images.shape), align_corners=False)
+        images = grid_sample(images.float(), places, padding_mode="reflection", align_corners=False).round_().to(torch.uint8)
+    rows = _reflected(torch.arange(height)[None] - geometry.down[:, None], height)
+    columns = _reflected(torch.arange(width)[None] - geometry.right[:, None], width)
+    columns = torch.where(geometry.mirror[:, None] == 1, width - 1 - columns, columns)
+    batch = torch.arange(count)[:, None, None]
+    return images.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def _reflected(position: Tensor, length: int) -> Tensor:
+    """Positions folded back into 0 … length−1 at the borders."""
+    position = position.abs()
+    return torch.where(position >= length, 2 * (length - 1) - position, position)

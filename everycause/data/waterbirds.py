@@ -15,10 +15,10 @@ from jaxtyping import Int64
 from pydantic import Field
 from torch import Tensor
 
-from everycause.artifact import fingerprint
-from everycause.data.folder import decoded, squared
+from everycause.artifacts import fingerprint
+from everycause.data.images import decoded, squared
 from everycause.data.split import Split
-from everycause.section import Section
+from everycause.params import Section
 
 CLASSES = ("landbird", "waterbird")
 GROUPS = ("landbird on land", "landbird on water", "waterbird on land", "waterbird on water")

@@ -7,7 +7,7 @@ from itertools import combinations
 from math import comb, exp, log
 from typing import NamedTuple
 
-from everycause.data.codes import Code
+from codebirds.codes import Code
 
 Accuracies = dict[tuple[int, ...], float]
 """The accuracy with a set of parts absent, for every set."""

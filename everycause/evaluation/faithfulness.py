@@ -1,5 +1,6 @@
-"""Do the regions matter to the model, and do they hit what is known to matter? Only Codebirds can answer the second."""
+"""What is watched from round to round, on training and validation images: nothing is selected by it."""
 
+from itertools import combinations
 from typing import Literal
 
 import torch
@@ -7,20 +8,50 @@ from jaxtyping import Bool, Float, Int64
 from pydantic import Field
 from torch import Tensor
 
-from everycause.data.codebirds import Codebirds
-from everycause.data.dataset import DataParams, Name
+from codebirds.birds import Codebirds
+from everycause.data.codebirds import ValidationErasures
+from everycause.data.sources import DataParams, Name
 from everycause.data.split import Split
-from everycause.explanation.exact import MOST_REGIONS, minimum_sizes
-from everycause.explanation.masks import MaskParams, Masks, orders, searched
+from everycause.explanation.masks import MaskParams, Masks, orders, screen, searched
 from everycause.explanation.objectives import log_odds
-from everycause.explanation.ranking import area_under, curves
-from everycause.explanation.regions import partitions, random_sets
+from everycause.explanation.regions import masked, partitions, random_sets
 from everycause.explanation.scoring import Scorer
-from everycause.explanation.screening import screen
 from everycause.explanation.search import Task
-from everycause.explanation.stand_in import masked
-from everycause.model import Classifier
-from everycause.section import Section
+from everycause.explanation.selectors import area_under, curves
+from everycause.models import Classifier
+from everycause.params import Section
+from everycause.training.rounds import size_at_flip
+from everycause.tuning.trial import validation_causes
+
+# MERGED DOC: """The true minimum, by trying every subset in order of size: for small numbers of regions, to judge the search by."""
+# MERGED DOC: """Do the regions matter to the model, and do they hit what is known to matter? Only Codebirds can answer the second."""
+
+
+MOST_REGIONS = 16
+
+
+def minimum_sizes(task: Task, exact: Scorer, largest: int) -> Int64[Tensor, "images"]:
+    """The size of the smallest set whose removal flips the prediction; 0 where no set of up to `largest` regions does.
+
+    Raises:
+        ValueError: there are more than 16 regions.
+    """
+    regions = task.masking.regions
+    if regions > MOST_REGIONS:
+        raise ValueError(f"the exact minimum is searched for at most {MOST_REGIONS} regions, not {regions}")
+    device = task.labels.device
+    sizes = torch.zeros_like(task.labels)
+    for size in range(1, largest + 1):
+        open_ = (sizes == 0).nonzero()[:, 0]
+        chosen = torch.tensor(list(combinations(range(regions), size)), device=device)
+        subsets = torch.zeros(len(chosen), regions, dtype=torch.bool, device=device).scatter(1, chosen, True)
+        for row in open_.tolist():
+            valid = subsets[(subsets <= task.masking.exists[row]).all(dim=1)]
+            logits = exact.logits(task.masking, torch.full((len(valid),), row, device=device), ~valid) if len(valid) else torch.zeros(0, 1)
+            if len(valid) and bool((logits.argmax(dim=1) != task.labels[row]).any()):
+                sizes[row] = size
+    return sizes
+
 
 DESTROYED = 0.5
 """A part counts as destroyed when at least this share of its visible pixels is removed."""
@@ -125,3 +156,18 @@ def part_measures(masks: Bool[Tensor, "images height width"], parts: Bool[Tensor
 def covered_share(masks: Bool[Tensor, "images height width"], parts: Bool[Tensor, "images parts height width"]) -> Float[Tensor, "images parts"]:
     """The removed share of each part's visible pixels; 0 for a part that is not visible."""
     return (masks[:, None] & parts).sum(dim=(2, 3)) / parts.sum(dim=(2, 3)).clamp_min(1)
+
+
+def round_measures(
+    number: int, classifier: Classifier, masks: Masks | None, data: DataParams, erasures: ValidationErasures | None, threads: int, seed: int
+) -> dict[str, float]:
+    """The model after a round (0: the base) and the masks that joined the pool before it; causes where there are erasures.
+
+    `regions_or_more` counts images that never flip with one more than the largest set.
+    """
+    measures = {"round": float(number)}
+    if masks is not None:
+        measures |= {"regions_or_more": size_at_flip(masks)} | masks.summary() | against_truth(masks, data, threads, seed)
+    if erasures is not None:
+        measures |= validation_causes(classifier, erasures)
+    return {f"round/{name}": value for name, value in measures.items()}

@@ -16,11 +16,11 @@ from jaxtyping import Bool, Float, Int64
 from pydantic import Field
 from torch import Tensor
 
-from everycause.artifact import load_explanation, save_tensors
+from everycause.artifacts import load_explanation, save_tensors
+from everycause.explanation.exact_filters import Oracle
 from everycause.explanation.heads import HeadParams, Heads, LinearHead, Variant, train_heads
-from everycause.explanation.oracle import Oracle
-from everycause.model import Readout
-from everycause.section import Section
+from everycause.models import Readout
+from everycause.params import Section
 
 FILE = "filters.safetensors"
 INCORRECT = "incorrect_heads.safetensors"

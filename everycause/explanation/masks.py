@@ -18,19 +18,58 @@ from pydantic import Field
 from torch import Tensor
 from tqdm import tqdm
 
-from everycause.artifact import load_explanation, load_tensors, save_tensors
-from everycause.data.split import Images, Split
+from everycause.artifacts import load_explanation, load_tensors, save_tensors
+from everycause.data.split import Images, Split, batches
 from everycause.explanation import objectives
 from everycause.explanation.objectives import log_odds
-from everycause.explanation.regions import Kind, partitions
+from everycause.explanation.regions import FillName, Kind, masked, others, partitions
 from everycause.explanation.scoring import Precision, Scorer
-from everycause.explanation.screening import screen
 from everycause.explanation.search import Method, Task, search
 from everycause.explanation.selectors import SELECTORS, Name, Request, cut_at_flip
-from everycause.explanation.stand_in import FillName, masked, others
-from everycause.inference import logits_of_images
-from everycause.model import Classifier
-from everycause.section import Section
+from everycause.inference import batch_size, logits_of_images
+from everycause.models import Classifier
+from everycause.params import Section
+
+# MERGED DOC: """Which images are worth a search: correct and confident ones, evenly over the classes. Memory does not grow with the classes."""
+
+
+class Screening(NamedTuple):
+    """Which images are worth a search."""
+
+    index: Int64[Tensor, "chosen"]
+    """In the split, in order."""
+    counts: Int64[Tensor, "3"]
+    """Images looked at, predicted wrongly, predicted rightly but without confidence."""
+
+
+def screen(classifier: Classifier, split: Split, confidence: float, images: int) -> Screening:
+    """The images that are predicted correctly with more than `confidence`, at most `images`, evenly over the classes.
+
+    Raises:
+        ValueError: there are none.
+    """
+    correct, confident = [], []
+    for batch in batches(split, 8 * batch_size(classifier)):
+        probability, prediction = logits_of_images(classifier, batch.images).softmax(dim=1).max(dim=1)
+        correct.append(prediction == batch.labels)
+        confident.append(correct[-1] & (probability > confidence))
+    right, eligible = torch.cat(correct), torch.cat(confident)
+    counts = torch.tensor([len(right), int((~right).sum()), int((right & ~eligible).sum())])
+    index = evenly_over_classes(eligible.nonzero()[:, 0], split.labels, images)
+    if len(index) == 0:
+        raise ValueError(f"no image of '{split.name}' is predicted correctly with p(y) > {confidence}: train longer or lower masks.confidence")
+    return Screening(index, counts)
+
+
+def evenly_over_classes(index: Int64[Tensor, "eligible"], labels: Int64[Tensor, "images"], count: int) -> Int64[Tensor, "chosen"]:
+    """At most `count` of some images: the first of every class, then the second of every class, and so on; in index order."""
+    own = labels[index]
+    by_class = own.argsort(stable=True)
+    sizes = torch.bincount(own, minlength=int(labels.max()) + 1)
+    rank_in_class = torch.empty_like(index)
+    rank_in_class[by_class] = torch.arange(len(index)) - (sizes.cumsum(dim=0) - sizes)[own[by_class]]
+    return index[rank_in_class.argsort(stable=True)[:count]].sort().values
+
 
 FILE = "masks-{:05d}.safetensors"
 TOGETHER = 512

@@ -1,6 +1,8 @@
-"""Partitions of an image into disjoint regions."""
+"""What stands in for a removed region while the search looks for it."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
 from math import isqrt
 from typing import Literal
 
@@ -9,6 +11,14 @@ import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from skimage.segmentation import slic
 from torch import Tensor
+from torchvision.transforms.v2.functional import gaussian_blur
+
+from everycause.data.split import Images, Split, normalized
+from everycause.models import Classifier
+
+# MERGED DOC: """Partitions of an image into disjoint regions."""
+# MERGED DOC: """Images of which regions are removed, as tensors where the model lies: nothing is composed on the host."""
+
 
 Kind = Literal["grid", "slico"]
 
@@ -63,3 +73,90 @@ def random_sets(sizes: Int64[Tensor, "images"], exists: Bool[Tensor, "images reg
     generator = torch.Generator().manual_seed(seed)
     keys: Float[Tensor, "images regions"] = torch.rand(exists.shape, generator=generator).masked_fill(~exists, torch.inf)
     return keys.argsort(dim=1).argsort(dim=1) < sizes[:, None]
+
+
+@dataclass(frozen=True)
+class Masking:
+    """Normalized images, their partitions, and what stands in for a removed region."""
+
+    images: Float[Tensor, "images 3 height width"]
+    partition: Int64[Tensor, "partitions height width"]
+    """The region of each pixel: one partition for all images, or one for each."""
+    regions: int
+    """The most regions that an image has, N."""
+    stand_in: Float[Tensor, "images 3 height width"] | None = None
+    """What a removed region shows; None is the data set's mean color, which is 0 after normalization."""
+
+    @property
+    def shared(self) -> bool:
+        """Whether all images have the same partition."""
+        return len(self.partition) == 1
+
+    @cached_property
+    def _flat(self) -> Int64[Tensor, "partitions pixels"]:
+        return self.partition.flatten(1)
+
+    @cached_property
+    def _pixels(self) -> Float[Tensor, "images pixels 3"]:
+        """Channels last, so that what is shown needs no second copy for the convolutions."""
+        return self.images.permute(0, 2, 3, 1).flatten(1, 2).contiguous()
+
+    @cached_property
+    def _indicator(self) -> Float[Tensor, "pixels regions"]:
+        return torch.nn.functional.one_hot(self._flat[0], self.regions).float()
+
+    @cached_property
+    def areas(self) -> Float[Tensor, "images regions"]:
+        """Share of the image that each region covers; 0 for a number that the image does not use."""
+        offset = torch.arange(len(self._flat), device=self._flat.device)[:, None] * self.regions
+        counts = torch.bincount((self._flat + offset).flatten(), minlength=len(self._flat) * self.regions).view(-1, self.regions)
+        return (counts / self._flat.shape[1]).expand(len(self.images), -1)
+
+    @property
+    def exists(self) -> Bool[Tensor, "images regions"]:
+        """Which region numbers each image uses."""
+        return self.areas > 0
+
+    def shown(self, owner: Int64[Tensor, "candidates"], kept: Float[Tensor, "candidates regions"]) -> Float[Tensor, "candidates 3 height width"]:
+        """x·k + b·(1 − k) for image `owner`, with k in [0, 1] per region."""
+        height, width = self.images.shape[-2:]
+        weight = kept.index_select(1, self._flat[0]) if self.shared else kept.gather(1, self._flat[owner])
+        shown = self._pixels.index_select(0, owner)
+        if self.stand_in is None:
+            shown = shown.mul_(weight[:, :, None])
+        else:
+            shown = self.stand_in.permute(0, 2, 3, 1).flatten(1, 2).index_select(0, owner).lerp_(shown, weight[:, :, None])
+        return shown.unflatten(1, (height, width)).permute(0, 3, 1, 2)
+
+    def summed(self, owner: Int64[Tensor, "candidates"], pixels: Float[Tensor, "candidates height width"]) -> Float[Tensor, "candidates regions"]:
+        """The sum of a pixel map over each region of image `owner`."""
+        flat = pixels.flatten(1)
+        if self.shared:
+            return flat @ self._indicator
+        return torch.zeros(len(flat), self.regions, device=flat.device).scatter_add_(1, self._flat[owner], flat)
+
+    def rows(self, index: Tensor) -> "Masking":
+        """The same for some of the images."""
+        stand_in = None if self.stand_in is None else self.stand_in[index]
+        return Masking(self.images[index], self.partition if self.shared else self.partition[index], self.regions, stand_in)
+
+
+FillName = Literal["mean", "zeros", "blur", "background"]
+
+
+def others(split: Split, index: Tensor, fill: FillName) -> Images | None:
+    """For the fill `background` another image of the split for each, the same one every time."""
+    return split.read(((index + len(split) // 2 + 1) % len(split)).numpy()) if fill == "background" else None
+
+
+def masked(
+    classifier: Classifier, images: Images, partition: Int64[Tensor, "partitions height width"], regions: int, fill: FillName, stand_in: Images | None = None
+) -> Masking:
+    """Images with their partitions and what stands in for removed regions, on the classifier's device; `stand_in` is what the fill `background` shows."""
+    if fill == "zeros":
+        stand_in = torch.zeros_like(images)
+    if fill == "blur":
+        side = images.shape[-1] // 4
+        stand_in = gaussian_blur(images, kernel_size=[2 * side + 1, 2 * side + 1], sigma=[side / 2, side / 2])
+    shown = None if stand_in is None else normalized(stand_in, classifier.statistics, classifier.device)
+    return Masking(normalized(images, classifier.statistics, classifier.device), partition.to(classifier.device), regions, shown)

@@ -13,10 +13,9 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, fx, nn
 from torch.fx.experimental.optimization import fuse
 
-from everycause.explanation.masking import Masking
 from everycause.explanation.objectives import Logits, Objective
-from everycause.hooks import evaluating
-from everycause.model import Classifier
+from everycause.explanation.regions import Masking
+from everycause.models import Classifier, evaluating
 
 GRADIENT = 3
 """Forward passes that a gradient counts as."""

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from everycause.artifact import read_json
-from everycause.evaluation.ood import Predictions
+from everycause.artifacts import read_json
+from everycause.evaluation.predictions import Predictions
 from everycause.evaluation.statistics import Interval, paired_interval
 
 REFERENCE = "continued"

@@ -1,24 +1,110 @@
 """The training loop: a generator that yields epochs and knows no logger."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from everycause.data.batches import AugmentationParams, normalized
-from everycause.data.split import Split
+from everycause.data.split import AugmentationParams, Split, normalized
 from everycause.inference import logits_of
-from everycause.model import Classifier
-from everycause.section import Section
-from everycause.training.learning import learned, learning
+from everycause.models import Classifier
+from everycause.params import Section
 from everycause.training.objective import FilterTerms, ObjectiveParams, accuracy, filter_terms, joint_terms
-from everycause.training.optim import OptimizerParams, optimizer, schedule
 from everycause.training.steps import Counterfactuals, Step, training_steps
+
+# MERGED DOC: """Optimizer and schedule."""
+# MERGED DOC: """Which weights learn: everything, or some modules while the rest stands still."""
+
+
+MOMENTUM = 0.9
+"""Of stochastic gradient descent, as in both papers."""
+
+
+class OptimizerParams(Section):
+    """How the weights move."""
+
+    name: Literal["adamw", "sgd"]
+    """AdamW, or stochastic gradient descent with momentum 0.9."""
+    schedule: Literal["one_cycle", "constant"]
+    """Up to the peak and down again along cosines, or the same rate throughout."""
+    learning_rate: float = Field(gt=0)
+    """At the peak."""
+    weight_decay: float = Field(ge=0)
+    """Not applied to biases and normalization; decoupled with AdamW."""
+    warmup: float = Field(ge=0, lt=1)
+    """Share of the steps that lead up to the peak; a constant schedule has none."""
+
+
+def optimizer(parameters: Iterable[nn.Parameter], params: OptimizerParams) -> torch.optim.Optimizer:
+    """An optimizer of some parameters."""
+    parameters = list(parameters)
+    decayed = [value for value in parameters if value.ndim > 1]
+    free = [value for value in parameters if value.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": params.weight_decay}, {"params": free, "weight_decay": 0.0}]
+    if params.name == "sgd":
+        return torch.optim.SGD(groups, lr=params.learning_rate, momentum=MOMENTUM)
+    return torch.optim.AdamW(groups, lr=params.learning_rate)
+
+
+def schedule(optimizer: torch.optim.Optimizer, params: OptimizerParams, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
+    """The learning rate over `steps` steps."""
+    if params.schedule == "constant":
+        return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
+    return torch.optim.lr_scheduler.OneCycleLR(optimizer, params.learning_rate, total_steps=max(steps, 2), pct_start=params.warmup, cycle_momentum=False)
+
+
+EVERYTHING = ["all"]
+
+
+def learners(classifier: Classifier, names: list[str]) -> list[nn.Module]:
+    """The modules that learn: `all`, `head`, or dotted names within the network.
+
+    Raises:
+        ValueError: the network has no module of that name.
+    """
+    if names == EVERYTHING:
+        return [classifier.network]
+    modules = dict(classifier.network.named_modules())
+    if unknown := [name for name in names if name != "head" and (name not in modules or not name)]:
+        top = ", ".join(name for name, _ in classifier.network.named_children())
+        raise ValueError(f"trainable: '{unknown[0]}' is neither 'all' nor 'head' nor a module of {classifier.params.name} (top level: {top})")
+    return [classifier.network.get_classifier() if name == "head" else modules[name] for name in names]
+
+
+def learned(classifier: Classifier, names: list[str]) -> list[nn.Parameter]:
+    """The parameters of the learners, each once.
+
+    Raises:
+        ValueError: as learners, or there are none.
+    """
+    parameters = list(dict.fromkeys(value for module in learners(classifier, names) for value in module.parameters()))
+    if not parameters:
+        raise ValueError(f"trainable: {', '.join(names)} of {classifier.params.name} holds no weights: name modules that do")
+    return parameters
+
+
+@contextmanager
+def learning(classifier: Classifier, names: list[str]) -> Iterator[None]:
+    """Training mode for the learners alone: what stands still needs no gradient and keeps its statistics. Ends in evaluation mode."""
+    wanted = {id(value) for value in learned(classifier, names)}
+    before = [(value, value.requires_grad) for value in classifier.parameters()]
+    classifier.eval()
+    for module in learners(classifier, names):
+        module.train()
+    for value, _ in before:
+        value.requires_grad_(id(value) in wanted)
+    try:
+        yield
+    finally:
+        for value, required in before:
+            value.requires_grad_(required)
+        classifier.eval()
 
 
 class FitParams(Section):

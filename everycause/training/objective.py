@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from everycause.section import Section
+from everycause.params import Section
 
 PAPER_BATCH = 16
 """Batch over which arXiv 2501.11087 sums its terms: with it, λ1 and λ2 keep their meaning at any batch size."""

@@ -15,11 +15,10 @@ from typing import NamedTuple
 import torch
 from pydantic import Field
 
-from everycause.explanation.masks import MaskParams, Masks, searched
-from everycause.explanation.screening import screen
-from everycause.section import Section
-from everycause.training.counterfactual import Pool, Removals
-from everycause.training.fill import fill_of
+from everycause.explanation.masks import MaskParams, Masks, screen, searched
+from everycause.params import Section
+from everycause.training.background import fill_of
+from everycause.training.counterfactuals import Pool, Removals
 from everycause.training.fit import Epoch, Goal, Training
 from everycause.training.rows import Recipe, Upstream, with_flips
 

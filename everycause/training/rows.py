@@ -6,15 +6,14 @@ from typing import Literal, NamedTuple
 from jaxtyping import Bool
 from torch import Tensor
 
-from everycause.data.dataset import DataParams
+from everycause.data.sources import DataParams
 from everycause.data.split import Split
 from everycause.explanation.filters import FilterBank, permuted, random_like
 from everycause.explanation.masks import MaskParams, Masks, orders
 from everycause.explanation.regions import random_sets
-from everycause.model import Classifier
-from everycause.training.controls import CutMix, Erasing, oracle_parts
-from everycause.training.counterfactual import Pool, Removals
-from everycause.training.fill import FillParams, fill_of
+from everycause.models import Classifier
+from everycause.training.background import FillParams, fill_of
+from everycause.training.counterfactuals import CutMix, Erasing, Pool, Removals, oracle_parts
 from everycause.training.fit import Goal
 from everycause.training.objective import ObjectiveParams
 from everycause.training.steps import Counterfactuals

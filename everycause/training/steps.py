@@ -9,8 +9,7 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
-from everycause.data.batches import AugmentationParams, draw_geometry, transformed
-from everycause.data.split import Images, Split
+from everycause.data.split import AugmentationParams, Images, Split, draw_geometry, transformed
 
 
 @runtime_checkable

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 from tqdm import tqdm
 
-from everycause.tuning.plan import Plan, Value
-from everycause.tuning.space import TOLD, suggested
+from everycause.tuning.space import TOLD, Plan, Value, suggested
 from everycause.tuning.study import ATTEMPT, MOST_ATTEMPTS, REASON, counts, pruner_of, sampler_of, watched_steps
 
 if TYPE_CHECKING:

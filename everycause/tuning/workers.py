@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from everycause.tuning.loop import Closed, bar_of, more, reap, show
-from everycause.tuning.plan import Plan
+from everycause.tuning.space import Plan
 
 if TYPE_CHECKING:
     import optuna

@@ -2,8 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from everycause.data.batches import AugmentationParams, Geometry, batches, draw_geometry, normalized, statistics, transformed
-from everycause.data.split import Split
+from everycause.data.split import AugmentationParams, Geometry, Split, batches, draw_geometry, normalized, statistics, transformed
 
 
 def random_images(count: int = 6, size: int = 9) -> torch.Tensor:

@@ -5,12 +5,11 @@ import numpy as np
 import pytest
 from sklearn.metrics import mutual_info_score
 
-from everycause.data.codebirds import CHUNK, Codebirds
-from everycause.data.erasures import erased
-from everycause.data.factors import DRAWS, NUM_DRAWS
-from everycause.data.glyphs import CUES
-from everycause.data.painting import RENDITIONS, SKETCH, STYLES, _part_colors
-from everycause.data.scenes import noise_bank
+from codebirds.birds import CHUNK, Codebirds
+from codebirds.factors import DRAWS, NUM_DRAWS, erased
+from codebirds.glyphs import CUES
+from codebirds.painting import RENDITIONS, SKETCH, STYLES, _part_colors
+from codebirds.scenes import noise_bank
 from everycause.data.shifts import codebirds_variations, swapped
 
 

@@ -3,7 +3,7 @@ from itertools import combinations, product
 import numpy as np
 import pytest
 
-from everycause.data.codes import Code, field, prime_power
+from codebirds.codes import Code, field, prime_power
 
 ORDERS = (2, 3, 4, 5, 7, 8, 9)
 

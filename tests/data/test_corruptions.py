@@ -11,9 +11,8 @@ from PIL import Image
 from skimage import data as photographs
 from sklearn.datasets import load_sample_images
 
-from everycause.data.corruptions import corrupted, group_of
+from everycause.data.corruptions import GROUPS, SEVERITIES, SIZES, corrupted, group_of, table_of
 from everycause.data.distortions import DISTORTIONS, brightness, contrast, impulse_noise, plasma, zoom_blur
-from everycause.data.severities import GROUPS, SEVERITIES, SIZES, table_of
 from everycause.data.split import Split
 
 PUBLISHED = {

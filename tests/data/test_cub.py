@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from everycause.data.cub import Cub, CubParams, cub_split
-from everycause.data.dataset import DataParams, open_split
 from everycause.data.shifts import views
+from everycause.data.sources import DataParams, open_split
 from tests.trees import cub_tree
 
 PARAMS = CubParams(image_size=16, crop="whole", validation_share=0.25, seed=0)

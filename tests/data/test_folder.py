@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from everycause.data.folder import FolderParams, class_names, decode, folder_split, shift_names
+from everycause.data.images import FolderParams, class_names, decode, folder_split, shift_names
 from tests.trees import digits_tree
 
 PARAMS = FolderParams(image_size=16)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from everycause.data.dataset import DataParams, open_split
 from everycause.data.imagenet import ImageNetParams, among_renditions, class_ids, imagenet_split, released_corruption, shifted_split, synsets
 from everycause.data.shifts import views
+from everycause.data.sources import DataParams, open_split
 from tests.trees import wnid_tree
 
 PARAMS = ImageNetParams(

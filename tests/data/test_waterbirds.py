@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from everycause.data.dataset import DataParams
 from everycause.data.shifts import views
+from everycause.data.sources import DataParams
 from everycause.data.waterbirds import WaterbirdsParams, groups, waterbirds_split
 from tests.trees import waterbirds_tree
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from everycause.evaluation.checkpoints import opened
-from everycause.model import Classifier
+from everycause.checkpoints import opened
+from everycause.models import Classifier
 from tests.conftest import MODEL, make_classifier
 
 CPU = torch.device("cpu")

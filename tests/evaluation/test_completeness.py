@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from everycause.data.codebirds import Codebirds
+from codebirds.birds import Codebirds
 from everycause.data.shifts import View, codebirds_variations
 from everycause.data.split import Split
 from everycause.evaluation.completeness import completeness_score, effective_causes, profile, reliance, shapley
 from everycause.evaluation.metrics import metrics
-from everycause.evaluation.ood import Predictions, predictions
+from everycause.evaluation.predictions import Predictions, predictions
 
 Reader = Callable[[View], np.ndarray]
 

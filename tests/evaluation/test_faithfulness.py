@@ -3,9 +3,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from everycause.data.batches import normalized
-from everycause.data.dataset import DataParams, open_split
-from everycause.data.split import Split
+from everycause.data.sources import DataParams, open_split
+from everycause.data.split import Split, normalized
 from everycause.evaluation.faithfulness import FaithfulnessParams, against_truth, areas_under_curves, covered_share, faithfulness, part_measures
 from everycause.explanation.masks import searched
 from tests.explanation.searching import PARAMS, always_right, undecided, without

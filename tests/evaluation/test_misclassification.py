@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from everycause.evaluation.misclassification import (
+from everycause.evaluation.misclassification import (  # fmt: skip
     RULE,
     DetectionParams,
     Detector,
@@ -21,11 +21,11 @@ from everycause.evaluation.misclassification import (
     measures,
     relabelled,
     relabelling,
-)  # fmt: skip
+)
+from everycause.explanation.exact_filters import Oracle
 from everycause.explanation.filters import FilterBank, accumulate
 from everycause.explanation.heads import LinearHead
-from everycause.explanation.oracle import Oracle
-from everycause.model import Readout
+from everycause.models import Readout
 
 CLASSES, FILTERS = 3, 9
 PARAMS = DetectionParams(accept_above=0.9, agreement="recall", candidates=5)

@@ -7,9 +7,8 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, top_k_accuracy_score
 
-from everycause.evaluation.metrics import metrics
-from everycause.evaluation.ood import Predictions
-from everycause.evaluation.protocols import ALEXNET, ALEXNET_CLEAN, BINS, calibration_error, group_accuracies, macro, mean_corruption_error, top
+from everycause.evaluation.metrics import ALEXNET, ALEXNET_CLEAN, BINS, calibration_error, group_accuracies, macro, mean_corruption_error, metrics, top
+from everycause.evaluation.predictions import Predictions
 
 
 def scored(images: int = 200, classes: int = 7, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

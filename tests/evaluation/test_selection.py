@@ -1,11 +1,11 @@
 import pytest
 import torch
 
-from everycause.data.dataset import DataParams, open_split
-from everycause.data.validation_erasures import ValidationErasures
+from everycause.data.codebirds import ValidationErasures
+from everycause.data.sources import DataParams, open_split
 from everycause.evaluation.completeness import completeness_score, profile
-from everycause.evaluation.selection import Judge, validation_causes
-from everycause.model import Classifier
+from everycause.models import Classifier
+from everycause.tuning.trial import Judge, validation_causes
 from tests.conftest import make_classifier
 
 

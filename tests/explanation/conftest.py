@@ -1,7 +1,7 @@
 import pytest
 
 from everycause.data.split import Split
-from everycause.model import Classifier
+from everycause.models import Classifier
 from tests.explanation.searching import undecided
 
 

@@ -2,15 +2,13 @@
 
 import torch
 
-from everycause.data.batches import normalized
-from everycause.data.split import Split
-from everycause.explanation.masking import Masking
+from everycause.data.split import Split, normalized
 from everycause.explanation.masks import MaskParams
 from everycause.explanation.objectives import log_odds
-from everycause.explanation.regions import grid
+from everycause.explanation.regions import Masking, grid
 from everycause.explanation.search import Task
 from everycause.inference import logits_of
-from everycause.model import Classifier
+from everycause.models import Classifier
 from tests.conftest import make_classifier
 
 PARAMS = MaskParams(

@@ -4,10 +4,10 @@ from typing import get_args
 import pytest
 import torch
 
+from everycause.explanation.exact_filters import Oracle
 from everycause.explanation.filters import FilterBank, accumulate, incorrect_quality, local_filters, permuted, quality, random_like
 from everycause.explanation.heads import HeadParams, Heads, LinearHead, Variant, train_heads, train_incorrect_heads
-from everycause.explanation.oracle import Oracle
-from everycause.model import Readout
+from everycause.models import Readout
 
 CLASSES, FILTERS, IMAGES = 3, 8, 60
 PARAMS = HeadParams(sparsity=2.0, learning_rate=0.05, epochs=5, batch_size=16)

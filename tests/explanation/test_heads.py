@@ -9,8 +9,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from everycause.explanation import heads as module
-from everycause.explanation.descent import Descent
-from everycause.explanation.heads import PENALTY, HeadParams, Heads, LinearHead, Variant, train_heads, train_incorrect_heads
+from everycause.explanation.heads import PENALTY, Descent, HeadParams, Heads, LinearHead, Variant, train_heads, train_incorrect_heads
 
 CLASSES, FILTERS, IMAGES = 4, 12, 53
 PARAMS = HeadParams(sparsity=20.0, learning_rate=0.02, epochs=4, batch_size=8)

@@ -2,8 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from everycause.explanation.masking import Masking
-from everycause.explanation.regions import grid, partitions, random_sets, superpixels
+from everycause.explanation.regions import Masking, grid, partitions, random_sets, superpixels
 
 
 def some_images(count: int = 3, size: int = 20) -> torch.Tensor:

@@ -3,13 +3,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from everycause.data.batches import normalized
-from everycause.data.split import Split
+from everycause.data.split import Split, normalized
 from everycause.explanation import masks as masks_module
-from everycause.explanation.masks import EXPLAIN, MaskParams, Masks, explain, generate, searched
-from everycause.explanation.screening import evenly_over_classes
+from everycause.explanation.masks import EXPLAIN, MaskParams, Masks, evenly_over_classes, explain, generate, searched
 from everycause.inference import logits_of
-from everycause.model import Classifier, ModelParams
+from everycause.models import Classifier, ModelParams
 from tests.conftest import STATISTICS
 from tests.explanation.searching import PARAMS, always_right
 

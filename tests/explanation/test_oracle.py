@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from everycause.explanation import oracle
+from everycause.explanation import exact_filters as oracle
+from everycause.explanation.exact_filters import Oracle, necessary, sufficient
 from everycause.explanation.heads import LinearHead
-from everycause.explanation.oracle import Oracle, necessary, sufficient
 
 
 def problem(filters: int, classes: int, seed: int, bias: float = 0.5) -> tuple[Tensor, Tensor, LinearHead]:

@@ -4,14 +4,12 @@ import pytest
 import torch
 
 from everycause.data.split import Split
-from everycause.explanation.effort import CAREFUL, FAST
-from everycause.explanation.exact import minimum_sizes
-from everycause.explanation.masking import Masking
+from everycause.evaluation.faithfulness import minimum_sizes
 from everycause.explanation.objectives import OBJECTIVES, Logits, log_odds
-from everycause.explanation.regions import grid
+from everycause.explanation.regions import Masking, grid
 from everycause.explanation.scoring import Scorer
-from everycause.explanation.search import Found, Task, search
-from everycause.model import Classifier
+from everycause.explanation.search import CAREFUL, FAST, Found, Task, search
+from everycause.models import Classifier
 from tests.conftest import make_classifier
 from tests.explanation.searching import slow_search, task_of, undecided, without
 

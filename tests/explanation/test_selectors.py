@@ -3,11 +3,10 @@ import torch
 
 from everycause.data.split import Split
 from everycause.explanation.objectives import OBJECTIVES
-from everycause.explanation.ranking import area_under, bidirectional, curves
 from everycause.explanation.scoring import Scorer
 from everycause.explanation.search import Task
-from everycause.explanation.selectors import SELECTORS, Request, cut_at_flip
-from everycause.model import Classifier, ModelParams, Seen
+from everycause.explanation.selectors import SELECTORS, Request, area_under, bidirectional, curves, cut_at_flip
+from everycause.models import Classifier, ModelParams, Seen
 from tests.conftest import STATISTICS
 from tests.explanation.searching import task_of
 

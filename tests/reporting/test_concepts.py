@@ -8,14 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from everycause.data.codes import Code
+from codebirds.codes import Code
 from everycause.data.split import Split
-from everycause.evaluation.ood import Predictions
+from everycause.evaluation.predictions import Predictions
+from everycause.explanation.exact_filters import Oracle
 from everycause.explanation.filters import FilterBank
 from everycause.explanation.heads import LinearHead
-from everycause.explanation.oracle import Oracle
-from everycause.model import Classifier
-from everycause.reporting import concepts, doubts, figures
+from everycause.models import Classifier
+from everycause.reporting import explanations as doubts
+from everycause.reporting import figures
+from everycause.reporting import pictures as concepts
 from everycause.reporting.results import Results
 from tests.conftest import MODEL, STATISTICS
 from tests.training.invented import invented_bank

@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 import torch
 
-from everycause.artifact import write_json
-from everycause.evaluation.ood import Predictions
-from everycause.reporting import explanations, figures, robustness, tables
-from everycause.reporting.document import MASKS, summary_table
+from everycause.artifacts import write_json
+from everycause.evaluation.predictions import Predictions
+from everycause.reporting import explanations, figures, tables
+from everycause.reporting import figures as robustness
+from everycause.reporting.page import MASKS, summary_table
 from everycause.reporting.results import Results
 
 FAITHFULNESS = {"base": {"counterfactual": {"flip_rate": 0.9, "regions_at_flip": 4.125}, "random": {"flip_rate": 0.1}}}

@@ -2,17 +2,15 @@
 
 import torch
 
-from everycause.data.batches import AugmentationParams
-from everycause.data.dataset import DataParams
-from everycause.data.split import Split
+from everycause.data.sources import DataParams
+from everycause.data.split import AugmentationParams, Split
 from everycause.explanation.filters import FilterBank
 from everycause.explanation.heads import Heads
 from everycause.explanation.masks import Masks
 from everycause.explanation.regions import grid
-from everycause.training.fill import FillParams
-from everycause.training.fit import FitParams
+from everycause.training.background import FillParams
+from everycause.training.fit import FitParams, OptimizerParams
 from everycause.training.objective import ObjectiveParams
-from everycause.training.optim import OptimizerParams
 from everycause.training.rows import Recipe, Upstream
 from tests.conftest import make_classifier
 from tests.explanation.searching import PARAMS as MASKS

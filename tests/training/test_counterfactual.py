@@ -4,15 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from everycause.data.batches import AugmentationParams, Statistics
-from everycause.data.codebirds import Codebirds
-from everycause.data.dataset import DataParams
-from everycause.data.split import Split
+from codebirds.birds import Codebirds
+from everycause.data.sources import DataParams
+from everycause.data.split import AugmentationParams, Split, Statistics
 from everycause.explanation.masks import Masks, searched
 from everycause.explanation.regions import grid
-from everycause.training.controls import CutMix, Erasing, OracleParts
-from everycause.training.counterfactual import Pool, Removals
-from everycause.training.fill import Bank, MeanFill, OwnFill, background_bank, fill_of, plates, vicinity
+from everycause.training.background import Bank, MeanFill, OwnFill, background_bank, fill_of, plates, vicinity
+from everycause.training.counterfactuals import CutMix, Erasing, OracleParts, Pool, Removals
 from everycause.training.steps import training_steps
 from tests.explanation.searching import PARAMS, always_right, undecided
 from tests.training.invented import FILL, invented_masks

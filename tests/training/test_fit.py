@@ -5,13 +5,11 @@ import pytest
 import torch
 import yaml
 
-from everycause.data.dataset import DataParams, open_split
+from everycause.data.sources import DataParams, open_split
 from everycause.data.split import Split
-from everycause.model import Classifier
-from everycause.training.fit import PLAIN, BaseParams, Training, fit, fit_base
-from everycause.training.learning import learned, learning
+from everycause.models import Classifier
+from everycause.training.fit import PLAIN, BaseParams, Training, fit, fit_base, learned, learning, optimizer
 from everycause.training.objective import ObjectiveParams
-from everycause.training.optim import optimizer
 from everycause.training.rows import ROWS, goal_of
 from tests.conftest import ROOT, make_classifier
 from tests.training.invented import PARAMS, WEIGHTS, invented_bank, invented_masks, invented_upstream, recipe

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from everycause.data.dataset import DataParams, open_split
+from everycause.data.sources import DataParams, open_split
 from everycause.data.split import Split
 from everycause.explanation.masks import Masks, searched
 from everycause.training import rounds as module

@@ -8,11 +8,9 @@ import pytest
 import yaml
 
 from everycause.tuning.loop import Asked, optimize
-from everycause.tuning.outcome import _edge, table_of, winner, write_grid, write_proposal
-from everycause.tuning.plan import Plan, Range, Values
-from everycause.tuning.space import starts
-from everycause.tuning.storage import open_storage
-from everycause.tuning.study import open_study
+from everycause.tuning.report import _edge, table_of, winner, write_grid, write_proposal
+from everycause.tuning.space import Plan, Range, Values, starts
+from everycause.tuning.study import open_storage, open_study
 from tests.tuning.test_study import SUBJECT, finished, measured
 from tests.tuning.toy import PRESENT, plan_of
 

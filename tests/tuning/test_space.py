@@ -6,10 +6,9 @@ import pytest
 import yaml
 
 from everycause.params import flattened
-from everycause.training.stock import TrialParams
-from everycause.training.trial import check_row, with_values
-from everycause.tuning.plan import Plan, Range, TuningParams, Values
-from everycause.tuning.space import extremes, nested, present_values, rounded, starts, suggested, used
+from everycause.tuning.space import Plan, Range, TuningParams, Values, extremes, nested, present_values, rounded, starts, suggested, used
+from everycause.tuning.trial import check_row, with_values
+from everycause.tuning.upstream import TrialParams
 from tests.conftest import ROOT
 
 

@@ -8,10 +8,8 @@ import optuna
 import pytest
 
 from everycause.tuning.loop import Asked, lost, optimize
-from everycause.tuning.plan import Plan, Range, Values
-from everycause.tuning.space import starts
-from everycause.tuning.storage import open_storage, shown
-from everycause.tuning.study import differences, open_study, pruner_of, sampler_of
+from everycause.tuning.space import Plan, Range, Values, starts
+from everycause.tuning.study import differences, open_storage, open_study, pruner_of, sampler_of, shown
 from tests.tuning.toy import PARAMETERS, PRESENT, plan_of, value_of
 
 SUBJECT = {"data": "d", "base": {"seed-0": "m"}, "params": {"retraining.epochs": 8}}
@@ -234,7 +232,7 @@ def test_a_study_of_another_program_is_refused(tmp_path: Path) -> None:
 def test_a_storage_that_cannot_be_reached_is_one_sentence_without_its_password(
     tmp_path: Path, address: str, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("everycause.tuning.storage.PROXY_SECONDS", 1)
+    monkeypatch.setattr("everycause.tuning.study.PROXY_SECONDS", 1)
     (tmp_path / "broken.log").write_text("not a journal\nat all\n")
     address = address.format(tmp=tmp_path)
     with pytest.raises(ValueError, match=reason) as caught:

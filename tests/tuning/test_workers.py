@@ -14,7 +14,7 @@ import optuna
 import psutil
 import pytest
 
-from everycause.tuning.storage import open_storage
+from everycause.tuning.study import open_storage
 from tests.conftest import ROOT
 from tests.tuning.toy import PRESENT, value_of
 

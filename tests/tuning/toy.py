@@ -14,10 +14,8 @@ import time
 from pathlib import Path
 
 from everycause.tuning.loop import Asked, lost, optimize
-from everycause.tuning.plan import Plan, Range, Values
-from everycause.tuning.space import starts
-from everycause.tuning.storage import open_storage
-from everycause.tuning.study import open_study
+from everycause.tuning.space import Plan, Range, Values, starts
+from everycause.tuning.study import open_storage, open_study
 from everycause.tuning.workers import run_workers
 
 PRESENT = {"a.x": 0.5, "a.kind": "round"}

@@ -17,11 +17,10 @@ from torch import Tensor
 from torch.nn.functional import max_pool2d, one_hot
 from torchvision.transforms.v2.functional import gaussian_blur
 
-from everycause.data.batches import Statistics
-from everycause.data.split import Images, Split
+from everycause.data.split import Images, Split, Statistics
 from everycause.explanation.masks import Masks
 from everycause.explanation.regions import grid
-from everycause.section import Section
+from everycause.params import Section
 
 MOST_PLATES = 1200
 """Plates that are kept: more would not make the fill less predictable."""

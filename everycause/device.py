@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from everycause.artifact import fingerprint
-from everycause.section import Section
+from everycause.artifacts import fingerprint
+from everycause.params import Section
 
 
 class RunParams(Section):

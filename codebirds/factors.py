@@ -1,4 +1,4 @@
-"""What the images of Codebirds are made from: classes as codewords, scenes, poses, and everything else that is drawn at random."""
+"""Birds without some of their parts: rendered away, not masked."""
 
 import hashlib
 from dataclasses import dataclass, replace
@@ -8,10 +8,12 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from pydantic import Field
 
-from everycause.data.codes import Code
-from everycause.data.glyphs import CUES, MAX_VARIANTS
-from everycause.data.scenes import random_words, uniforms
-from everycause.section import Section
+from codebirds.codes import Code
+from codebirds.glyphs import CUES, MAX_VARIANTS
+from codebirds.scenes import random_words, uniforms
+from everycause.params import Section
+
+# MERGED DOC: """What the images of Codebirds are made from: classes as codewords, scenes, poses, and everything else that is drawn at random."""
 
 
 class CodebirdsParams(Section):
@@ -159,3 +161,10 @@ class Design:
     def free_scene(self, factors: Factors) -> Int[np.ndarray, "batch"]:
         """A scene kind drawn independently of the class."""
         return (factors.draw("scene_kind")[:, 0] * self.num_classes).astype(int)
+
+
+def erased(factors: Factors, parts: tuple[int, ...]) -> Factors:
+    """The same images rendered without some parts."""
+    present = factors.present.copy()
+    present[:, list(parts)] = False
+    return replace(factors, present=present)

@@ -2,6 +2,8 @@
 
 import difflib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from math import isqrt
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -12,10 +14,35 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from everycause.artifact import fingerprint, load_tensors, save_tensors
-from everycause.data.batches import Statistics
-from everycause.hooks import evaluating, recorded
-from everycause.section import Section
+from everycause.artifacts import fingerprint, load_tensors, save_tensors
+from everycause.data.split import Statistics
+from everycause.params import Section
+
+# MERGED DOC: """Reading a layer's output without leaving a trace."""
+
+
+@contextmanager
+def recorded(layer: nn.Module) -> Iterator[list[Tensor]]:
+    """The outputs of `layer`, appended at each forward pass within the block; the hook never outlives it."""
+    outputs: list[Tensor] = []
+    handle = layer.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
+    try:
+        yield outputs
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode within the block; every module's own mode is restored afterwards."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
 
 FILE = "model.safetensors"
 

@@ -8,8 +8,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from everycause.data.batches import Statistics
-from everycause.model import FILE, Classifier, ModelParams, load
+from everycause.data.split import Statistics
+from everycause.models import FILE, Classifier, ModelParams, load
 
 TIMM = "timm:"
 UNREADABLE = (SafetensorError, OSError, RuntimeError, EOFError, ValueError, LookupError, AttributeError, pickle.UnpicklingError)

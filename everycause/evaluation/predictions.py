@@ -11,13 +11,13 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from tqdm import tqdm
 
-from everycause.artifact import load_tensors, save_tensors
+from everycause.artifacts import load_tensors, save_tensors
 from everycause.data.corruptions import check
-from everycause.data.dataset import DataParams
 from everycause.data.shifts import View, views
+from everycause.data.sources import DataParams
 from everycause.inference import logits_of
-from everycause.model import Classifier
-from everycause.section import Section
+from everycause.models import Classifier
+from everycause.params import Section
 
 FILE = "predictions.safetensors"
 

@@ -9,16 +9,16 @@ from typing import Literal
 import torch
 from pydantic import Field, model_validator
 
-from everycause.artifact import fingerprint
-from everycause.data.codebirds import Codebirds
-from everycause.data.codes import Code
+from codebirds.birds import Codebirds
+from codebirds.codes import Code
+from codebirds.factors import CodebirdsParams, Factors
+from everycause.artifacts import fingerprint
 from everycause.data.cub import CubParams, cub_split
-from everycause.data.factors import CodebirdsParams, Factors
-from everycause.data.folder import FolderParams, folder_split
 from everycause.data.imagenet import ImageNetParams, imagenet_split
+from everycause.data.images import FolderParams, folder_split
 from everycause.data.split import Split
 from everycause.data.waterbirds import WaterbirdsParams, waterbirds_split
-from everycause.section import Section
+from everycause.params import Section
 
 Name = Literal["train", "validation", "test"]
 

@@ -9,9 +9,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from pydantic import Field
 from torchvision.transforms.v2 import functional
 
-from everycause.artifact import fingerprint
+from everycause.artifacts import fingerprint
 from everycause.data.split import Split
-from everycause.section import Section
+from everycause.params import Section
 
 REQUIRED = ("train", "validation", "test")
 

@@ -11,9 +11,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 
-from everycause.data.factors import Design, Factors
-from everycause.data.glyphs import CUES, Plane, disc
-from everycause.data.scenes import hsv_to_rgb, noise_bank, palette, random_words, scene
+from codebirds.factors import Design, Factors
+from codebirds.glyphs import CUES, Plane, disc
+from codebirds.scenes import hsv_to_rgb, noise_bank, palette, random_words, scene
 
 STYLES = ("photo", "cartoon", "poster", "mosaic", "negative", "embroidery", "hue_shift", "sketch")
 RENDITIONS = tuple(range(1, 7))

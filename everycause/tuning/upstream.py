@@ -13,17 +13,16 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 
-from everycause.artifact import fingerprint, published
-from everycause.data.batches import statistics
-from everycause.data.split import Split
+from everycause.artifacts import fingerprint, published
+from everycause.data.split import Split, statistics
+from everycause.device import code_fingerprint
 from everycause.explanation.filters import FilterBank, FilterParams, Local, accumulate, local_filters
 from everycause.explanation.heads import LinearHead
 from everycause.explanation.masks import MaskParams, Masks, generate
 from everycause.inference import readout_of
-from everycause.model import FILE, Classifier, ModelParams, Readout, load, model_fingerprint
-from everycause.runtime import code_fingerprint
-from everycause.section import Section
-from everycause.training.fill import FillParams
+from everycause.models import FILE, Classifier, ModelParams, Readout, load, model_fingerprint
+from everycause.params import Section
+from everycause.training.background import FillParams
 from everycause.training.fit import BaseParams, FitParams, fit_base
 from everycause.training.objective import ObjectiveParams
 from everycause.training.rounds import RoundsParams
