@@ -9,7 +9,7 @@ from benchmarks.bench_masks import CELLS, LARGEST, found_by
 from benchmarks.subject import subject, task_of
 from benchmarks.timing import median_seconds
 from everycause.data.split import Statistics
-from everycause.explanation.regions import Masking
+from everycause.explanation.regions import MaskedImages
 from everycause.explanation.scoring import GRADIENT, Scorer
 from everycause.models import Classifier, ModelParams
 
@@ -20,19 +20,25 @@ OUT = Path(__file__).parents[1] / "reports" / "benchmarks" / "cost.md"
 def rates(device: str) -> tuple[float, float]:
     """Masked candidates per second of an untrained ResNet-50 (its speed is that of a trained one), and of the bare model."""
     params = ModelParams(name="resnet50", pretrained=False, explained_layer="layer4", head="published", dropout=0.0)
-    classifier = Classifier(params, tuple(map(str, range(1000))), SIZE, Statistics((0.5,) * 3, (0.2,) * 3)).to(device, memory_format=torch.channels_last).eval()
+    classifier = (
+        Classifier(params, tuple(map(str, range(1000))), SIZE, Statistics((0.5,) * 3, (0.2,) * 3))
+        .to(device, memory_format=torch.channels_last)
+        .eval()
+    )
     batch = BATCH[device]
     scorer = Scorer(classifier, batch, fast=True, precision="bfloat16" if device == "cuda" else "float32")
     images = torch.randn(batch, 3, SIZE, SIZE, device=device).contiguous(memory_format=torch.channels_last)
     partition = (torch.arange(SIZE) * CELLS // SIZE)[:, None] * CELLS + (torch.arange(SIZE) * CELLS // SIZE)[None]
-    masking = Masking(images, partition[None].to(device), CELLS**2)
+    masking = MaskedImages(images, partition[None].to(device), CELLS**2)
     owner, kept = torch.arange(batch, device=device), torch.ones(batch, CELLS**2, dtype=torch.bool, device=device)
 
     def bare() -> None:
         with torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
             scorer.network(images).sum().item()
 
-    return batch / median_seconds(lambda: scorer.logits(masking, owner, kept).sum().item(), 5), batch / median_seconds(bare, 5)
+    return batch / median_seconds(lambda: scorer.logits(masking, owner, kept).sum().item(), 5), batch / median_seconds(
+        bare, 5
+    )
 
 
 def measures() -> Iterator[tuple[str, float]]:
@@ -40,7 +46,9 @@ def measures() -> Iterator[tuple[str, float]]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = subject()
     task = task_of(model, CELLS, 320)
-    passes = {method: float(found_by(model, task, method).forwards.double().mean()) + 2 for method in ("fast", "greedy")}
+    passes = {
+        method: float(found_by(model, task, method).forwards.double().mean()) + 2 for method in ("fast", "greedy")
+    }
     rate, bare = rates(device)
     name = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} CPU cores"
     days = {method: IMAGENET * count / rate / 86400 for method, count in passes.items()}

@@ -44,7 +44,10 @@ def utilization() -> float:
     classifier, train = subject()
     split = train.kept_in_memory(4096)
     size = batch_size(classifier)
-    ready = [normalized(split.read(np.arange(start, start + size)), classifier.statistics, classifier.device) for start in range(0, 1024, size)]
+    ready = [
+        normalized(split.read(np.arange(start, start + size)), classifier.statistics, classifier.device)
+        for start in range(0, 1024, size)
+    ]
     some = split.subset(np.arange(1024))
 
     def bare() -> None:
@@ -53,12 +56,17 @@ def utilization() -> float:
                 classifier(batch).float().cpu()
 
     # side by side, turn by turn: the machine's other work hits both alike
-    return statistics.median(median_seconds(bare, 1) / median_seconds(lambda: logits_of(classifier, some), 1) for _ in range(15))
+    return statistics.median(
+        median_seconds(bare, 1) / median_seconds(lambda: logits_of(classifier, some), 1) for _ in range(15)
+    )
 
 
 def natural(size: int) -> torch.Tensor:
     """Photographs that scikit-image ships, cut and repeated."""
-    pictures = [Image.fromarray(one).resize((size, size), Image.Resampling.BICUBIC) for one in (photographs.astronaut(), photographs.coffee())]
+    pictures = [
+        Image.fromarray(one).resize((size, size), Image.Resampling.BICUBIC)
+        for one in (photographs.astronaut(), photographs.coffee())
+    ]
     images = np.stack([np.asarray(picture) for picture in pictures] * (IMAGES // 2))
     return torch.from_numpy(images).permute(0, 3, 1, 2)
 

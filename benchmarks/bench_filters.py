@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from benchmarks.timing import median_seconds
 from everycause.explanation.exact_filters import necessary
-from everycause.explanation.heads import PENALTY, HeadParams, LinearHead, train_heads
+from everycause.explanation.heads import PENALTY, HeadParams, LastLayer, train_heads
 
 CLASSES, FILTERS, IMAGES, EPOCHS, BATCH = 200, 512, 6000, 10, 16
 STEPS = 200
@@ -27,11 +27,16 @@ def measures() -> Iterator[tuple[str, float]]:
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(IMAGES) % CLASSES
     prototypes = torch.randn(CLASSES, FILTERS, generator=generator).relu() * 1.5
-    activations = (prototypes[labels] * torch.rand(IMAGES, FILTERS, generator=generator) + 0.5 * torch.randn(IMAGES, FILTERS, generator=generator)).relu()
-    head = LinearHead((prototypes - prototypes.mean(dim=0)) / FILTERS**0.5, torch.zeros(CLASSES)).to(device)
+    activations = (
+        prototypes[labels] * torch.rand(IMAGES, FILTERS, generator=generator)
+        + 0.5 * torch.randn(IMAGES, FILTERS, generator=generator)
+    ).relu()
+    head = LastLayer((prototypes - prototypes.mean(dim=0)) / FILTERS**0.5, torch.zeros(CLASSES)).to(device)
     activations, labels = activations.to(device), labels.to(device)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    together = median_seconds(lambda: train_heads(activations, labels, head, params(1), 0).weight.sum().item(), 3) * EPOCHS
+    together = (
+        median_seconds(lambda: train_heads(activations, labels, head, params(1), 0).weight.sum().item(), 3) * EPOCHS
+    )
     peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20
     steps = IMAGES // BATCH * EPOCHS
     best = float("inf")
@@ -52,7 +57,7 @@ def params(epochs: int) -> HeadParams:
     return HeadParams(sparsity=2.0, learning_rate=1e-3, epochs=epochs, batch_size=BATCH)
 
 
-def one_head(activations: torch.Tensor, head: LinearHead) -> None:
+def one_head(activations: torch.Tensor, head: LastLayer) -> None:
     """Some steps of one head, as one would write them."""
     bound = FILTERS**-0.5
     weight = torch.empty(FILTERS, FILTERS, device=activations.device).uniform_(-bound, bound).requires_grad_()

@@ -47,7 +47,9 @@ def empty_trial_seconds(sweep: Sweep, epochs: list[Epoch], measured: dict[str, f
     """A trial without its training and judging: what the study and the record of as many epochs cost."""
     plan = sweep.plan._replace(study="empty", trials=EMPTY_TRIALS)
     sweep = replace(sweep, plan=plan)
-    study = open_study(open_storage("empty.log", lambda *_: None), plan, sweep.subject, starts(plan, sweep.present), Path("lock"))
+    study = open_study(
+        open_storage("empty.log", lambda *_: None), plan, sweep.subject, starts(plan, sweep.present), Path("lock")
+    )
 
     def instant(*_: object) -> Trial:
         return Trial(None, {}, iter(epochs))  # type: ignore[arg-type]
@@ -75,12 +77,28 @@ def trials_per_second(raw: dict, artifacts: Path, workers: int, trials: int) -> 
     raw = {**raw, "run": {**raw["run"], "threads": workers}, "retraining": {**raw["retraining"], "epochs": SHORT}}
     raw["tuning"] = {**raw["tuning"], "trials": trials, "pruner": "none", "sampler": "random"}
     (folder / "params.yaml").write_text(yaml.safe_dump(raw))
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": f"sqlite:///{folder.resolve() / 'mlflow.db'}"}
-    command = [sys.executable, "-m", "stages.tune", "--artifacts", str(artifacts), "--out", "out", "--workers", str(workers)]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "MLFLOW_TRACKING_URI": f"sqlite:///{folder.resolve() / 'mlflow.db'}",
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "stages.tune",
+        "--artifacts",
+        str(artifacts),
+        "--out",
+        "out",
+        "--workers",
+        str(workers),
+    ]
     subprocess.run(command, cwd=folder, env=environment, check=True, stderr=subprocess.DEVNULL)
     import optuna
 
-    study = optuna.load_study(study_name=raw["tuning"]["study"], storage=open_storage(str(folder / "tuning" / "journal.log"), lambda *_: None))
+    study = optuna.load_study(
+        study_name=raw["tuning"]["study"], storage=open_storage(str(folder / "tuning" / "journal.log"), lambda *_: None)
+    )
     ends: dict[int, list[datetime]] = defaultdict(list)
     for one in study.trials:
         if one.datetime_complete is not None and "worker" in one.user_attrs:
@@ -95,9 +113,15 @@ def measures() -> Iterator[tuple[str, float]]:
     artifacts = ROOT / "artifacts"
     if not (artifacts / "models" / "base" / "seed-0").is_dir():
         raw["seeds"] = [max(raw["seeds"]) + 1]  # no artifacts are asked for: base and masks are made here
-    with tempfile.TemporaryDirectory() as folder, chdir(folder), patch.dict(os.environ, {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}):
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        chdir(folder),
+        patch.dict(os.environ, {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}),
+    ):
         sweep = prepared_sweep(raw, artifacts)
-        sweep.judge.measures(sweep_module.load(sweep.stock.base(sweep.params, 0)))  # erasures are rendered once for a whole sweep
+        sweep.judge.measures(
+            sweep_module.load(sweep.stock.base(sweep.params, 0))
+        )  # erasures are rendered once for a whole sweep
         start = time.perf_counter()
         started = trial(sweep.stock, sweep.plan.row, sweep.params, sweep.data, sweep.threads, 0)
         epochs = []

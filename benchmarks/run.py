@@ -13,7 +13,11 @@ def main() -> None:
     """Measure, print, write."""
     names = sorted(path.stem for path in FOLDER.glob("bench_*.py"))
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", choices=[name.removeprefix("bench_") for name in names], help="one benchmark; results.json keeps the others' figures")
+    parser.add_argument(
+        "--only",
+        choices=[name.removeprefix("bench_") for name in names],
+        help="one benchmark; results.json keeps the others' figures",
+    )
     only = parser.parse_args().only
     file = FOLDER / "results.json"
     results = json.loads(file.read_text()) if only and file.is_file() else {}

@@ -8,10 +8,10 @@ import yaml
 
 from everycause.data.sources import DataParams, open_split
 from everycause.data.split import Split, normalized, statistics
-from everycause.explanation.masks import screen
+from everycause.explanation.masks import select_images
 from everycause.explanation.objectives import log_odds
-from everycause.explanation.regions import Masking, grid
-from everycause.explanation.search import Task
+from everycause.explanation.regions import MaskedImages, grid
+from everycause.explanation.search import SearchInputs
 from everycause.models import Classifier, ModelParams, evaluating, load
 from everycause.training.fit import BaseParams, fit_base
 
@@ -37,19 +37,26 @@ def subject() -> Subject:
     artifact = ROOT / "artifacts" / "models" / "base" / "seed-0"
     if artifact.is_dir():
         return Subject(load(artifact, device), train)
-    classifier = Classifier(ModelParams(**RAW["model"]), train.class_names, train.image_size, statistics(train)).to(device, memory_format=torch.channels_last)
+    classifier = Classifier(ModelParams(**RAW["model"]), train.class_names, train.image_size, statistics(train)).to(
+        device, memory_format=torch.channels_last
+    )
     for _ in fit_base(classifier, train, open_split(data, "validation", 1), BaseParams(**RAW["training"]), 0):
         pass
     return Subject(classifier.eval(), train)
 
 
-def task_of(subject: Subject, cells: int, images: int) -> Task:
+def task_of(subject: Subject, cells: int, images: int) -> SearchInputs:
     """Correct and confident training images, evenly over the classes, on a grid."""
     classifier, train = subject
-    index = screen(classifier, train, CONFIDENCE, images).index
+    index = select_images(classifier, train, CONFIDENCE, images).index
     shown = normalized(train.read(index.numpy()), classifier.statistics, classifier.device)
     with torch.inference_mode(), evaluating(classifier):
         logits = torch.cat([classifier(chunk).float() for chunk in shown.split(64)])
     labels = train.labels[index].to(classifier.device)
     runner_up = logits.scatter(1, labels[:, None], -torch.inf).argmax(dim=1)
-    return Task(Masking(shown, grid(train.image_size, cells)[None].to(classifier.device), cells**2), labels, runner_up, log_odds(logits, labels))
+    return SearchInputs(
+        MaskedImages(shown, grid(train.image_size, cells)[None].to(classifier.device), cells**2),
+        labels,
+        runner_up,
+        log_odds(logits, labels),
+    )

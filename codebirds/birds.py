@@ -10,10 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
-from jaxtyping import Bool, UInt8
 
 from codebirds import painting
 from codebirds.factors import Design, Factors
+from codebirds.shapes import Bool, UInt8
 
 CHUNK = 64
 """Images rendered at once by one thread: the planes of a chunk fit into the cache."""
@@ -41,7 +41,9 @@ class Codebirds(Design):
         """The same images without their birds."""
         return self.images(replace(factors, bird=np.zeros_like(factors.bird)))
 
-    def _in_chunks(self, factors: Factors, paint: Callable[[Design, Factors], np.ndarray], out: np.ndarray) -> np.ndarray:
+    def _in_chunks(
+        self, factors: Factors, paint: Callable[[Design, Factors], np.ndarray], out: np.ndarray
+    ) -> np.ndarray:
         """Fill `out` chunk by chunk on all threads."""
 
         def fill(start: int) -> None:

@@ -13,7 +13,8 @@ from itertools import combinations, product
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int
+
+from codebirds.shapes import Int
 
 
 class FieldTables(NamedTuple):
@@ -35,7 +36,9 @@ def prime_power(order: int) -> tuple[int, int]:
             if prime**exponent == order:
                 return prime, exponent
             break
-    raise ValueError(f"no field has {order} elements: the number of variants must be a prime power (2, 3, 4, 5, 7, 8, 9, …)")
+    raise ValueError(
+        f"no field has {order} elements: the number of variants must be a prime power (2, 3, 4, 5, 7, 8, 9, …)"
+    )
 
 
 def field(order: int) -> FieldTables:
@@ -84,7 +87,9 @@ class Code:
     def __post_init__(self) -> None:
         prime_power(self.order)
         if not 1 <= self.dimension <= self.length:
-            raise ValueError(f"the code's dimension ({self.dimension}) must lie between 1 and its length ({self.length})")
+            raise ValueError(
+                f"the code's dimension ({self.dimension}) must lie between 1 and its length ({self.length})"
+            )
         if self.length > self.order + 1:
             raise ValueError(f"a code over {self.order} variants has at most {self.order + 1} parts, not {self.length}")
 

@@ -5,12 +5,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
 from pydantic import Field
 
 from codebirds.codes import Code
 from codebirds.glyphs import CUES, MAX_VARIANTS
 from codebirds.scenes import random_words, uniforms
+from codebirds.shapes import Bool, Float, Int
 from everycause.params import Section
 
 # MERGED DOC: """What the images of Codebirds are made from: classes as codewords, scenes, poses, and everything else that is drawn at random."""

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float32
+
+from codebirds.shapes import Float32
 
 Plane = Float32[np.ndarray, "batch height width"]
 Glyph = Callable[[Plane, Plane], Plane]
@@ -126,7 +127,13 @@ CUES: tuple[Cue, ...] = (
     Cue("small silhouette", (wedge, bar, disc, hammer, fork), 0.185),
     Cue(
         "count and form",
-        (row_of(2, leg, 0.9), row_of(2, dot, 1.15), row_of(3, leg, 0.75), row_of(1, lambda x, y: box(x, y, 0.42, 1.1), 0.0), row_of(4, leg, 0.6)),
+        (
+            row_of(2, leg, 0.9),
+            row_of(2, dot, 1.15),
+            row_of(3, leg, 0.75),
+            row_of(1, lambda x, y: box(x, y, 0.42, 1.1), 0.0),
+            row_of(4, leg, 0.6),
+        ),
         0.2,
     ),
 )

@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float32, UInt8
 
 from codebirds.factors import Design, Factors
 from codebirds.glyphs import CUES, Plane, disc
 from codebirds.scenes import hsv_to_rgb, noise_bank, palette, random_words, scene
+from codebirds.shapes import Bool, Float32, UInt8
 
 STYLES = ("photo", "cartoon", "poster", "mosaic", "negative", "embroidery", "hue_shift", "sketch")
 RENDITIONS = tuple(range(1, 7))
@@ -21,7 +21,13 @@ RENDITIONS = tuple(range(1, 7))
 OUTLINED = (STYLES.index("cartoon"), STYLES.index("sketch"))
 SKETCH = STYLES.index("sketch")
 
-ANCHORS = ((0.33, -0.47, 0.0, -1.0), (-0.02, 0.02, 1.0, 0.0), (-0.56, -0.06, -1.0, 0.0), (0.57, -0.25, 1.0, 0.0), (0.0, 0.46, 0.0, 1.0))
+ANCHORS = (
+    (0.33, -0.47, 0.0, -1.0),
+    (-0.02, 0.02, 1.0, 0.0),
+    (-0.56, -0.06, -1.0, 0.0),
+    (0.57, -0.25, 1.0, 0.0),
+    (0.0, 0.46, 0.0, 1.0),
+)
 """Center and outward direction of each place (crest, wing, tail, beak, feet) in the bird's frame: x ahead, y down."""
 BEHIND, BEFORE = (2, 4), (3, 0, 1)
 """Places that are painted before and after the body and the head, each from back to front."""
@@ -76,7 +82,9 @@ def part_masks(birds: Design, factors: Factors) -> Bool[np.ndarray, "batch parts
 
 def _scene(birds: Design, factors: Factors) -> Canvas:
     side = birds.params.image_size
-    colors = palette(np.maximum(factors.scene, 0), birds.num_classes, factors.draw("palette"), birds.params.scene_saturation)
+    colors = palette(
+        np.maximum(factors.scene, 0), birds.num_classes, factors.draw("palette"), birds.params.scene_saturation
+    )
     canvas = scene(noise_bank(birds.key(factors.split + " scenes"), side), colors, factors.draw("scene"), side)
     canvas[factors.scene < 0] = np.float32(0.5)
     return canvas
@@ -101,10 +109,14 @@ def _bird_frame(birds: Design, factors: Factors) -> tuple[Plane, Plane, np.ndarr
     sine = 2 * half_angle_tangent / (1 + half_angle_tangent**2)
     scale = 0.84 + 0.28 * size
     facing = np.where(mirror < 0.5, 1.0, -1.0)
-    grid = ((np.arange(side, dtype=np.float32) + np.float32(0.5)) * np.float32(2 / side) - np.float32(1)).astype(np.float32)
+    grid = ((np.arange(side, dtype=np.float32) + np.float32(0.5)) * np.float32(2 / side) - np.float32(1)).astype(
+        np.float32
+    )
     columns = (grid[None] - ((right - 0.5) * 0.28)[:, None].astype(np.float32))[:, None, :]
     rows = (grid[None] - ((down - 0.5) * 0.28)[:, None].astype(np.float32))[:, :, None]
-    cosine, sine, facing = ((value / scale).astype(np.float32)[:, None, None] for value in (cosine, sine, facing * scale))
+    cosine, sine, facing = (
+        (value / scale).astype(np.float32)[:, None, None] for value in (cosine, sine, facing * scale)
+    )
     ahead = (columns * cosine + rows * sine) * facing
     below = rows * cosine - columns * sine
     return ahead, below, (side / 2 * scale).astype(np.float32)[:, None, None]
@@ -162,7 +174,9 @@ def _part_colors(birds: Design, factors: Factors, part: int) -> tuple[Color, Col
     if CUES[part].hue:
         symbol = (factors.variants[:, part] + (free - 0.5) * birds.params.hue_jitter) / birds.code.order
         hue = np.where(factors.style == 0, symbol, factors.draw("free_hue")[:, part])
-        return hsv_to_rgb(hue, birds.params.hue_saturation * (0.8 + 0.2 * tone[:, 0]), 0.75 + 0.25 * tone[:, 1]), np.zeros((len(hue), 3), dtype=np.float32)
+        return hsv_to_rgb(
+            hue, birds.params.hue_saturation * (0.8 + 0.2 * tone[:, 0]), 0.75 + 0.25 * tone[:, 1]
+        ), np.zeros((len(hue), 3), dtype=np.float32)
     light = tone[:, 0] < 0.5
     value = np.where(light, 0.8 + 0.2 * tone[:, 1], 0.08 + 0.2 * tone[:, 1])
     contrast = np.float32(birds.params.texture_contrast)
@@ -174,14 +188,21 @@ def _part_colors(birds: Design, factors: Factors, part: int) -> tuple[Color, Col
 def _distractor(birds: Design, factors: Factors) -> Layer:
     """A small disc or square in a corner whose color is its kind."""
     follows, kind, column, row, size, _ = factors.draw("object").T
-    kinds = np.where(follows < birds.params.distractor_correlation, factors.label, (kind * birds.num_classes).astype(int))
+    kinds = np.where(
+        follows < birds.params.distractor_correlation, factors.label, (kind * birds.num_classes).astype(int)
+    )
     side = birds.params.image_size
     grid = ((np.arange(side) + 0.5) * (2 / side) - 1).astype(np.float32)
     center = [np.where(draw < 0.5, -0.82 + 0.2 * draw, 0.62 + 0.2 * draw).astype(np.float32) for draw in (column, row)]
     x, y = grid[None, None] - center[0][:, None, None], grid[None, :, None] - center[1][:, None, None]
     radius = (0.09 + 0.04 * size).astype(np.float32)[:, None, None]
-    distance = np.where((kinds % 2 == 0)[:, None, None], np.sqrt(x * x + y * y), np.maximum(np.abs(x), np.abs(y))) - radius
-    return Layer(distance * np.float32(side / 2), hsv_to_rgb(kinds / birds.num_classes, np.full(len(kinds), 0.8), np.full(len(kinds), 0.9)))
+    distance = (
+        np.where((kinds % 2 == 0)[:, None, None], np.sqrt(x * x + y * y), np.maximum(np.abs(x), np.abs(y))) - radius
+    )
+    return Layer(
+        distance * np.float32(side / 2),
+        hsv_to_rgb(kinds / birds.num_classes, np.full(len(kinds), 0.8), np.full(len(kinds), 0.9)),
+    )
 
 
 def _cover(canvas: Canvas, layer: Layer, light: np.ndarray, line: np.ndarray, sketched: np.ndarray) -> None:
@@ -213,7 +234,9 @@ def _mosaic(image: Canvas) -> Canvas:
     side = image.shape[-1]
     tile = max(2, side // 24)
     centers = np.minimum(np.arange(side) // tile * tile + tile // 2, side - 1)
-    blurred = (image + np.roll(image, 1, -1) + np.roll(image, 1, -2) + np.roll(image, (1, 1), (-1, -2))) * np.float32(0.25)
+    blurred = (image + np.roll(image, 1, -1) + np.roll(image, 1, -2) + np.roll(image, (1, 1), (-1, -2))) * np.float32(
+        0.25
+    )
     return blurred[:, :, centers][:, :, :, centers]
 
 

@@ -7,7 +7,8 @@ split, so that no field of the training bank is ever seen in a test.
 from functools import lru_cache
 
 import numpy as np
-from jaxtyping import Float, Float32, Int
+
+from codebirds.shapes import Float, Float32, Int
 
 BANK_SIZE = 48
 
@@ -51,12 +52,16 @@ def _enlarge(grid: np.ndarray, side: int) -> np.ndarray:
     return rows[:, :, low] + (rows[:, :, low + 1] - rows[:, :, low]) * weight
 
 
-def palette(kind: Int[np.ndarray, "batch"], kinds: int, draws: Float[np.ndarray, "batch 3"], saturation: float) -> Float32[np.ndarray, "batch 2 3"]:
+def palette(
+    kind: Int[np.ndarray, "batch"], kinds: int, draws: Float[np.ndarray, "batch 3"], saturation: float
+) -> Float32[np.ndarray, "batch 2 3"]:
     """The two colors of a scene kind, jittered by three draws in [0, 1)."""
     turn = (kind * 7 % kinds) / kinds
     jitter = (draws - 0.5) * np.array([0.05, 0.12, 0.12])
     first = hsv_to_rgb(turn + jitter[:, 0], saturation + jitter[:, 1], 0.62 + jitter[:, 2])
-    second = hsv_to_rgb(turn + 0.12 + 0.3 * (kind % 3) / 3 + jitter[:, 0], saturation + jitter[:, 2], 0.42 + jitter[:, 1])
+    second = hsv_to_rgb(
+        turn + 0.12 + 0.3 * (kind % 3) / 3 + jitter[:, 0], saturation + jitter[:, 2], 0.42 + jitter[:, 1]
+    )
     return np.stack([first, second], axis=1)
 
 
@@ -66,8 +71,12 @@ def scene(
     """Scenes: one field mixes the two colors, another one is their grain."""
     which = (draws[:, :2] * len(bank)).astype(int)
     corner = (draws[:, 2:6] * (bank.shape[1] - size)).astype(int).reshape(-1, 2, 2)
-    mixing = np.stack([bank[w[0], c[0, 0] : c[0, 0] + size, c[0, 1] : c[0, 1] + size] for w, c in zip(which, corner, strict=True)])
-    grain = np.stack([bank[w[1], c[1, 0] : c[1, 0] + size, c[1, 1] : c[1, 1] + size] for w, c in zip(which, corner, strict=True)])
+    mixing = np.stack(
+        [bank[w[0], c[0, 0] : c[0, 0] + size, c[0, 1] : c[0, 1] + size] for w, c in zip(which, corner, strict=True)]
+    )
+    grain = np.stack(
+        [bank[w[1], c[1, 0] : c[1, 0] + size, c[1, 1] : c[1, 1] + size] for w, c in zip(which, corner, strict=True)]
+    )
     first, second = (colors[:, i, :, None, None] for i in (0, 1))
     image = first + (second - first) * mixing[:, None]
     return image + ((grain - np.float32(0.5)) * np.float32(0.35))[:, None]

@@ -12,9 +12,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from everycause.errors import UserError
+
 
 @contextmanager
-def published(out: Path, resume: str | None = None) -> Iterator[Path]:
+def atomic_folder(out: Path, resume: str | None = None) -> Iterator[Path]:
     """A folder to write into; it becomes `out` when the block succeeds and vanishes when it does not.
 
     With a `resume` key the folder stays when the block is cut short by anything but a user's mistake, and the next call
@@ -57,28 +59,34 @@ def load_tensors(path: Path, made_by: str) -> tuple[dict[str, Tensor], dict[str,
     """What save_tensors wrote.
 
     Raises:
-        ValueError: the file is missing or not readable; the sentence names the stage that makes it.
+        UserError: the file is missing or not readable; the sentence names the stage that makes it.
     """
     if not path.is_file():
-        raise ValueError(f"{path} does not exist: run the stage {made_by} first (`dvc repro {made_by}`)")
+        raise UserError(f"{path} does not exist: run the stage {made_by} first (`dvc repro {made_by}`)")
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["description"])
     except (SafetensorError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a readable artifact ({error}): delete it and run the stage {made_by} again") from error
+        raise UserError(
+            f"{path} is not a readable artifact ({error}): delete it and run the stage {made_by} again"
+        ) from error
 
 
 def load_explanation(path: Path, made_by: str, model: str, data: str | None = None) -> dict[str, Tensor]:
     """The tensors of an explanation, whose description names the model that it explains, and the data where that matters.
 
     Raises:
-        ValueError: the file is missing or not readable, or explains a model or data with another fingerprint.
+        UserError: the file is missing or not readable, or explains a model or data with another fingerprint.
     """
     tensors, description = load_tensors(path, made_by)
     if description["model"] != model:
-        raise ValueError(f"{path} was made for another model ({description['model']}, not {model}): run the stage {made_by} again")
+        raise UserError(
+            f"{path} was made for another model ({description['model']}, not {model}): run the stage {made_by} again"
+        )
     if data is not None and description.get("data") != data:
-        raise ValueError(f"{path} was made from other data ({description.get('data')}, not {data}): run the stage {made_by} again")
+        raise UserError(
+            f"{path} was made from other data ({description.get('data')}, not {data}): run the stage {made_by} again"
+        )
     return tensors
 
 
@@ -91,8 +99,8 @@ def read_json(path: Path, made_by: str) -> Any:
     """What write_json wrote.
 
     Raises:
-        ValueError: the file is missing; the sentence names the stage that makes it.
+        UserError: the file is missing; the sentence names the stage that makes it.
     """
     if not path.is_file():
-        raise ValueError(f"{path} does not exist: run the stage {made_by} first (`dvc repro {made_by}`)")
+        raise UserError(f"{path} does not exist: run the stage {made_by} first (`dvc repro {made_by}`)")
     return json.loads(path.read_text())

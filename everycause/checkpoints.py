@@ -9,20 +9,32 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from everycause.data.split import Statistics
+from everycause.errors import UserError
 from everycause.models import FILE, Classifier, ModelParams, load
 
 TIMM = "timm:"
-UNREADABLE = (SafetensorError, OSError, RuntimeError, EOFError, ValueError, LookupError, AttributeError, pickle.UnpicklingError)
+UNREADABLE = (
+    SafetensorError,
+    OSError,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    pickle.UnpicklingError,
+)
 """What the readers raise over a file that holds no weights: an unpickler stumbles in many ways."""
 
 
-def opened(place: str, params: ModelParams, class_names: tuple[str, ...], image_size: int, device: torch.device) -> Classifier:
+def opened(
+    place: str, params: ModelParams, class_names: tuple[str, ...], image_size: int, device: torch.device
+) -> Classifier:
     """The classifier at `place`: a folder that a stage wrote, `timm:NAME`, or the path of a state dict for `model.name`.
 
     Weights from elsewhere see images normalized as timm's configuration of that model says.
 
     Raises:
-        ValueError: there is nothing there, or it has other classes or other layers; the sentence says what to do.
+        UserError: there is nothing there, or it has other classes or other layers; the sentence says what to do.
     """
     path = Path(place)
     if place.startswith(TIMM):
@@ -32,13 +44,15 @@ def opened(place: str, params: ModelParams, class_names: tuple[str, ...], image_
     if path.is_dir() or not path.suffix:
         return load(path, device)
     if not path.is_file():
-        raise ValueError(f"--model: '{path}' does not exist: give a folder with {FILE}, a state dict (.pth, .pt, .safetensors), or timm:NAME")
+        raise UserError(
+            f"--model: '{path}' does not exist: give a folder with {FILE}, a state dict (.pth, .pt, .safetensors), or timm:NAME"
+        )
     classifier = _foreign(params.model_copy(update={"pretrained": False}), class_names, image_size, device)
     try:
         classifier.network.load_state_dict(_state(path))
     except RuntimeError as error:
         first = str(error).strip().splitlines()[1].strip() if len(str(error).strip().splitlines()) > 1 else str(error)
-        raise ValueError(
+        raise UserError(
             f"--model: '{path}' is no state dict of {params.name} with {len(class_names)} classes ({first[:160]}): set model.name and model.head to what it was trained as"
         ) from error
     return classifier
@@ -46,7 +60,9 @@ def opened(place: str, params: ModelParams, class_names: tuple[str, ...], image_
 
 def _foreign(params: ModelParams, class_names: tuple[str, ...], image_size: int, device: torch.device) -> Classifier:
     published = timm.get_pretrained_cfg(params.name) if timm.is_model(params.name) else None
-    mean, deviation = (published.mean, published.std) if published is not None else ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    mean, deviation = (
+        (published.mean, published.std) if published is not None else ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    )
     classifier = Classifier(params, class_names, image_size, Statistics(tuple(mean), tuple(deviation)))
     return classifier.to(device=device, memory_format=torch.channels_last).eval()
 
@@ -55,23 +71,31 @@ def _same_classes(name: str, class_names: tuple[str, ...]) -> None:
     """Published weights have a head of their own: with another number of classes it would be random."""
     published = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
     if published is not None and published.num_classes != len(class_names):
-        raise ValueError(f"--model: the published {name} has {published.num_classes} classes and the data {len(class_names)}: retrain it on these data first")
+        raise UserError(
+            f"--model: the published {name} has {published.num_classes} classes and the data {len(class_names)}: retrain it on these data first"
+        )
 
 
 def _state(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a checkpoint file, without the wrappings that training scripts leave around them.
 
     Raises:
-        ValueError: it holds none.
+        UserError: it holds none.
     """
     try:
-        found = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+        found = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
     except UNREADABLE as error:
-        raise ValueError(f"--model: '{path}' cannot be read as weights ({type(error).__name__}): save a plain state dict") from error
+        raise UserError(
+            f"--model: '{path}' cannot be read as weights ({type(error).__name__}): save a plain state dict"
+        ) from error
     for key in ("state_dict", "model", "state_dict_ema"):
         if isinstance(found, dict) and isinstance(found.get(key), dict):
             found = found[key]
             break
     if not isinstance(found, dict) or not found or not all(isinstance(value, torch.Tensor) for value in found.values()):
-        raise ValueError(f"--model: '{path}' holds no state dict: save model.state_dict()")
+        raise UserError(f"--model: '{path}' holds no state dict: save model.state_dict()")
     return {name.removeprefix("module."): value for name, value in found.items()}

@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 
 from everycause.artifacts import fingerprint
+from everycause.errors import UserError
 from everycause.params import Section
 
 
@@ -25,10 +26,10 @@ def start(params: RunParams, seed: int) -> torch.device:
     """Fix threads, seeds and deterministic algorithms, and name the device.
 
     Raises:
-        ValueError: CUDA was asked for where there is none.
+        UserError: CUDA was asked for where there is none.
     """
     if params.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("run.device is 'cuda', but torch sees no CUDA device here: set run.device to 'auto' or 'cpu'")
+        raise UserError("run.device is 'cuda', but torch sees no CUDA device here: set run.device to 'auto' or 'cpu'")
     torch.set_num_threads(params.threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
     random.seed(seed)

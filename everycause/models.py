@@ -10,13 +10,14 @@ from typing import Literal, NamedTuple
 
 import timm
 import torch
-from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
 from everycause.artifacts import fingerprint, load_tensors, save_tensors
 from everycause.data.split import Statistics
+from everycause.errors import UserError
 from everycause.params import Section
+from everycause.shapes import Float
 
 # MERGED DOC: """Reading a layer's output without leaving a trace."""
 
@@ -70,7 +71,7 @@ class Readout(NamedTuple):
     """Averages of the explained layer's channels over places, or over the patch tokens of a transformer."""
 
 
-class Seen(NamedTuple):
+class LayerOutput(NamedTuple):
     """One forward pass with what the explained layer said."""
 
     output: Tensor
@@ -107,10 +108,12 @@ class Classifier(nn.Module):
     """A network together with everything that is needed to use it on images again.
 
     Raises:
-        ValueError: timm does not know the name, or the network has no such layer.
+        UserError: timm does not know the name, or the network has no such layer.
     """
 
-    def __init__(self, params: ModelParams, class_names: tuple[str, ...], image_size: int, statistics: Statistics) -> None:
+    def __init__(
+        self, params: ModelParams, class_names: tuple[str, ...], image_size: int, statistics: Statistics
+    ) -> None:
         super().__init__()
         self.params = params
         self.class_names = class_names
@@ -120,7 +123,9 @@ class Classifier(nn.Module):
         layers = dict(self.network.named_modules())
         if params.explained_layer not in layers:
             names = [name for name, _ in self.network.named_children()]
-            raise ValueError(f"model.explained_layer '{params.explained_layer}' does not exist in {params.name}: its top-level layers are {', '.join(names)}")
+            raise UserError(
+                f"model.explained_layer '{params.explained_layer}' does not exist in {params.name}: its top-level layers are {', '.join(names)}"
+            )
 
     @property
     def device(self) -> torch.device:
@@ -140,22 +145,22 @@ class Classifier(nn.Module):
         """Logits and pooled activations of normalized images: what is already pooled stays, maps and patch tokens are averaged.
 
         Raises:
-            ValueError: the explained layer gives neither feature maps nor a square of patch tokens nor a pooled vector.
+            UserError: the explained layer gives neither feature maps nor a square of patch tokens nor a pooled vector.
         """
         output, logits = self.seen(images)
         return Readout(logits, output if output.ndim == 2 else self.as_maps(output).mean(dim=(2, 3)))
 
-    def seen(self, images: Float[Tensor, "batch 3 height width"]) -> Seen:
+    def seen(self, images: Float[Tensor, "batch 3 height width"]) -> LayerOutput:
         """Output of the explained layer and logits of normalized images."""
         with recorded(self.explained_layer) as outputs:
             logits = self.network(images)
-        return Seen(outputs[-1], logits)
+        return LayerOutput(outputs[-1], logits)
 
     def as_maps(self, output: Tensor) -> Float[Tensor, "batch filters rows columns"]:
         """The explained layer's output, or its gradient, as maps; patch tokens are laid out as the grid that they are.
 
         Raises:
-            ValueError: it is neither maps nor a square of patch tokens.
+            UserError: it is neither maps nor a square of patch tokens.
         """
         if output.ndim == 3:
             patches = output[:, getattr(self.network, "num_prefix_tokens", 0) :]
@@ -163,7 +168,7 @@ class Classifier(nn.Module):
             if side**2 == patches.shape[1]:
                 return patches.transpose(1, 2).unflatten(2, (side, side))
         if output.ndim != 4:
-            raise ValueError(
+            raise UserError(
                 f"model.explained_layer '{self.params.explained_layer}' of {self.params.name} gives {output.ndim}-dimensional output, neither feature maps nor a square "
                 "of patch tokens: name a convolutional layer or a transformer block"
             )
@@ -173,16 +178,18 @@ class Classifier(nn.Module):
         """Weight and bias of the linear map from pooled activations to logits, checked on noise.
 
         Raises:
-            ValueError: the logits are not a linear function of the pooled activations.
+            UserError: the logits are not a linear function of the pooled activations.
         """
         linear = self.network.get_classifier()
         if isinstance(linear, nn.Linear):
             noise = torch.randn(2, 3, self.image_size, self.image_size, generator=torch.Generator().manual_seed(0))
             with evaluating(self), torch.no_grad():
                 seen = self.readout(noise.to(self.device))
-            if seen.activations.shape[1] == linear.in_features and torch.allclose(linear(seen.activations), seen.logits, rtol=1e-3, atol=1e-4):
+            if seen.activations.shape[1] == linear.in_features and torch.allclose(
+                linear(seen.activations), seen.logits, rtol=1e-3, atol=1e-4
+            ):
                 return linear.weight.detach(), linear.bias.detach()
-        raise ValueError(
+        raise UserError(
             f"filters need logits that are linear in the averaged channels of '{self.params.explained_layer}', and those of {self.params.name} are not: "
             "name the layer whose average the last layer reads (in a transformer that averages its patch tokens, or a ConvNeXt, the normalization before it), "
             "or set model.head to linear and model.explained_layer to maps"
@@ -223,7 +230,7 @@ def load(folder: Path, device: torch.device | str = "cpu") -> Classifier:
     """A saved classifier, in evaluation mode.
 
     Raises:
-        ValueError: there is none; the sentence names the stage to run.
+        UserError: there is none; the sentence names the stage to run.
     """
     made_by = "train_base" if "base" in folder.parts else "retrain"
     tensors, description = load_tensors(folder / FILE, made_by)
@@ -243,7 +250,7 @@ def _create(params: ModelParams, num_classes: int, image_size: int) -> nn.Module
     if not timm.is_model(params.name):
         close = difflib.get_close_matches(params.name, timm.list_models(), n=3)
         hint = f": did you mean {' or '.join(close)}?" if close else ": timm.list_models() lists them"
-        raise ValueError(f"model.name '{params.name}' is not a timm model{hint}")
+        raise UserError(f"model.name '{params.name}' is not a timm model{hint}")
     published = timm.get_pretrained_cfg(params.name)
     sized = {"img_size": image_size} if published is not None and published.fixed_input_size else {}
     if params.dropout and params.head == "published":
@@ -252,9 +259,11 @@ def _create(params: ModelParams, num_classes: int, image_size: int) -> nn.Module
         return _with_head(params, timm.create_model(params.name, num_classes=num_classes, **sized), num_classes)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # without it, timm retries for most of a minute before it fails
     try:
-        return _with_head(params, timm.create_model(params.name, pretrained=True, num_classes=num_classes, **sized), num_classes)
+        return _with_head(
+            params, timm.create_model(params.name, pretrained=True, num_classes=num_classes, **sized), num_classes
+        )
     except (OSError, RuntimeError) as error:
-        raise ValueError(
+        raise UserError(
             f"the pretrained weights of {params.name} are not in the local Hugging Face cache and nothing is downloaded here: "
             "put them there (huggingface_hub.snapshot_download on a machine with network) or set model.pretrained to false"
         ) from error

@@ -13,6 +13,8 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
+from everycause.errors import UserError
+
 # MERGED DOC: """What every section of params.yaml has in common."""
 
 
@@ -30,12 +32,12 @@ SECTIONS = {
     "training": "everycause.training.fit:BaseParams",
     "filters": "everycause.explanation.filters:FilterParams",
     "masks": "everycause.explanation.masks:MaskParams",
-    "fill": "everycause.training.background:FillParams",
-    "objective": "everycause.training.objective:ObjectiveParams",
+    "background": "everycause.training.background:BackgroundParams",
+    "loss": "everycause.training.loss:LossParams",
     "retraining": "everycause.training.fit:FitParams",
     "rounds": "everycause.training.rounds:RoundsParams",
     "faithfulness": "everycause.evaluation.faithfulness:FaithfulnessParams",
-    "detection": "everycause.evaluation.misclassification:DetectionParams",
+    "detection": "everycause.evaluation.detection:DetectionParams",
     "evaluation": "everycause.evaluation.predictions:EvaluationParams",
     "tuning": "everycause.tuning.space:TuningParams",
 }
@@ -59,12 +61,14 @@ class Matrix(Section):
             if row not in known:
                 close = difflib.get_close_matches(row, known, n=1)
                 hint = f", did you mean '{close[0]}'?" if close else ""
-                raise ValueError(f"rows: '{row}' is not a retraining row{hint} (known: {', '.join(known)})")
+                raise UserError(f"rows: '{row}' is not a retraining row{hint} (known: {', '.join(known)})")
         rounds = resolve_name("everycause.training.rows:ROUNDS")
         if missing := [row for row in self.evaluated if row not in ("base", rounds, *self.rows)]:
-            raise ValueError(f"evaluated: '{missing[0]}' is neither 'base' nor '{rounds}' nor one of rows ({', '.join(self.rows)})")
+            raise UserError(
+                f"evaluated: '{missing[0]}' is neither 'base' nor '{rounds}' nor one of rows ({', '.join(self.rows)})"
+            )
         if "base" not in self.evaluated:
-            raise ValueError("evaluated: 'base' is missing, and every other row is read against it")
+            raise UserError("evaluated: 'base' is missing, and every other row is read against it")
         return self
 
 
@@ -72,14 +76,16 @@ def read(*names: str, path: Path = Path("params.yaml")) -> SimpleNamespace:
     """The validated values of some top-level keys of params.yaml.
 
     Raises:
-        ValueError: the file is missing or anything in it is wrong; the sentence gives the dotted path.
+        UserError: the file is missing or anything in it is wrong; the sentence gives the dotted path.
     """
     if not path.is_file():
-        raise ValueError(f"{path} does not exist: run from the repository root, or copy one of profiles/*.yaml to {path}")
+        raise UserError(
+            f"{path} does not exist: run from the repository root, or copy one of profiles/*.yaml to {path}"
+        )
     try:
         raw = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     whole = validated(raw, str(path))
     return SimpleNamespace(**{name: getattr(whole, name) for name in names})
 
@@ -88,15 +94,15 @@ def validated(raw: Any, source: str) -> Any:
     """All sections, validated.
 
     Raises:
-        ValueError: anything is wrong; the sentence begins with `source` and gives the dotted path.
+        UserError: anything is wrong; the sentence begins with `source` and gives the dotted path.
     """
     if not isinstance(raw, dict):
-        raise ValueError(f"{source} holds no keys: start from one of profiles/*.yaml")
+        raise UserError(f"{source} holds no keys: start from one of profiles/*.yaml")
     sections = {name: (resolve_name(owner), ...) for name, owner in SECTIONS.items()}
     try:
         return create_model("Params", __base__=Matrix, **sections)(**raw)
     except ValidationError as error:
-        raise ValueError(f"{source}: " + "; ".join(_sentence(problem) for problem in error.errors())) from error
+        raise UserError(f"{source}: " + "; ".join(_sentence(problem) for problem in error.errors())) from error
 
 
 def flattened(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:

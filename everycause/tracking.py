@@ -76,7 +76,7 @@ class Record:
             self._run.attempt(self._run.log_model, classifier)
 
 
-class Window:
+class OpenRun:
     """An open MLflow run; the first call that fails closes the window with a warning."""
 
     def __init__(self, mlflow: Any, run_id: str) -> None:
@@ -92,7 +92,11 @@ class Window:
             (getattr(self.mlflow, call) if isinstance(call, str) else call)(*arguments, **options)
         except Exception as error:
             self.open = False
-            log.warning("MLflow stopped answering (%s: %s): the run goes on, its results are on disk", type(error).__name__, _first_line(error))
+            log.warning(
+                "MLflow stopped answering (%s: %s): the run goes on, its results are on disk",
+                type(error).__name__,
+                _first_line(error),
+            )
 
     def log_model(self, classifier: Classifier) -> None:
         """The network as an exported program with its signature."""
@@ -142,7 +146,12 @@ def run(
 
 def identity(device: torch.device, data: str) -> dict[str, str]:
     """Tags that say where and on what a run was made."""
-    tags = {"device": device_name(device), "torch": torch.__version__, "data": data, "git_commit": _git("rev-parse", "HEAD") or "none"}
+    tags = {
+        "device": device_name(device),
+        "torch": torch.__version__,
+        "data": data,
+        "git_commit": _git("rev-parse", "HEAD") or "none",
+    }
     tags["git_dirty"] = str(bool(_git("status", "--porcelain"))).lower()
     for variable in ("DVC_STAGE", "DVC_EXP_NAME", "DVC_EXP_BASELINE_REV"):
         if value := os.environ.get(variable):
@@ -176,7 +185,14 @@ def experiment_id(name: str) -> str:
     return _experiment(mlflow, name)
 
 
-def _start(name: str, params: TrackingParams, tags: dict[str, str], logged: dict[str, Any], parent: str | None, resume: str | None) -> Window | None:
+def _start(
+    name: str,
+    params: TrackingParams,
+    tags: dict[str, str],
+    logged: dict[str, Any],
+    parent: str | None,
+    resume: str | None,
+) -> OpenRun | None:
     """Open a run, or warn and go on without."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
@@ -195,12 +211,17 @@ def _start(name: str, params: TrackingParams, tags: dict[str, str], logged: dict
             nested=parent is not None, parent_run_id=parent, log_system_metrics=params.system_metrics_seconds > 0,
         )  # fmt: skip
         mlflow.log_params(logged)
-        return Window(mlflow, started.info.run_id)
+        return OpenRun(mlflow, started.info.run_id)
     except Exception as error:
         if started is not None:  # opened but not to be written to: the next run must not land in it
             with suppress(Exception):
                 mlflow.end_run("FAILED")
-        log.warning("MLflow at %s is not to be had (%s: %s): this run is recorded on disk only", tracking_uri(), type(error).__name__, _first_line(error))
+        log.warning(
+            "MLflow at %s is not to be had (%s: %s): this run is recorded on disk only",
+            tracking_uri(),
+            type(error).__name__,
+            _first_line(error),
+        )
         return None
 
 
@@ -212,7 +233,9 @@ def _experiment(mlflow: Any, name: str) -> str:
             return found.experiment_id
         local = tracking_uri().startswith("sqlite")
         location = (ROOT / "mlartifacts" / name).as_uri() if local else None
-        return mlflow.create_experiment(name, artifact_location=location, tags={"mlflow.experimentKind": "custom_model_development"})
+        return mlflow.create_experiment(
+            name, artifact_location=location, tags={"mlflow.experimentKind": "custom_model_development"}
+        )
 
 
 def _has(mlflow: Any, run_id: str) -> bool:

@@ -10,8 +10,8 @@ from pathlib import Path
 from everycause.artifacts import save_tensors, write_json
 from everycause.data.sources import open_split
 from everycause.device import start
-from everycause.explanation.filters import INCORRECT, accumulate, incorrect_quality, local_filters, quality
-from everycause.explanation.heads import LinearHead, train_incorrect_heads
+from everycause.explanation.filters import INCORRECT, accumulate, filter_generator, incorrect_quality, quality
+from everycause.explanation.heads import LastLayer, train_incorrect_heads
 from everycause.inference import readout_of
 from everycause.models import load, model_fingerprint
 from everycause.params import read
@@ -30,18 +30,35 @@ def main(seed: int, base: Path, out: Path) -> None:
     device, filters = start(params.run, seed), params.filters
     classifier, model = load(base, device), model_fingerprint(base)
     train, validation = (open_split(params.data, name, params.run.threads) for name in ("train", "validation"))
-    head = LinearHead(*classifier.head()).to("cpu")
+    head = LastLayer(*classifier.head()).to("cpu")
     with recorded("accumulate_filters/filters", params, out, seed, device, train.identity) as (folder, record):
         seen, held_out = readout_of(classifier, train), readout_of(classifier, validation)
         judged = (head, held_out, validation.labels, filters.confidence_threshold, seed)
         generators = {
-            name: local_filters(name, seen, train.labels, head, filters.heads, seed, device) for name in dict.fromkeys([filters.generator, *filters.compared])
+            name: filter_generator(name, seen, train.labels, head, filters.heads, seed, device)
+            for name in dict.fromkeys([filters.generator, *filters.compared])
         }
-        bank = accumulate(generators[filters.generator], head, seen, train.labels, train.class_names, filters.confidence_threshold, model)
-        incorrect = train_incorrect_heads(seen.activations.to(device), train.labels.to(device), head.to(device), filters.heads, seed)
+        bank = accumulate(
+            generators[filters.generator],
+            head,
+            seen,
+            train.labels,
+            train.class_names,
+            filters.confidence_threshold,
+            model,
+        )
+        incorrect = train_incorrect_heads(
+            seen.activations.to(device), train.labels.to(device), head.to(device), filters.heads, seed
+        )
         summary = bank.summary(filters)
-        summary |= {f"{name}/{measure}": value for name, local in generators.items() for measure, value in quality(local, *judged).items()}
-        summary |= {f"minimum_incorrect/{measure}": value for measure, value in incorrect_quality(incorrect, *judged).items()}
+        summary |= {
+            f"{name}/{measure}": value
+            for name, local in generators.items()
+            for measure, value in quality(local, *judged).items()
+        }
+        summary |= {
+            f"minimum_incorrect/{measure}": value for measure, value in incorrect_quality(incorrect, *judged).items()
+        }
         record(summary, 0)
         bank.save(folder)
         save_tensors(folder / INCORRECT, {"weight": incorrect.weight, "bias": incorrect.bias}, {"model": model})

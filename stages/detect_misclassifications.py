@@ -11,7 +11,7 @@ import pandas as pd
 
 from everycause.artifacts import fingerprint, write_json
 from everycause.device import start
-from everycause.evaluation.misclassification import detection, flat
+from everycause.evaluation.detection import detection, flat
 from everycause.explanation.filters import FilterBank
 from everycause.models import load, model_fingerprint
 from everycause.params import read
@@ -31,8 +31,20 @@ def main(seed: int, base: Path, filters: Path, out: Path, cache: Path = Path(".c
     params = read("run", "tracking", "data", "filters", "detection", "evaluation")
     device = start(params.run, seed)
     classifier, bank = load(base, device), FilterBank.load(filters, model_fingerprint(base))
-    with recorded("detect_misclassifications/base", params, out, seed, device, fingerprint(params.data.model_dump_json())) as (folder, record):
-        report = detection(classifier, bank, params.data, params.filters, params.detection, params.evaluation, params.run.threads, seed, cache)
+    with recorded(
+        "detect_misclassifications/base", params, out, seed, device, fingerprint(params.data.model_dump_json())
+    ) as (folder, record):
+        report = detection(
+            classifier,
+            bank,
+            params.data,
+            params.filters,
+            params.detection,
+            params.evaluation,
+            params.run.threads,
+            seed,
+            cache,
+        )
         record(flat(report), 0)
         pd.DataFrame(report["test"]["by_class"]).to_csv(folder / "by_class.csv", index=False)
         write_json(folder / "detection.json", report)

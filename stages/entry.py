@@ -11,7 +11,8 @@ import torch
 import tyro
 
 from everycause import tracking
-from everycause.artifacts import published
+from everycause.artifacts import atomic_folder
+from everycause.errors import UserError
 from everycause.params import flattened
 
 
@@ -20,7 +21,7 @@ def run(main: Callable[..., None]) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
         tyro.cli(main)
-    except ValueError as error:
+    except UserError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("stopped")
@@ -32,10 +33,17 @@ def recorded(
 ) -> Iterator[tuple[Path, tracking.Record]]:
     """A folder that becomes `out`, and the record of the run that fills it; with a `resume` key a killed run goes on."""
     sections = {key: value.model_dump() for key, value in vars(params).items()}
-    tags = {"stage": name.split("/")[0], "row": name.split("/")[-1], "seed": str(seed), **tracking.identity(device, data)}
+    tags = {
+        "stage": name.split("/")[0],
+        "row": name.split("/")[-1],
+        "seed": str(seed),
+        **tracking.identity(device, data),
+    }
     with (
-        published(out, resume) as folder,
-        tracking.run(f"{name}/seed-{seed}", params.tracking, tags, flattened(sections), folder / tracking.HISTORY) as record,
+        atomic_folder(out, resume) as folder,
+        tracking.run(
+            f"{name}/seed-{seed}", params.tracking, tags, flattened(sections), folder / tracking.HISTORY
+        ) as record,
     ):
         yield folder, record
         record.artifacts(folder)

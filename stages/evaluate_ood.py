@@ -29,8 +29,17 @@ def main(row: str, seed: int, model: str, out: Path, cache: Path = Path(".cache/
     """
     params = read("run", "tracking", "data", "model", "evaluation")
     device = start(params.run, seed)
-    classifier = opened(model, params.model, test_view(params.data, params.run.threads).split.class_names, params.data.image_size, device)
-    with recorded(f"evaluate_ood/{row}", params, out, seed, device, fingerprint(params.data.model_dump_json())) as (folder, record):
+    classifier = opened(
+        model,
+        params.model,
+        test_view(params.data, params.run.threads).split.class_names,
+        params.data.image_size,
+        device,
+    )
+    with recorded(f"evaluate_ood/{row}", params, out, seed, device, fingerprint(params.data.model_dump_json())) as (
+        folder,
+        record,
+    ):
         stored = evaluate(classifier, params.data, params.evaluation, params.run.threads, cache)
         measures = metrics(stored, params.data.code)
         record({f"test/{name}": value for name, value in measures.items()}, 0)

@@ -35,9 +35,19 @@ def main(seed: int, models: Path, filters: Path, out: Path) -> None:
         results = {}
         for number, row in enumerate(rows):
             classifier = load(models / row / f"seed-{seed}", device)
-            bank = FilterBank.load(filters, model_fingerprint(models / row / f"seed-{seed}")).global_filters(0.0) if row == "base" else None
-            results[row] = faithfulness(classifier, validation, params.data, params.masks, params.faithfulness, params.run.threads, bank)
-            flat = {f"{row}/{selector}/{name}": value for selector, measures in results[row].items() for name, value in measures.items()}
+            bank = (
+                FilterBank.load(filters, model_fingerprint(models / row / f"seed-{seed}")).global_filters(0.0)
+                if row == "base"
+                else None
+            )
+            results[row] = faithfulness(
+                classifier, validation, params.data, params.masks, params.faithfulness, params.run.threads, bank
+            )
+            flat = {
+                f"{row}/{selector}/{name}": value
+                for selector, measures in results[row].items()
+                for name, value in measures.items()
+            }
             record(flat, number)
         write_json(folder / "faithfulness.json", results)
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from everycause.errors import UserError
 from stages.entry import run
 
 BEGIN, END = "<!-- table: begin (make readme) -->", "<!-- table: end -->"
@@ -11,10 +12,10 @@ def with_table(text: str, table: str) -> str:
     """The text with the table between its markers.
 
     Raises:
-        ValueError: the markers are missing.
+        UserError: the markers are missing.
     """
     if BEGIN not in text or END not in text:
-        raise ValueError(f"README.md lacks the markers '{BEGIN}' and '{END}'")
+        raise UserError(f"README.md lacks the markers '{BEGIN}' and '{END}'")
     before, rest = text.split(BEGIN)
     return before + BEGIN + "\n" + table.strip() + "\n" + END + rest.split(END)[1]
 
@@ -27,7 +28,7 @@ def main(readme: Path = Path("README.md"), table: Path = Path("reports/results/t
         table: The generated table.
     """
     if not table.is_file():
-        raise ValueError(f"{table} does not exist: run `make repro` first")
+        raise UserError(f"{table} does not exist: run `make repro` first")
     changed = with_table(readme.read_text(), table.read_text())
     partial = readme.with_suffix(".partial")
     partial.write_text(changed)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from everycause.data.sources import open_split
 from everycause.device import start
+from everycause.errors import UserError
 from everycause.explanation.filters import FilterBank
 from everycause.explanation.masks import Masks
 from everycause.models import load, model_fingerprint
@@ -32,15 +33,22 @@ def main(row: str, seed: int, base: Path, filters: Path, masks: Path, out: Path)
         masks: Folder of its masks.
         out: Folder to write.
     """
-    params = read("run", "tracking", "data", "filters", "masks", "fill", "objective", "retraining")
+    params = read("run", "tracking", "data", "filters", "masks", "background", "loss", "retraining")
     if row not in ROWS:
-        raise ValueError(f"'{row}' is not a retraining row (known: {', '.join(ROWS)})")
+        raise UserError(f"'{row}' is not a retraining row (known: {', '.join(ROWS)})")
     device = start(params.run, seed)
     classifier, model = load(base, device), model_fingerprint(base)
     train = open_split(params.data, "train", params.run.threads)
     validation = open_split(params.data, "validation", params.run.threads)
     upstream = Upstream(classifier, FilterBank.load(filters, model), Masks.load(masks, model, train.identity), train)
-    recipe = Recipe(params.data, params.masks, params.fill, params.objective, params.filters.frequency_threshold, params.run.threads)
+    recipe = Recipe(
+        params.data,
+        params.masks,
+        params.background,
+        params.loss,
+        params.filters.frequency_threshold,
+        params.run.threads,
+    )
     goal = goal_of(ROWS[row], upstream, recipe, seed)
     with recorded(f"retrain/{row}", params, out, seed, device, train.identity) as (folder, record):
         for epoch in fit(classifier, train, validation, params.retraining, seed, goal, row):

@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 
 from everycause import tracking
-from everycause.artifacts import published
+from everycause.artifacts import atomic_folder
 from everycause.device import start
+from everycause.errors import UserError
 from everycause.params import read
 from everycause.tuning.loop import RUN, lost, optimize
 from everycause.tuning.report import write_grid, write_proposal
@@ -43,8 +44,22 @@ def main(
         worker: Set by this program: which of these processes it is.
     """
     if workers < 1:
-        raise ValueError(f"--workers {workers} must be 1 or more")
-    params = read("seeds", "run", "tracking", "data", "model", "training", "filters", "masks", "fill", "objective", "retraining", "rounds", "tuning")
+        raise UserError(f"--workers {workers} must be 1 or more")
+    params = read(
+        "seeds",
+        "run",
+        "tracking",
+        "data",
+        "model",
+        "training",
+        "filters",
+        "masks",
+        "background",
+        "loss",
+        "retraining",
+        "rounds",
+        "tuning",
+    )
     plan = params.tuning.plan(ablation)
     threads = params.run.threads if worker is None else max(1, params.run.threads // workers)
     device = start(params.run.model_copy(update={"threads": threads}), plan.seed)
@@ -52,18 +67,50 @@ def main(
     opened = open_storage(storage, lambda study, trial: lost(study, plan, trial, tracking.close))
     study = open_study(opened, plan, sweep.subject, starts(plan, sweep.present), kept.parent / "study.lock")
     if worker is not None:
-        optimize(study, plan, sweep.present, lambda asked: sweep.measures(asked, study.user_attrs.get(RUN)), sweep.steps, tracking.close, worker)
+        optimize(
+            study,
+            plan,
+            sweep.present,
+            lambda asked: sweep.measures(asked, study.user_attrs.get(RUN)),
+            sweep.steps,
+            tracking.close,
+            worker,
+        )
         return
-    tags = sweep.tags | {"study": plan.study, "row": plan.row, "objectives": ", ".join(plan.objectives), "sampler": plan.sampler, "pruner": plan.pruner}
+    tags = sweep.tags | {
+        "study": plan.study,
+        "row": plan.row,
+        "objectives": ", ".join(plan.objectives),
+        "sampler": plan.sampler,
+        "pruner": plan.pruner,
+    }
     with tracking.run(f"study/{plan.study}", sweep.tracked, tags, {}, resume=study.user_attrs.get(RUN)) as parent:
         study.set_user_attr(RUN, parent.run_id)
         if workers == 1:
-            optimize(study, plan, sweep.present, lambda asked: sweep.measures(asked, parent.run_id), sweep.steps, tracking.close)
+            optimize(
+                study,
+                plan,
+                sweep.present,
+                lambda asked: sweep.measures(asked, parent.run_id),
+                sweep.steps,
+                tracking.close,
+            )
         else:
-            command = ["-m", "stages.tune", "--artifacts", str(artifacts), "--out", str(out), "--storage", storage, "--kept", str(kept)]
+            command = [
+                "-m",
+                "stages.tune",
+                "--artifacts",
+                str(artifacts),
+                "--out",
+                str(out),
+                "--storage",
+                storage,
+                "--kept",
+                str(kept),
+            ]
             command += ["--workers", str(workers), *(["--ablation", ablation] if ablation else [])]
             run_workers(study, plan, command, workers, params.run.threads, torch.cuda.device_count(), tracking.close)
-        with published(out / ablation if ablation else out) as folder:
+        with atomic_folder(out / ablation if ablation else out) as folder:
             if ablation:
                 write_grid(study, plan, sweep.reference(), folder)
             else:

@@ -4,7 +4,7 @@ from jaxtyping import install_import_hook
 
 import tests.typechecked  # noqa: F401 - the hook looks its checker up by name
 
-with install_import_hook("everycause", "tests.typechecked.checked"):
+with install_import_hook(("everycause", "codebirds"), "tests.typechecked.checked"):
     import everycause.evaluation.predictions
     import everycause.params
     import everycause.reporting.pictures

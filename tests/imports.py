@@ -37,7 +37,11 @@ def imported(module: str) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module:
             found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
         pending.extend(ast.iter_child_nodes(node))
-    return {name for name in found if name.split(".")[0] in ("everycause", "stages", "tests", "benchmarks") and path_of(name) is not None}
+    return {
+        name
+        for name in found
+        if name.split(".")[0] in ("everycause", "stages", "tests", "benchmarks") and path_of(name) is not None
+    }
 
 
 def closure(module: str, stop: frozenset[str] = frozenset()) -> set[str]:

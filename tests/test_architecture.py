@@ -9,9 +9,20 @@ import pytest
 from everycause.params import SECTIONS
 from tests.imports import ROOT, closure, imported, path_of
 
-MODULES = sorted(".".join(path.relative_to(ROOT).with_suffix("").parts) for path in (ROOT / "everycause").rglob("*.py") if path.name != "__init__.py")
+MODULES = sorted(
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for path in (ROOT / "everycause").rglob("*.py")
+    if path.name != "__init__.py"
+)
 STAGES = sorted(path.stem for path in (ROOT / "stages").glob("*.py") if path.name != "__init__.py")
-LAYERS = ("everycause.data", "everycause.models", "everycause.explanation", "everycause.training", "everycause.evaluation", "everycause.reporting")
+LAYERS = (
+    "everycause.data",
+    "everycause.models",
+    "everycause.explanation",
+    "everycause.training",
+    "everycause.evaluation",
+    "everycause.reporting",
+)
 MAY_SEE_SHIFTS = ("everycause.evaluation.", "everycause.reporting.")
 FORBIDDEN_WORDS = {"utils", "helpers", "common", "misc", "manager", "handler", "processor", "v2"}
 TIMMS = "get_classifier"
@@ -31,7 +42,10 @@ def words(name: str) -> set[str]:
 def libraries(module: str) -> set[str]:
     nodes = list(ast.walk(ast.parse(source(module))))
     named = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
-    return {name.split(".")[0] for name in named | {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}}
+    return {
+        name.split(".")[0]
+        for name in named | {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
+    }
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -41,12 +55,24 @@ def test_only_evaluation_and_reporting_touch_shifted_splits(module: str) -> None
 
 
 def test_training_explanation_and_sweeps_cannot_reach_a_shifted_split() -> None:
-    for stage in ("train_base", "accumulate_filters", "generate_masks", "retrain", "retrain_rounds", "measure_faithfulness", "tune"):
+    for stage in (
+        "train_base",
+        "accumulate_filters",
+        "generate_masks",
+        "retrain",
+        "retrain_rounds",
+        "measure_faithfulness",
+        "tune",
+    ):
         assert "everycause.data.shifts" not in closure(f"stages.{stage}"), stage
 
 
 def test_only_the_sweep_and_the_rounds_reach_the_erasures_of_validation_images() -> None:
-    users = {module for module in [*MODULES, *(f"stages.{stage}" for stage in STAGES)] if "everycause.data.codebirds" in closure(module)}
+    users = {
+        module
+        for module in [*MODULES, *(f"stages.{stage}" for stage in STAGES)]
+        if "everycause.data.codebirds" in closure(module)
+    }
     assert users == {
         "everycause.data.codebirds", "everycause.tuning.trial", "everycause.evaluation.faithfulness", "everycause.tuning.trial", "stages.tune", "stages.retrain_rounds",
     }  # fmt: skip
@@ -54,7 +80,12 @@ def test_only_the_sweep_and_the_rounds_reach_the_erasures_of_validation_images()
 
 def test_the_test_split_is_opened_by_shifts_alone() -> None:
     for module in [*MODULES, *(f"stages.{stage}" for stage in STAGES)]:
-        if module not in ("everycause.data.shifts", "everycause.data.images", "codebirds.factors", "everycause.data.sources"):
+        if module not in (
+            "everycause.data.shifts",
+            "everycause.data.images",
+            "codebirds.factors",
+            "everycause.data.sources",
+        ):
             for node in ast.walk(ast.parse(source(module))):
                 if isinstance(node, ast.Call) and getattr(node.func, "id", "") in (
                     "open_split",
@@ -63,7 +94,9 @@ def test_the_test_split_is_opened_by_shifts_alone() -> None:
                     "imagenet_split",
                     "waterbirds_split",
                 ):
-                    assert "test" not in [argument.value for argument in node.args if isinstance(argument, ast.Constant)], module
+                    assert "test" not in [
+                        argument.value for argument in node.args if isinstance(argument, ast.Constant)
+                    ], module
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -76,7 +109,9 @@ def test_imports_point_from_later_to_earlier_layers(module: str) -> None:
                     assert number <= level, f"{module} imports {other}"
 
 
-@pytest.mark.parametrize(("library", "door"), [("mlflow", "everycause.tracking"), ("optuna", "everycause.tuning"), ("dvc", None)])
+@pytest.mark.parametrize(
+    ("library", "door"), [("mlflow", "everycause.tracking"), ("optuna", "everycause.tuning"), ("dvc", None)]
+)
 def test_each_tool_has_one_door(library: str, door: str | None) -> None:
     users = {module for module in MODULES if library in libraries(module)}
     assert bool(users) == bool(door) and all(user == door or user.startswith(f"{door}.") for user in users)
@@ -86,7 +121,10 @@ def test_each_tool_has_one_door(library: str, door: str | None) -> None:
 def test_the_mathematics_knows_no_tracker_and_no_tuner(layer: str) -> None:
     for module in MODULES:
         if module.startswith(layer):
-            assert not any(other.startswith(("everycause.tracking", "everycause.tuning", "everycause.tuning.trial")) for other in closure(module)), module
+            assert not any(
+                other.startswith(("everycause.tracking", "everycause.tuning", "everycause.tuning.trial"))
+                for other in closure(module)
+            ), module
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -98,7 +136,9 @@ def test_modules_and_functions_stay_small(module: str) -> None:
             body = node.body[1:] if ast.get_docstring(node) and len(node.body) > 1 else node.body
             lines = body[-1].end_lineno - body[0].lineno + 1
             assert lines <= 40, f"{module}.{node.name} has {lines} lines"
-            assert not words(node.name) & FORBIDDEN_WORDS and (not node.name.startswith("get_") or node.name == TIMMS), node.name
+            assert not words(node.name) & FORBIDDEN_WORDS and (
+                not node.name.startswith("get_") or node.name == TIMMS
+            ), node.name
     assert not words(module) & FORBIDDEN_WORDS
 
 
@@ -129,7 +169,9 @@ def test_everything_public_has_a_docstring(module: str) -> None:
 def test_every_section_has_an_owner_whose_fields_are_explained() -> None:
     for owner in SECTIONS.values():
         module, name = owner.split(":")
-        (node,) = (node for node in ast.parse(source(module)).body if isinstance(node, ast.ClassDef) and node.name == name)
+        (node,) = (
+            node for node in ast.parse(source(module)).body if isinstance(node, ast.ClassDef) and node.name == name
+        )
         for field, after in zip(node.body, [*node.body[1:], None], strict=True):
             if isinstance(field, ast.AnnAssign) and ast.unparse(field.annotation) not in (
                 "CodebirdsParams",
@@ -141,7 +183,9 @@ def test_every_section_has_an_owner_whose_fields_are_explained() -> None:
                 "OptimizerParams",
                 "AugmentationParams",
             ):
-                assert isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant), f"{owner}.{ast.unparse(field.target)} is not explained"
+                assert isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant), (
+                    f"{owner}.{ast.unparse(field.target)} is not explained"
+                )
 
 
 def test_packages_re_export_nothing() -> None:

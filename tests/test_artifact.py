@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from everycause.artifacts import published
+from everycause.artifacts import atomic_folder
 
 
 def files(folder: Path) -> dict[str, str]:
@@ -10,7 +10,7 @@ def files(folder: Path) -> dict[str, str]:
 
 
 def cut_short(out: Path, error: type[BaseException], resume: str | None) -> None:
-    with pytest.raises(error), published(out, resume) as folder:
+    with pytest.raises(error), atomic_folder(out, resume) as folder:
         (folder / "first").write_text("done")
         raise error
 
@@ -20,7 +20,7 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     for error in (ValueError, KeyboardInterrupt):
         cut_short(out, error, None)
         assert list(tmp_path.iterdir()) == []
-    with published(out) as folder:
+    with atomic_folder(out) as folder:
         (folder / "file").write_text("new")
         assert not out.exists()
     assert files(out) == {"file": "new"} and list(tmp_path.iterdir()) == [out]
@@ -30,11 +30,11 @@ def test_what_was_finished_is_found_again_under_the_same_key_only(tmp_path: Path
     out = tmp_path / "out"
     cut_short(out, KeyboardInterrupt, "one")
     assert not out.exists()
-    with published(out, "one") as folder:
+    with atomic_folder(out, "one") as folder:
         assert files(folder) == {"first": "done"}
     assert list(tmp_path.iterdir()) == [out]
     cut_short(out, KeyboardInterrupt, "one")
-    with published(out, "another") as folder:
+    with atomic_folder(out, "another") as folder:
         assert files(folder) == {}
 
 

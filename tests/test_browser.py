@@ -44,7 +44,9 @@ def served(command: list[str], port: int, folder: Path) -> Iterator[None]:
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     with (
         (folder / "server.log").open("w") as log,
-        subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True) as server,
+        subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True
+        ) as server,
     ):
         try:
             for _ in range(240):
@@ -73,7 +75,9 @@ def page(chromium: str, address: str, folder: Path, picture: str) -> str:
     ]
     subprocess.run([*common, f"--screenshot={shots / picture}", address], capture_output=True, timeout=120, check=True)
     assert (shots / picture).stat().st_size > 20_000
-    return subprocess.run([*common, "--dump-dom", address], capture_output=True, text=True, timeout=120, check=True).stdout
+    return subprocess.run(
+        [*common, "--dump-dom", address], capture_output=True, text=True, timeout=120, check=True
+    ).stdout
 
 
 @pytest.fixture
@@ -85,7 +89,7 @@ def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, list
     with tracking.run("study/joint", PARAMS, {"stage": "tune", "study": "joint"}, {}) as parent:
         runs.append(str(parent.run_id))
         for number in range(3):
-            values = {"objective.lambda_mc": 0.001 * (number + 1), "fill.source": ("bank", "own", "mean")[number]}
+            values = {"loss.lambda_mc": 0.001 * (number + 1), "background.source": ("bank", "own", "mean")[number]}
             tags = {"stage": "tune", "study": "joint", "trial": str(number)}
             with tracking.run(f"joint/trial-{number}", PARAMS, tags, values, parent=parent.run_id) as record:
                 for epoch in range(1, 4):
@@ -97,27 +101,60 @@ def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, list
     return tracking.experiment_id("everycause-tuning"), runs
 
 
-def test_the_trials_of_a_study_stand_in_the_runs_table_and_can_be_compared(chromium: str, tmp_path: Path, recorded: tuple[str, list[str]]) -> None:
+def test_the_trials_of_a_study_stand_in_the_runs_table_and_can_be_compared(
+    chromium: str, tmp_path: Path, recorded: tuple[str, list[str]]
+) -> None:
     experiment, runs = recorded
     port = free_port()
-    command = [sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(port), "--backend-store-uri", f"sqlite:///{tmp_path / 'mlflow.db'}"]
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "ui",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--backend-store-uri",
+        f"sqlite:///{tmp_path / 'mlflow.db'}",
+    ]
     with served(command, port, tmp_path):
         base = f"http://127.0.0.1:{port}/#"
-        table = page(chromium, f"{base}/experiments/{experiment}/runs?workflowType=machine_learning", tmp_path, "runs.png")
+        table = page(
+            chromium, f"{base}/experiments/{experiment}/runs?workflowType=machine_learning", tmp_path, "runs.png"
+        )
         assert "study/joint" in table and "4</strong> matching runs" in table
         study = page(chromium, f"{base}/experiments/{experiment}/runs/{runs[0]}", tmp_path, "study.png")
         assert all(f"joint/trial-{number}" in study for number in range(3))
         listed = "%2C".join(f"%22{run}%22" for run in runs[1:])
-        compared = page(chromium, f"{base}/compare-runs?runs=%5B{listed}%5D&experiments=%5B%22{experiment}%22%5D", tmp_path, "compared.png")
+        compared = page(
+            chromium,
+            f"{base}/compare-runs?runs=%5B{listed}%5D&experiments=%5B%22{experiment}%22%5D",
+            tmp_path,
+            "compared.png",
+        )
     for number in range(3):
         assert f"joint/trial-{number}" in compared
-    assert "objective.lambda_mc" in compared and "fill.source" in compared and re.search(r"validation_completeness", compared)
+    assert (
+        "loss.lambda_mc" in compared
+        and "background.source" in compared
+        and re.search(r"validation_completeness", compared)
+    )
 
 
 def test_optuna_dashboard_shows_the_study_of_the_journal(chromium: str, tmp_path: Path) -> None:
     finished(tmp_path, plan_of(5))
     port = free_port()
-    command = [sys.executable, "-m", "optuna_dashboard", "--host", "127.0.0.1", "--port", str(port), str(tmp_path / "journal.log")]
+    command = [
+        sys.executable,
+        "-m",
+        "optuna_dashboard",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        str(tmp_path / "journal.log"),
+    ]
     if shutil.which("optuna-dashboard"):
         command = ["optuna-dashboard", *command[3:]]
     with served(command, port, tmp_path):

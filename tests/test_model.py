@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from everycause.artifacts import load_tensors, published, save_tensors
+from everycause.artifacts import atomic_folder, load_tensors, save_tensors
 from everycause.models import Classifier, ModelParams, evaluating, load, model_fingerprint, recorded
 from tests.conftest import MODEL, STATISTICS, make_classifier
 
@@ -20,13 +20,20 @@ def test_a_saved_classifier_loads_with_the_same_logits_and_bytes(tmp_path: Path,
     classifier.save(tmp_path)
     loaded = load(tmp_path)
     assert torch.equal(loaded(images()), classifier(images()))
-    assert (loaded.class_names, loaded.statistics, loaded.params) == (classifier.class_names, classifier.statistics, classifier.params)
+    assert (loaded.class_names, loaded.statistics, loaded.params) == (
+        classifier.class_names,
+        classifier.statistics,
+        classifier.params,
+    )
     before = model_fingerprint(tmp_path)
     loaded.save(tmp_path)
     assert model_fingerprint(tmp_path) == before
 
 
-@pytest.mark.parametrize(("name", "layer"), [("resnet10t", "layer4"), ("test_convnext", "stages"), ("test_efficientnet", "conv_head"), ("vgg11", "features")])
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [("resnet10t", "layer4"), ("test_convnext", "stages"), ("test_efficientnet", "conv_head"), ("vgg11", "features")],
+)
 def test_other_architectures_work(name: str, layer: str) -> None:
     classifier = with_params(name=name, explained_layer=layer).eval()
     seen = classifier.readout(images(2))
@@ -51,11 +58,20 @@ def test_a_vit_of_a_fixed_size_is_built_for_the_image_size() -> None:
         ("test_vit3", "fc_norm", "published", "no place in the image"),
     ],
 )
-def test_filters_of_every_kind_of_network_are_read_and_named(name: str, layer: str, head: str, are: str, tmp_path: Path) -> None:
-    classifier = Classifier(ModelParams(name=name, pretrained=False, explained_layer=layer, head=head, dropout=0.5), ("a", "b", "c"), 64, STATISTICS).eval()
+def test_filters_of_every_kind_of_network_are_read_and_named(
+    name: str, layer: str, head: str, are: str, tmp_path: Path
+) -> None:
+    classifier = Classifier(
+        ModelParams(name=name, pretrained=False, explained_layer=layer, head=head, dropout=0.5),
+        ("a", "b", "c"),
+        64,
+        STATISTICS,
+    ).eval()
     weight, bias = classifier.head()
     seen = classifier.readout(images(2, 64))
-    assert torch.allclose(seen.activations @ weight.T + bias, seen.logits, atol=1e-3) and are in classifier.filters_are()
+    assert (
+        torch.allclose(seen.activations @ weight.T + bias, seen.logits, atol=1e-3) and are in classifier.filters_are()
+    )
     classifier.save(tmp_path)
     assert torch.allclose(load(tmp_path)(images(2, 64)), classifier(images(2, 64)), atol=1e-4)
 
@@ -97,7 +113,9 @@ def test_wrong_names_are_one_sentence(changes: dict, message: str) -> None:
         with_params(**changes)
 
 
-def test_pretrained_weights_that_are_not_there_are_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_pretrained_weights_that_are_not_there_are_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
@@ -129,12 +147,12 @@ def test_modes_are_restored_module_by_module_even_after_an_exception(classifier:
 
 def test_an_artifact_is_whole_or_absent(tmp_path: Path) -> None:
     out = tmp_path / "deep" / "out"
-    with pytest.raises(RuntimeError), published(out) as folder:
+    with pytest.raises(RuntimeError), atomic_folder(out) as folder:
         (folder / "file").write_text("half")
         raise RuntimeError
     assert list(out.parent.iterdir()) == []
     for text in ("one", "two"):
-        with published(out) as folder:
+        with atomic_folder(out) as folder:
             (folder / "file").write_text(text)
     assert (out / "file").read_text() == "two" and list(out.parent.iterdir()) == [out]
 

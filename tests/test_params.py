@@ -20,7 +20,9 @@ def changed(raw: dict, path: str, value: Any = None, *, remove: bool = False) ->
     return raw
 
 
-@pytest.mark.parametrize("file", [ROOT / "params.yaml", *sorted((ROOT / "profiles").glob("*.yaml"))], ids=lambda file: file.name)
+@pytest.mark.parametrize(
+    "file", [ROOT / "params.yaml", *sorted((ROOT / "profiles").glob("*.yaml"))], ids=lambda file: file.name
+)
 def test_every_profile_is_valid(file: Path) -> None:
     values = validated(yaml.safe_load(file.read_text()), file.name)
     assert set(yaml.safe_load(file.read_text())) == set(SECTIONS) | set(Matrix.model_fields)
@@ -35,8 +37,8 @@ def test_every_profile_is_valid(file: Path) -> None:
         ("masks.regions", "six", "'masks.regions' is 'six'"),
         ("masks.regions", 1, "'masks.regions' is 1: input should be greater than or equal to 4"),
         ("masks.regions", 4.5, "'masks.regions' is 4.5"),
-        ("objective.lambda_mc", "1e-4", "write 1.0e-4"),
-        ("objective.lambda_mc", -1.0, "'objective.lambda_mc' is -1.0"),
+        ("loss.lambda_mc", "1e-4", "write 1.0e-4"),
+        ("loss.lambda_mc", -1.0, "'loss.lambda_mc' is -1.0"),
         ("training.optimizer.learning_rate", 0.0, "'training.optimizer.learning_rate'"),
         ("rows", ["mask"], "did you mean 'masks'"),
         ("evaluated", ["base", "masks_random"], "nor one of rows"),
@@ -69,7 +71,9 @@ def test_sections_are_frozen(raw: dict) -> None:
         validated(raw, "params.yaml").masks.regions = 3
 
 
-@pytest.mark.parametrize(("text", "message"), [(None, "does not exist"), ("a: [", "not valid YAML"), ("", "holds no keys")])
+@pytest.mark.parametrize(
+    ("text", "message"), [(None, "does not exist"), ("a: [", "not valid YAML"), ("", "holds no keys")]
+)
 def test_a_missing_or_broken_file_is_one_sentence(tmp_path: Path, text: str | None, message: str) -> None:
     path = tmp_path / "params.yaml"
     if text is not None:

@@ -15,7 +15,11 @@ UNDECLARED = {"tracking"}
 
 def sections_read(stage: str) -> set[str]:
     """The names that a stage passes to params.read."""
-    calls = [node for node in ast.walk(ast.parse((ROOT / "stages" / f"{stage}.py").read_text())) if isinstance(node, ast.Call)]
+    calls = [
+        node
+        for node in ast.walk(ast.parse((ROOT / "stages" / f"{stage}.py").read_text()))
+        if isinstance(node, ast.Call)
+    ]
     (read,) = (call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "read")
     return {argument.value for argument in read.args if isinstance(argument, ast.Constant)}
 

@@ -29,7 +29,9 @@ def test_every_command_can_be_run(command: list[str]) -> None:
             grids = yaml.safe_load((ROOT / "params.yaml").read_text())["tuning"]["ablations"]
             assert name.removeprefix("name=") in grids
         case ["make", target, *settings]:
-            assert target in TARGETS and all(re.search(rf"^{one.split('=')[0]} \?= ", MAKEFILE, flags=re.MULTILINE) for one in settings)
+            assert target in TARGETS and all(
+                re.search(rf"^{one.split('=')[0]} \?= ", MAKEFILE, flags=re.MULTILINE) for one in settings
+            )
         case ["dvc", "repro", *names]:
             assert set(names) <= set(stages)
         case ["dvc", "exp", "run", *options]:

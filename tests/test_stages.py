@@ -50,11 +50,20 @@ def run_pipeline(folder: Path, raw: dict) -> Path:
         accumulate_filters.main(seed=0, base=BASE, out=FILTERS)
         generate_masks.main(seed=0, base=BASE, out=MASKS)
         for row in raw["rows"]:
-            retrain.main(row=row, seed=0, base=BASE, filters=FILTERS, masks=MASKS, out=ARTIFACTS / "models" / row / "seed-0")
+            retrain.main(
+                row=row, seed=0, base=BASE, filters=FILTERS, masks=MASKS, out=ARTIFACTS / "models" / row / "seed-0"
+            )
         retrain_rounds.main(seed=0, base=BASE, masks=MASKS, out=ROUNDS)
-        measure_faithfulness.main(seed=0, models=ARTIFACTS / "models", filters=FILTERS, out=ARTIFACTS / "faithfulness" / "all" / "seed-0")
+        measure_faithfulness.main(
+            seed=0, models=ARTIFACTS / "models", filters=FILTERS, out=ARTIFACTS / "faithfulness" / "all" / "seed-0"
+        )
         for row in raw["evaluated"]:
-            evaluate_ood.main(row=row, seed=0, model=str(ARTIFACTS / "models" / row / "seed-0"), out=ARTIFACTS / "evaluation" / row / "seed-0")
+            evaluate_ood.main(
+                row=row,
+                seed=0,
+                model=str(ARTIFACTS / "models" / row / "seed-0"),
+                out=ARTIFACTS / "evaluation" / row / "seed-0",
+            )
         detect_misclassifications.main(seed=0, base=BASE, filters=FILTERS, out=DETECTION)
         report.main(artifacts=ARTIFACTS, out=Path("reports/results"))
     finally:
@@ -95,7 +104,10 @@ def photos(tmp_path_factory: pytest.TempPathFactory, store: None) -> Path:
 
 def files(folder: Path) -> dict[str, bytes]:
     return {
-        str(path.relative_to(folder)): path.read_bytes() for part in ("artifacts", "reports") for path in sorted((folder / part).rglob("*")) if path.is_file()
+        str(path.relative_to(folder)): path.read_bytes()
+        for part in ("artifacts", "reports")
+        for path in sorted((folder / part).rglob("*"))
+        if path.is_file()
     }
 
 
@@ -111,7 +123,10 @@ def test_another_seed_of_the_data_gives_other_bytes(toy: Path, tmp_path: Path) -
     raw["data"]["codebirds"]["seed"] = 1
     raw["rows"], raw["evaluated"] = ["continued"], ["base"]
     other = files(run_pipeline(tmp_path / "other", raw))
-    assert other["artifacts/models/base/seed-0/model.safetensors"] != files(toy)["artifacts/models/base/seed-0/model.safetensors"]
+    assert (
+        other["artifacts/models/base/seed-0/model.safetensors"]
+        != files(toy)["artifacts/models/base/seed-0/model.safetensors"]
+    )
 
 
 def test_the_report_has_every_row_and_every_figure(toy: Path) -> None:
@@ -120,7 +135,7 @@ def test_the_report_has_every_row_and_every_figure(toy: Path) -> None:
         assert f"| `{row}` |" in text
     for said in (
         "Filters are units of the pooled vector of `layer4` of test_resnet",
-        "| `oracle_necessary` |",
+        "| `exact_necessary` |",
         "| test | ",
         "`max_softmax`",
         "part in common",
@@ -135,14 +150,19 @@ def test_the_report_has_every_row_and_every_figure(toy: Path) -> None:
     for name in figures:
         assert (toy / "reports" / "results" / name).stat().st_size > 5000
     measures = read_json(toy / "reports" / "results" / "metrics.json", "report")
-    assert measures["joint"]["accuracy/test"] == read_json(toy / "artifacts" / "evaluation" / "joint" / "seed-0" / "metrics.json", "")["accuracy/test"]
+    assert (
+        measures["joint"]["accuracy/test"]
+        == read_json(toy / "artifacts" / "evaluation" / "joint" / "seed-0" / "metrics.json", "")["accuracy/test"]
+    )
     assert f"{100 * measures['joint']['completeness']:.1f}" in text
 
 
 def test_photos_in_folders_go_through_every_stage(photos: Path) -> None:
     measures = read_json(photos / "reports" / "results" / "metrics.json", "report")
     assert measures["base"]["accuracy/test"] > 0.6
-    assert {"accuracy/inverted", "accuracy/corruptions"} <= set(measures["base"]) and "completeness" not in measures["base"]
+    assert {"accuracy/inverted", "accuracy/corruptions"} <= set(measures["base"]) and "completeness" not in measures[
+        "base"
+    ]
     text = (photos / "reports" / "results" / "results.md").read_text()
     assert "inverted" in text and "completeness" not in text
     assert load(photos / BASE).class_names == tuple(f"digit-{i}" for i in range(4))
@@ -155,7 +175,9 @@ def test_histories_hold_an_epoch_a_line_and_no_times(toy: Path) -> None:
 
 
 @pytest.mark.parametrize("stage", ("generate_masks", "retrain_rounds"))
-def test_a_killed_stage_goes_on_and_ends_in_the_same_bytes(toy: Path, monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
+def test_a_killed_stage_goes_on_and_ends_in_the_same_bytes(
+    toy: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
     monkeypatch.chdir(toy)
     raw = smoke()
     raw["masks"]["shard"] = 16
@@ -184,7 +206,9 @@ def test_a_killed_stage_goes_on_and_ends_in_the_same_bytes(toy: Path, monkeypatc
     assert not Path(f"{stage}-killed").exists() and Path(f"{stage}-killed.partial").is_dir()
     monkeypatch.setattr(owner, name, real)
     resumed = run_into(f"{stage}-killed")
-    assert {path.name: path.read_bytes() for path in resumed.iterdir()} == {path.name: path.read_bytes() for path in whole.iterdir()}
+    assert {path.name: path.read_bytes() for path in resumed.iterdir()} == {
+        path.name: path.read_bytes() for path in whole.iterdir()
+    }
     assert not Path(f"{stage}-killed.partial").exists() and len(list(whole.iterdir())) > 3
 
 
@@ -194,7 +218,9 @@ def test_the_notebooks_run_on_what_the_stages_wrote(toy: Path, monkeypatch: pyte
     notebooks = sorted((ROOT / "notebooks").glob("*.ipynb"))
     assert notebooks
     for path in notebooks:
-        NotebookClient(nbformat.read(path, as_version=4), timeout=300, kernel_name="python3").execute(cwd=str(ROOT / "notebooks"))
+        NotebookClient(nbformat.read(path, as_version=4), timeout=300, kernel_name="python3").execute(
+            cwd=str(ROOT / "notebooks")
+        )
 
 
 def test_the_readme_takes_the_table_between_its_markers(toy: Path, tmp_path: Path) -> None:
@@ -213,7 +239,9 @@ def refused(folder: Path, raw: dict, *command: str) -> str:
     """The one sentence with which a stage, started as DVC starts it, refuses."""
     (folder / "params.yaml").write_text(yaml.safe_dump(raw))
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}"}
-    done = subprocess.run([sys.executable, "-m", *command], cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", *command], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode != 0
     assert "Traceback" not in done.stderr and done.stderr.count("error: ") == 1, done.stderr
     assert not list(folder.rglob("*.partial")) and not (folder / "out").exists()
@@ -256,7 +284,21 @@ def no_folder(raw: dict) -> None:
 TRAIN = ("stages.train_base", "--seed", "0", "--out", "out")
 ACCUMULATE = ("stages.accumulate_filters", "--seed", "0", "--base", str(BASE), "--out", "out")
 GENERATE = ("stages.generate_masks", "--seed", "0", "--base", str(BASE), "--out", "out")
-RETRAIN = ("stages.retrain", "--row", "joint", "--seed", "0", "--base", str(BASE), "--filters", str(FILTERS), "--masks", str(MASKS), "--out", "out")
+RETRAIN = (
+    "stages.retrain",
+    "--row",
+    "joint",
+    "--seed",
+    "0",
+    "--base",
+    str(BASE),
+    "--filters",
+    str(FILTERS),
+    "--masks",
+    str(MASKS),
+    "--out",
+    "out",
+)
 
 
 @pytest.mark.parametrize(
@@ -266,7 +308,12 @@ RETRAIN = ("stages.retrain", "--row", "joint", "--seed", "0", "--base", str(BASE
         (wrong_model, TRAIN, "'resnet_fifty' is not a timm model"),
         (wrong_layer, TRAIN, "'layer7' does not exist in test_resnet"),
         (no_folder, TRAIN, "'nowhere', which is not a folder"),
-        pytest.param(no_cuda, TRAIN, "sees no CUDA device", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")),
+        pytest.param(
+            no_cuda,
+            TRAIN,
+            "sees no CUDA device",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
+        ),
         (no_filters, ACCUMULATE, "has no training image that is predicted correctly with p ≥ 0.9999"),
         (fine_grid, GENERATE, "a grid needs a square number, such as 9 or 16"),
         (diverging, RETRAIN, "row joint: the loss is"),
@@ -295,5 +342,7 @@ def test_masks_of_another_model_are_refused(toy: Path, tmp_path: Path) -> None:
 
 
 def test_a_stage_explains_itself() -> None:
-    done = subprocess.run([sys.executable, "-m", "stages.retrain", "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "stages.retrain", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert "--row" in done.stdout and "Folder of its filter bank" in done.stdout

@@ -20,7 +20,7 @@ from everycause import tracking
 from everycause.explanation import filters as filters_module
 from everycause.tuning import trial as sweep_module
 from everycause.tuning import upstream as stock_module
-from everycause.tuning.loop import Asked
+from everycause.tuning.loop import RunningTrial
 from everycause.tuning.trial import Sweep, prepared, trial, with_values
 from stages import accumulate_filters, generate_masks, retrain, retrain_rounds, train_base, tune
 from tests.conftest import ROOT
@@ -54,7 +54,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     accumulate_filters.main(seed=0, base=BASE, out=FILTERS)
     generate_masks.main(seed=0, base=BASE, out=MASKS)
     for row in ROWS:
-        retrain.main(row=row, seed=0, base=BASE, filters=FILTERS, masks=MASKS, out=ARTIFACTS / "models" / row / "seed-0")
+        retrain.main(
+            row=row, seed=0, base=BASE, filters=FILTERS, masks=MASKS, out=ARTIFACTS / "models" / row / "seed-0"
+        )
     retrain_rounds.main(seed=0, base=BASE, masks=MASKS, out=ARTIFACTS / "models" / "masks_rounds" / "seed-0")
     yield folder
     os.chdir(before)
@@ -83,7 +85,9 @@ def sweep_of(raw: dict, ablation: str = "") -> Sweep:
 
 def runs_of(study: str) -> list[mlflow.entities.Run]:
     mlflow.set_tracking_uri(tracking.tracking_uri())
-    return mlflow.search_runs(experiment_names=["everycause-tuning"], filter_string=f"tags.study = '{study}'", output_format="list")
+    return mlflow.search_runs(
+        experiment_names=["everycause-tuning"], filter_string=f"tags.study = '{study}'", output_format="list"
+    )
 
 
 def contents() -> dict[Path, bytes]:
@@ -98,11 +102,17 @@ def test_a_sweep_reuses_what_exists_proposes_and_goes_on_in_one_mlflow_run(toy: 
     assert "selected by the highest validation completeness" in Path("proposal/best_params.yaml").read_text()
     assert contents() == before and not Path("tuning/upstream").exists()
     (parent,) = (run for run in runs_of("going-on") if "mlflow.parentRunId" not in run.data.tags)
-    trials_logged = [run for run in runs_of("going-on") if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    trials_logged = [
+        run for run in runs_of("going-on") if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id
+    ]
     assert {run.info.run_name for run in trials_logged} == {f"going-on/trial-{number}" for number in range(3)}
     for run in trials_logged:
         assert run.info.status == "FINISHED" and run.data.tags["state"] == "complete"
-        assert "objective.lambda_mc" in run.data.params and {"best/validation_completeness", "train/mc", "validation/accuracy"} <= set(run.data.metrics)
+        assert "loss.lambda_mc" in run.data.params and {
+            "best/validation_completeness",
+            "train/mc",
+            "validation/accuracy",
+        } <= set(run.data.metrics)
         curve = mlflow.MlflowClient().get_metric_history(run.info.run_id, "validation/accuracy")
         assert [point.step for point in curve] == list(range(1, smoke()["retraining"]["epochs"] + 1))
     attached = {file.path for file in mlflow.MlflowClient().list_artifacts(parent.info.run_id)}
@@ -113,19 +123,26 @@ def test_an_ablation_tries_its_grid_beside_the_continued_base(toy: Path) -> None
     Path("params.yaml").write_text(yaml.safe_dump(smoke()))
     tune.main(artifacts=ARTIFACTS, out=Path("ablations"), ablation="sparsity")
     table = pandas.read_csv("ablations/sparsity/trials.csv")
-    assert list(table["filters.heads.sparsity"]) == [1.0, 2.0] and {"validation completeness", "filters_per_class"} <= set(table.columns)
+    assert list(table["filters.heads.sparsity"]) == [1.0, 2.0] and {
+        "validation completeness",
+        "filters_per_class",
+    } <= set(table.columns)
     assert Path("ablations/sparsity/grid.png").is_file()
     assert set(sweep_of(smoke(), "sparsity").reference()) == {"validation completeness", "validation accuracy"}
 
 
 @pytest.mark.parametrize("row", [*ROWS, "masks_rounds"])
-def test_a_trial_with_the_present_values_is_the_row_that_the_pipeline_retrains_byte_for_byte(toy: Path, tmp_path: Path, row: str) -> None:
+def test_a_trial_with_the_present_values_is_the_row_that_the_pipeline_retrains_byte_for_byte(
+    toy: Path, tmp_path: Path, row: str
+) -> None:
     sweep = sweep_of(smoke())
     torch.rand(7)  # what went before in the process must not matter
     started = trial(sweep.stock, row, sweep.params, sweep.data, 1, 0)
     epochs = list(started.epochs)
     started.classifier.save(tmp_path)
-    assert (tmp_path / "model.safetensors").read_bytes() == (ARTIFACTS / "models" / row / "seed-0" / "model.safetensors").read_bytes()
+    assert (tmp_path / "model.safetensors").read_bytes() == (
+        ARTIFACTS / "models" / row / "seed-0" / "model.safetensors"
+    ).read_bytes()
     assert [epoch.number for epoch in epochs] == list(range(1, smoke()["retraining"]["epochs"] + 1))
 
 
@@ -134,7 +151,9 @@ def test_what_a_trial_does_not_change_is_not_made_again(toy: Path, monkeypatch: 
 
     def counted(module: object, name: str) -> None:
         real = getattr(module, name)
-        monkeypatch.setattr(module, name, lambda *arguments, **options: (made.append(name), real(*arguments, **options))[1])
+        monkeypatch.setattr(
+            module, name, lambda *arguments, **options: (made.append(name), real(*arguments, **options))[1]
+        )
 
     counted(stock_module, "generate")
     counted(stock_module, "fit_base")
@@ -146,10 +165,24 @@ def test_what_a_trial_does_not_change_is_not_made_again(toy: Path, monkeypatch: 
         trial(sweep.stock, "joint", with_values(sweep.params, values), sweep.data, 1, 0)
         return sorted(made)
 
-    assert upstream_of({"objective.lambda_mc": 0.5}) == upstream_of({"filters.confidence_threshold": 0.2}) == upstream_of({"fill.source": "own"}) == []
-    assert upstream_of({"filters.heads.sparsity": 1.0}) == ["train_heads"] and upstream_of({"filters.heads.sparsity": 1.0}) == []
-    assert upstream_of({"masks.fill": "zeros"}) == ["generate"] and upstream_of({"masks.fill": "zeros", "objective.lambda_mc": 0.5}) == []
-    assert upstream_of({"training.epochs": 1}) == ["fit_base", "generate", "train_heads"] and upstream_of({"training.epochs": 1}) == []
+    assert (
+        upstream_of({"loss.lambda_mc": 0.5})
+        == upstream_of({"filters.confidence_threshold": 0.2})
+        == upstream_of({"background.source": "own"})
+        == []
+    )
+    assert (
+        upstream_of({"filters.heads.sparsity": 1.0}) == ["train_heads"]
+        and upstream_of({"filters.heads.sparsity": 1.0}) == []
+    )
+    assert (
+        upstream_of({"masks.baseline": "zeros"}) == ["generate"]
+        and upstream_of({"masks.baseline": "zeros", "loss.lambda_mc": 0.5}) == []
+    )
+    assert (
+        upstream_of({"training.epochs": 1}) == ["fit_base", "generate", "train_heads"]
+        and upstream_of({"training.epochs": 1}) == []
+    )
     another = sweep_of(smoke())  # another worker finds on disk what the first one made; heads it trains itself
     made.clear()
     trial(another.stock, "joint", with_values(another.params, {"training.epochs": 1}), another.data, 1, 0)
@@ -158,24 +191,43 @@ def test_what_a_trial_does_not_change_is_not_made_again(toy: Path, monkeypatch: 
 
 def test_masks_that_a_trial_makes_anew_are_those_that_the_stage_would_make(toy: Path) -> None:
     raw = smoke()
-    raw["masks"]["fill"] = "zeros"
+    raw["masks"]["background"] = "zeros"
     Path("params.yaml").write_text(yaml.safe_dump(raw))
     generate_masks.main(seed=0, base=BASE, out=Path("other-masks"))
     sweep = sweep_of(smoke())
-    sweep.stock.masks(BASE, with_values(sweep.params, {"masks.fill": "zeros"}), 0)
+    sweep.stock.masks(BASE, with_values(sweep.params, {"masks.baseline": "zeros"}), 0)
     (kept,) = Path("tuning/upstream/masks").glob("*/masks-*.safetensors")
     assert kept.read_bytes() == (Path("other-masks") / kept.name).read_bytes()
 
 
 def test_seeds_are_averaged_objectives_make_a_front_and_names_are_tuned(toy: Path) -> None:
     objectives = ["validation accuracy", "validation completeness"]
-    parameters = {"fill.source": {"values": ["bank", "own"]}, "masks.max_regions": {"low": 2.0, "high": 8.0, "log": False}}
+    parameters = {
+        "background.source": {"values": ["bank", "own"]},
+        "masks.max_regions": {"low": 2.0, "high": 8.0, "log": False},
+    }
     present = smoke()["masks"]["max_regions"]
     parameters["masks.max_regions"]["high"] = float(max(present, 8))
-    raw = smoke(study="both", objectives=objectives, seeds=[0, 1], pruner="none", sampler="nsga2", row="masks", parameters=parameters, trials=3)
+    raw = smoke(
+        study="both",
+        objectives=objectives,
+        seeds=[0, 1],
+        pruner="none",
+        sampler="nsga2",
+        row="masks",
+        parameters=parameters,
+        trials=3,
+    )
     table = swept(raw)
-    assert table["front"].any() and set(table["fill.source"]) <= {"bank", "own"} and table["masks.max_regions"][0] == present
-    assert Path("proposal/pareto_front.png").is_file() and len(list(Path("tuning/upstream/base").glob("*/model.safetensors"))) == 1
+    assert (
+        table["front"].any()
+        and set(table["background.source"]) <= {"bank", "own"}
+        and table["masks.max_regions"][0] == present
+    )
+    assert (
+        Path("proposal/pareto_front.png").is_file()
+        and len(list(Path("tuning/upstream/base").glob("*/model.safetensors"))) == 1
+    )
     sweep = sweep_of(raw)
     alone = []
     for seed in (0, 1):
@@ -206,7 +258,7 @@ class Told:
 def test_a_pruned_trial_is_killed_and_a_failed_one_failed_in_mlflow(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sweep = sweep_of(smoke(study="states", seeds=[0, 1]))
     pruned, failed = Told(prune=True), Told(prune=False)
-    assert sweep.measures(Asked(0, sweep.present, pruned, range(1, 2)), None) is None
+    assert sweep.measures(RunningTrial(0, sweep.present, pruned, range(1, 2)), None) is None
     assert [step for step, _ in pruned.reported] == [1]  # and the second seed is not begun
     assert -1 < pruned.reported[0][1] <= 1
 
@@ -215,9 +267,12 @@ def test_a_pruned_trial_is_killed_and_a_failed_one_failed_in_mlflow(toy: Path, m
 
     monkeypatch.setattr(sweep_module, "trial", diverges)
     with pytest.raises(ValueError, match="the loss is nan"):
-        sweep.measures(Asked(1, sweep.present, failed, range(1, 2)), None)
+        sweep.measures(RunningTrial(1, sweep.present, failed, range(1, 2)), None)
     mlflow.set_tracking_uri(tracking.tracking_uri())
-    states = [(mlflow.get_run(told.run).info.status, mlflow.get_run(told.run).data.tags["state"]) for told in (pruned, failed)]
+    states = [
+        (mlflow.get_run(enqueued.run).info.status, mlflow.get_run(enqueued.run).data.tags["state"])
+        for enqueued in (pruned, failed)
+    ]
     assert states == [("KILLED", "pruned"), ("FAILED", "failed")]
     assert mlflow.get_run(failed.run).data.tags["reason"] == "row joint: the loss is nan"
 
@@ -240,11 +295,11 @@ def test_two_workers_make_one_study_under_one_mlflow_run(toy: Path) -> None:
 
 
 def unknown_path(raw: dict) -> None:
-    raw["tuning"]["parameters"]["objective.lamda_mc"] = {"low": 0.0, "high": 1.0, "log": False}
+    raw["tuning"]["parameters"]["loss.lamda_mc"] = {"low": 0.0, "high": 1.0, "log": False}
 
 
 def narrow_range(raw: dict) -> None:
-    raw["tuning"]["parameters"]["objective.lambda_augment"] = {"low": 1.5, "high": 2.0, "log": False}
+    raw["tuning"]["parameters"]["loss.lambda_augment"] = {"low": 1.5, "high": 2.0, "log": False}
 
 
 def impossible_end(raw: dict) -> None:
@@ -261,7 +316,7 @@ def unknown_row(raw: dict) -> None:
 
 def idle_parameter(raw: dict) -> None:
     raw["tuning"]["row"] = "masks"
-    raw["tuning"]["parameters"] = {"objective.lambda_mc": raw["tuning"]["parameters"]["objective.lambda_mc"]}
+    raw["tuning"]["parameters"] = {"loss.lambda_mc": raw["tuning"]["parameters"]["loss.lambda_mc"]}
 
 
 def nothing(_raw: dict) -> None: ...
@@ -270,20 +325,30 @@ def nothing(_raw: dict) -> None: ...
 @pytest.mark.parametrize(
     ("mistake", "more", "message"),
     [
-        (unknown_path, {}, "'objective.lamda_mc' is not a parameter that a trial can change, did you mean 'objective.lambda_mc'?"),
+        (
+            unknown_path,
+            {},
+            "'loss.lamda_mc' is not a parameter that a trial can change, did you mean 'loss.lambda_mc'?",
+        ),
         (narrow_range, {}, "the range 1.5 … 2.0 excludes the present value 1.0"),
         (impossible_end, {}, "'filters.confidence_threshold' cannot be 1.0: input should be less than 1"),
         (shifted_objective, {}, "'sketch' is not among the measures of validation images"),
         (unknown_row, {}, "'jiont' is not a retraining row"),
-        (idle_parameter, {}, "'objective.lambda_mc' changes nothing in the row 'masks'"),
+        (idle_parameter, {}, "'loss.lambda_mc' changes nothing in the row 'masks'"),
         (nothing, {"ablation": "nothing"}, "tuning.ablations has no 'nothing'"),
         (nothing, {"workers": 0}, "--workers 0 must be 1 or more"),
         (nothing, {"artifacts": Path("elsewhere")}, "run the stage train_base first"),
-        (nothing, {"storage": "sqlite:////nowhere/study.db"}, "the storage sqlite:////nowhere/study.db is not to be had"),
+        (
+            nothing,
+            {"storage": "sqlite:////nowhere/study.db"},
+            "the storage sqlite:////nowhere/study.db is not to be had",
+        ),
     ],
     ids=lambda value: value.__name__ if callable(value) else None,
 )
-def test_bad_input_is_one_sentence_and_leaves_nothing(toy: Path, mistake: Callable[[dict], None], more: dict, message: str) -> None:
+def test_bad_input_is_one_sentence_and_leaves_nothing(
+    toy: Path, mistake: Callable[[dict], None], more: dict, message: str
+) -> None:
     shutil.rmtree("proposal", ignore_errors=True)
     raw = smoke()
     mistake(raw)
@@ -295,7 +360,9 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(toy: Path, mistake: Callab
 
 def test_on_the_command_line_a_refusal_is_a_sentence_without_a_password(toy: Path) -> None:
     done = command(toy, smoke(), "--storage", "postgresql://me:secret@127.0.0.1:1/studies")
-    assert done.returncode == 1 and done.stderr.startswith("error: the storage postgresql://me:***@127.0.0.1:1/studies is not to be had")
+    assert done.returncode == 1 and done.stderr.startswith(
+        "error: the storage postgresql://me:***@127.0.0.1:1/studies is not to be had"
+    )
     assert "Traceback" not in done.stderr and "secret" not in done.stderr and done.stderr.count("\n") == 1
 
 
@@ -303,13 +370,18 @@ def test_a_study_of_other_params_is_refused_with_the_difference_and_an_adopted_w
     swept(smoke(study="once", trials=1))
     raw = smoke(study="once", trials=1)
     raw["retraining"]["optimizer"]["learning_rate"] = 0.5
-    with pytest.raises(ValueError, match=r"made with something else \(params.retraining.optimizer.learning_rate: 0.002 → 0.5\)|learning_rate: .* → 0.5"):
+    with pytest.raises(
+        ValueError,
+        match=r"made with something else \(params.retraining.optimizer.learning_rate: 0.002 → 0.5\)|learning_rate: .* → 0.5",
+    ):
         swept(raw)
     adopted = smoke(study="once", trials=2)
-    adopted["objective"]["lambda_augment"] = 0.5
+    adopted["loss"]["lambda_augment"] = 0.5
     assert len(swept(adopted)) == 2
 
 
 def test_the_sweep_explains_itself() -> None:
-    done = subprocess.run([sys.executable, "-m", "stages.tune", "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "stages.tune", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert "--storage" in done.stdout and "--workers" in done.stdout and "A journal file, a database URL" in done.stdout

@@ -44,9 +44,16 @@ def test_a_run_is_on_disk_and_in_the_store_and_its_model_loads_back(tmp_path: Pa
             record({"loss": 1 / step, "accuracy": 0.5}, step)
         record.artifacts(tmp_path / "files")
         record.model(classifier)
-    assert lines(tmp_path / HISTORY) == [{"step": 1, "loss": 1.0, "accuracy": 0.5}, {"step": 2, "loss": 0.5, "accuracy": 0.5}]
+    assert lines(tmp_path / HISTORY) == [
+        {"step": 1, "loss": 1.0, "accuracy": 0.5},
+        {"step": 2, "loss": 0.5, "accuracy": 0.5},
+    ]
     (stored,) = runs()
-    assert stored.info.status == "FINISHED" and stored.data.metrics == {"loss": 0.5, "accuracy": 0.5} and stored.data.params == {"a.b": "1"}
+    assert (
+        stored.info.status == "FINISHED"
+        and stored.data.metrics == {"loss": 0.5, "accuracy": 0.5}
+        and stored.data.params == {"a.b": "1"}
+    )
     assert {"device", "torch", "data", "git_commit", "git_dirty"} <= set(stored.data.tags)
     (logged,) = mlflow.search_logged_models(experiment_ids=[stored.info.experiment_id], output_format="list")
     loaded = mlflow.pytorch.load_model(logged.model_uri)
@@ -62,7 +69,9 @@ def test_an_exception_marks_the_run_as_failed(tmp_path: Path) -> None:
     assert runs()[0].info.status == "FAILED" and len(lines(tmp_path / HISTORY)) == 1
 
 
-def test_a_server_that_is_down_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_server_that_is_down_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with caplog.at_level(logging.WARNING), run("down", PARAMS, TAGS, {}, tmp_path / HISTORY) as record:
@@ -72,7 +81,9 @@ def test_a_server_that_is_down_is_a_warning(tmp_path: Path, monkeypatch: pytest.
     assert "recorded on disk only" in caplog.text and lines(tmp_path / HISTORY) == [{"step": 1, "loss": 1.0}]
 
 
-def test_a_store_that_dies_during_a_run_is_one_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_store_that_dies_during_a_run_is_one_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     def dead(*_arguments: object, **_options: object) -> None:
         raise ConnectionError("the server is gone")
 
@@ -99,7 +110,10 @@ def test_a_run_that_opens_but_cannot_be_written_to_does_not_swallow_the_next(
     assert "recorded on disk only" in caplog.text and mlflow.active_run() is None
     with run("next", PARAMS, TAGS, {"a": 1}) as record:
         record({"loss": 0.5}, 1)
-    assert {stored.info.run_name: stored.info.status for stored in runs()} == {"unwritable": "FAILED", "next": "FINISHED"}
+    assert {stored.info.run_name: stored.info.status for stored in runs()} == {
+        "unwritable": "FAILED",
+        "next": "FINISHED",
+    }
 
 
 def test_a_terminated_process_leaves_no_running_run(tmp_path: Path) -> None:

@@ -25,7 +25,9 @@ def digits_tree(root: Path, classes: int, per_class: int) -> Path:
 def cub_tree(root: Path, classes: int, per_class: int) -> None:
     """Noise with a red dot at its first part, in the layout of CUB-200-2011; of three images one is a test image."""
     generator = np.random.default_rng(0)
-    lists: dict[str, list[str]] = {name: [] for name in ("images", "image_class_labels", "train_test_split", "bounding_boxes", "classes")}
+    lists: dict[str, list[str]] = {
+        name: [] for name in ("images", "image_class_labels", "train_test_split", "bounding_boxes", "classes")
+    }
     places: list[str] = []
     number = 0
     for label in range(classes):
@@ -51,12 +53,16 @@ def cub_tree(root: Path, classes: int, per_class: int) -> None:
     (root / "parts" / "part_locs.txt").write_text("\n".join(places) + "\n")
 
 
-def wnid_tree(folder: Path, wnids: tuple[str, ...] | list[str], per_class: int, size: tuple[int, int] = (40, 30)) -> None:
+def wnid_tree(
+    folder: Path, wnids: tuple[str, ...] | list[str], per_class: int, size: tuple[int, int] = (40, 30)
+) -> None:
     """A folder per class with images of one gray level per class."""
     for number, wnid in enumerate(wnids):
         (folder / wnid).mkdir(parents=True)
         for index in range(per_class):
-            Image.new("RGB", size, (20 + 7 * number % 200,) * 3).save(folder / wnid / f"{wnid}_{index}.JPEG", quality=95)
+            Image.new("RGB", size, (20 + 7 * number % 200,) * 3).save(
+                folder / wnid / f"{wnid}_{index}.JPEG", quality=95
+            )
 
 
 def waterbirds_tree(root: Path, per_group: int) -> None:

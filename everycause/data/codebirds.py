@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Int64
 from torch import Tensor
 
 from codebirds.birds import Codebirds
@@ -17,6 +16,8 @@ from codebirds.codes import Code
 from codebirds.factors import erased
 from everycause.data.sources import DataParams
 from everycause.data.split import Images
+from everycause.errors import UserError
+from everycause.shapes import Int64
 
 
 class Erased(NamedTuple):
@@ -31,12 +32,14 @@ class ValidationErasures:
     """Every set of absent parts with its images; scenes are independent of the class. Rendered once where they fit into data.memory_mib.
 
     Raises:
-        ValueError: the data are not rendered, so their parts are not known.
+        UserError: the data are not rendered, so their parts are not known.
     """
 
     def __init__(self, params: DataParams, threads: int) -> None:
         if params.source != "codebirds":
-            raise ValueError("the measure 'validation completeness' needs data.source codebirds: set tuning.objectives to [validation accuracy]")
+            raise UserError(
+                "the measure 'validation completeness' needs data.source codebirds: set tuning.objectives to [validation accuracy]"
+            )
         self._birds = Codebirds(params.codebirds, threads)
         size = 2**self.code.length * params.codebirds.validation * 3 * params.codebirds.image_size**2
         self._fits = size <= params.memory_mib * 2**20
@@ -58,4 +61,6 @@ class ValidationErasures:
         factors = replace(factors, scene=self._birds.free_scene(factors))
         for size in range(self.code.length + 1):
             for parts in self.code.subsets(size):
-                yield Erased(parts, torch.from_numpy(self._birds.images(erased(factors, parts))), torch.from_numpy(factors.label))
+                yield Erased(
+                    parts, torch.from_numpy(self._birds.images(erased(factors, parts))), torch.from_numpy(factors.label)
+                )

@@ -16,9 +16,10 @@ from everycause.data import corruptions as severities
 from everycause.data import distortions
 from everycause.data.distortions import DISTORTIONS
 from everycause.data.split import Images, Split
+from everycause.errors import UserError
 
 # MERGED DOC: """How strong the common corruptions are: five severities each, for the image sizes at which they were published.
-# 
+#
 # A severity means the same loss of information at every size only with the constants of that size: those for 224 pixels make
 # severity 1 at 64 pixels as strong as its severities 2 to 5. Constants: Hendrycks and Dietterich, ICLR 2019, arXiv 1903.12261,
 # and their public code for ImageNet-C, Tiny-ImageNet-C and CIFAR-10-C (facts; no code taken).
@@ -139,7 +140,7 @@ def corrupted(split: Split, name: str, severity: int, cache: Path | None = None)
     """The split with one corruption applied to every image; with a cache it is corrupted once, else each time it is read.
 
     Raises:
-        ValueError: there is no such corruption or severity.
+        UserError: there is no such corruption or severity.
     """
     check(name, severity)
     key = zlib.crc32(f"{name} {severity}".encode())
@@ -149,7 +150,9 @@ def corrupted(split: Split, name: str, severity: int, cache: Path | None = None)
         parts = []
         for start in range(0, len(index), CHUNK):
             rows = index[start : start + CHUNK]
-            generators = [np.random.Generator(np.random.Philox(key=np.array([key, int(i)], dtype=np.uint64))) for i in rows]
+            generators = [
+                np.random.Generator(np.random.Philox(key=np.array([key, int(i)], dtype=np.uint64))) for i in rows
+            ]
             changed = distort(split.read(rows).float() / 255, level, generators)
             parts.append((changed.clamp(0, 1) * 255).round().to(torch.uint8))
         return torch.cat(parts)
@@ -169,7 +172,9 @@ def kept_on_disk(split: Split, cache: Path) -> Split:
         if not file.is_file():
             cache.mkdir(parents=True, exist_ok=True)
             partial = file.with_suffix(f".{os.getpid()}.partial")
-            held = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=(len(split), 3, split.image_size, split.image_size))
+            held = np.lib.format.open_memmap(
+                partial, mode="w+", dtype=np.uint8, shape=(len(split), 3, split.image_size, split.image_size)
+            )
             for start in range(0, len(split), 8 * CHUNK):
                 rows = np.arange(start, min(start + 8 * CHUNK, len(split)))
                 held[rows] = split.read(rows).numpy()
@@ -188,6 +193,6 @@ def group_of(name: str) -> str:
 def check(name: str, severity: int) -> None:
     """Raises ValueError for an unknown corruption or severity."""
     if name not in DISTORTIONS:
-        raise ValueError(f"'{name}' is not a corruption (known: {', '.join(DISTORTIONS)})")
+        raise UserError(f"'{name}' is not a corruption (known: {', '.join(DISTORTIONS)})")
     if not 1 <= severity <= 5:
-        raise ValueError(f"severity {severity} does not exist: severities are 1 to 5")
+        raise UserError(f"severity {severity} does not exist: severities are 1 to 5")

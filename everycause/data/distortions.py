@@ -29,7 +29,12 @@ def gaussian_noise(images: Tensor, level: Sequence[float], generators: Generator
 def shot_noise(images: Tensor, level: Sequence[float], generators: Generators) -> Tensor:
     """Poisson noise of a number of photons."""
     expected = (images * level[0]).numpy()
-    return torch.from_numpy(np.stack([one.poisson(image).astype(np.float32) for image, one in zip(expected, generators, strict=True)])) / level[0]
+    return (
+        torch.from_numpy(
+            np.stack([one.poisson(image).astype(np.float32) for image, one in zip(expected, generators, strict=True)])
+        )
+        / level[0]
+    )
 
 
 def impulse_noise(images: Tensor, level: Sequence[float], generators: Generators) -> Tensor:
@@ -53,7 +58,9 @@ def glass_blur(images: Tensor, level: Sequence[float], generators: Generators) -
     for turn in range(passes):
         for i, row in enumerate(places):
             for j, column in enumerate(places):
-                grains[:, row, column] = grains[everyone, row + moves[:, turn, i, j, 1], column + moves[:, turn, i, j, 0]]
+                grains[:, row, column] = grains[
+                    everyone, row + moves[:, turn, i, j, 1], column + moves[:, turn, i, j, 0]
+                ]
     return _gaussian(torch.from_numpy(grains).permute(0, 3, 1, 2).float() / 255, deviation)
 
 
@@ -114,10 +121,15 @@ def elastic_transform(images: Tensor, level: Sequence[float], generators: Genera
     side = images.shape[-1]
     size, smoothness, affine = (value * side for value in level)
     third, center = side // 3, side // 2
-    corners = np.array([[center + third, center + third, 1], [center + third, center - third, 1], [center - third, center - third, 1]], dtype=np.float64)
+    corners = np.array(
+        [[center + third, center + third, 1], [center + third, center - third, 1], [center - third, center - third, 1]],
+        dtype=np.float64,
+    )
     moved = [corners[:, :2] + one.uniform(-affine, affine, (3, 2)) for one in generators]
     # from the result to the image: the inverse of the map that takes the corners to where they are moved
-    back = torch.from_numpy(np.stack([np.linalg.solve(np.column_stack([target, np.ones(3)]), corners[:, :2]).T for target in moved])).float()
+    back = torch.from_numpy(
+        np.stack([np.linalg.solve(np.column_stack([target, np.ones(3)]), corners[:, :2]).T for target in moved])
+    ).float()
     rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
     flat = torch.stack([columns, rows, torch.ones_like(rows)]).float().flatten(1)
     x, y = (back @ flat).view(-1, 2, side, side).unbind(dim=1)
@@ -133,7 +145,10 @@ def pixelate(images: Tensor, level: Sequence[float], _generators: Generators) ->
     """Averaged over boxes and enlarged again."""
     side = images.shape[-1]
     small = int(side * level[0])
-    return _by_picture(images, lambda picture: picture.resize((small, small), Image.Resampling.BOX).resize((side, side), Image.Resampling.BOX))
+    return _by_picture(
+        images,
+        lambda picture: picture.resize((small, small), Image.Resampling.BOX).resize((side, side), Image.Resampling.BOX),
+    )
 
 
 def jpeg_compression(images: Tensor, level: Sequence[float], _generators: Generators) -> Tensor:
@@ -195,10 +210,15 @@ def ice(side: int, generators: Generators) -> Tensor:
     """Bluish needles on a cloudy pane, batch × 3 × side × side; mean and spread are those that the published distortions imply."""
     cloud = plasma(side, 1.9, generators)
     grain = drawn(generators, lambda one: one.standard_normal((1, side, side), dtype=np.float32))
-    needles = torch.stack([_moved(grain, max(2, side // 10), side / 20, np.array([one.uniform(-180, 180) for one in generators])) for _ in range(3)]).amax(
-        dim=0
+    needles = torch.stack(
+        [
+            _moved(grain, max(2, side // 10), side / 20, np.array([one.uniform(-180, 180) for one in generators]))
+            for _ in range(3)
+        ]
+    ).amax(dim=0)
+    pane = cloud + 0.8 * needles / needles.std(dim=(2, 3), keepdim=True).clamp_min(1e-6) * cloud.std(
+        dim=(2, 3), keepdim=True
     )
-    pane = cloud + 0.8 * needles / needles.std(dim=(2, 3), keepdim=True).clamp_min(1e-6) * cloud.std(dim=(2, 3), keepdim=True)
     pane = (pane - pane.mean(dim=(2, 3), keepdim=True)) / pane.std(dim=(2, 3), keepdim=True)
     return (ICE_MEAN + ICE_SPREAD * pane + torch.tensor([-0.04, 0.0, 0.04])[:, None, None]).clamp(0, 1)
 

@@ -22,9 +22,15 @@ from pydantic import Field
 from everycause.artifacts import fingerprint
 from everycause.data.images import decoded, image_files, squared
 from everycause.data.split import Split
+from everycause.errors import UserError
 from everycause.params import Section
 
-PUBLISHED = {"renditions": (200, (30_000,)), "sketch": (1000, (50_889, 50_874)), "test": (1000, (50_000,)), "corrupted": (1000, (50_000,))}
+PUBLISHED = {
+    "renditions": (200, (30_000,)),
+    "sketch": (1000, (50_889, 50_874)),
+    "test": (1000, (50_000,)),
+    "corrupted": (1000, (50_000,)),
+}
 """Classes and images of the published sets; two counts of Sketch are in circulation."""
 
 
@@ -62,18 +68,20 @@ def class_ids(root: Path, params: ImageNetParams) -> tuple[str, ...]:
     """The classes, in the order of the logits.
 
     Raises:
-        ValueError: the list is missing, or names a class that ImageNet does not have.
+        UserError: the list is missing, or names a class that ImageNet does not have.
     """
     if params.classes == "all":
         return synsets()
     file = _within(root, params.classes, "data.imagenet.classes")
     if not file.is_file():
-        raise ValueError(f"data.imagenet.classes: '{file}' is missing: put a list of WordNet ids there, one per line, or take 'all'")
+        raise UserError(
+            f"data.imagenet.classes: '{file}' is missing: put a list of WordNet ids there, one per line, or take 'all'"
+        )
     wanted = file.read_text().split()
     if unknown := [one for one in wanted if one not in set(synsets())]:
-        raise ValueError(f"'{file}' names '{unknown[0]}', which is no class of ImageNet-1k")
+        raise UserError(f"'{file}' names '{unknown[0]}', which is no class of ImageNet-1k")
     if len(wanted) < 2 or len(set(wanted)) < len(wanted):
-        raise ValueError(f"'{file}' must name at least two classes, each once")
+        raise UserError(f"'{file}' must name at least two classes, each once")
     return tuple(one for one in synsets() if one in set(wanted))
 
 
@@ -81,33 +89,48 @@ def among_renditions(names: tuple[str, ...]) -> torch.Tensor:
     """The positions of ImageNet-R's classes among a model's.
 
     Raises:
-        ValueError: the model lacks some of them.
+        UserError: the model lacks some of them.
     """
     place = {name: number for number, name in enumerate(names)}
     if missing := [one for one in synsets("imagenet_r") if one not in place]:
-        raise ValueError(
+        raise UserError(
             f"ImageNet-R has 200 classes, and {len(missing)} of them ('{missing[0]}' …) are not among the {len(names)} of this model: "
             "evaluate a model of all 1,000 classes, or set data.imagenet.renditions to null"
         )
     return torch.tensor([place[one] for one in synsets("imagenet_r")])
 
 
-def imagenet_split(root: Path, name: Literal["train", "validation", "test"], params: ImageNetParams, threads: int) -> Split:
+def imagenet_split(
+    root: Path, name: Literal["train", "validation", "test"], params: ImageNetParams, threads: int
+) -> Split:
     """One split of the training distribution; validation is held out of the training images, class by class.
 
     Raises:
-        ValueError: the tree is not as it should be; reading raises it for a file that is no whole image.
+        UserError: the tree is not as it should be; reading raises it for a file that is no whole image.
     """
     names = class_ids(root, params)
     if name == "test":
-        return _split(root, "test", params.test, names, params, threads, "test" if params.classes == "all" else None, params.resize)
+        return _split(
+            root,
+            "test",
+            params.test,
+            names,
+            params,
+            threads,
+            "test" if params.classes == "all" else None,
+            params.resize,
+        )
     files, labels = _listed(_folder(root, params.train), names, every=True)
     held_out, generator = np.zeros(len(labels), dtype=bool), np.random.default_rng(params.seed)
     for label, class_name in enumerate(names):
         own = (labels == label).nonzero()[0]
         if len(own) < 2:
-            raise ValueError(f"'{root / params.train / class_name}' holds one image, and validation needs one of at least two")
-        held_out[generator.permutation(own)[: min(max(1, round(params.validation_share * len(own))), len(own) - 1)]] = True
+            raise UserError(
+                f"'{root / params.train / class_name}' holds one image, and validation needs one of at least two"
+            )
+        held_out[generator.permutation(own)[: min(max(1, round(params.validation_share * len(own))), len(own) - 1)]] = (
+            True
+        )
     index = (held_out == (name == "validation")).nonzero()[0]
     return _of_files(name, [files[i] for i in index], labels[index], names, root, params.resize, params, threads)
 
@@ -116,7 +139,7 @@ def shifted_split(root: Path, kind: Literal["renditions", "sketch"], params: Ima
     """ImageNet-R or ImageNet-Sketch; labels are positions among all classes.
 
     Raises:
-        ValueError: the tree is not as it should be, or the model's classes do not contain those of ImageNet-R.
+        UserError: the tree is not as it should be, or the model's classes do not contain those of ImageNet-R.
     """
     names = class_ids(root, params)
     if kind == "renditions":
@@ -129,21 +152,30 @@ def released_corruption(root: Path, corruption: str, severity: int, params: Imag
     """One cell of ImageNet-C as released: its JPEGs are 224 pixels and are only cropped.
 
     Raises:
-        ValueError: the tree is not as it should be.
+        UserError: the tree is not as it should be.
     """
     names, place = class_ids(root, params), f"{params.corrupted}/{corruption}/{severity}"
     published = "corrupted" if params.classes == "all" else None
     return _split(root, f"corruptions/{corruption}/{severity}", place, names, params, threads, published, None)
 
 
-def _split(root: Path, name: str, place: str, names: tuple[str, ...], params: ImageNetParams, threads: int, published: str | None, resize: int | None) -> Split:
+def _split(
+    root: Path,
+    name: str,
+    place: str,
+    names: tuple[str, ...],
+    params: ImageNetParams,
+    threads: int,
+    published: str | None,
+    resize: int | None,
+) -> Split:
     """A tree of class folders, held against the published set's size where one is named."""
     folder = _folder(root, place)
     files, labels = _listed(folder, names, every=name == "test")
     if published is not None and params.counts == "published":
         classes, counts = PUBLISHED[published]
         if len(np.unique(labels)) != classes or len(files) not in counts:
-            raise ValueError(
+            raise UserError(
                 f"'{folder}' holds {len(files):,} images of {len(np.unique(labels))} classes, and the published set has "
                 f"{' or '.join(f'{count:,}' for count in counts)} of {classes}: unpack it again, or set data.imagenet.counts to any"
             )
@@ -151,7 +183,14 @@ def _split(root: Path, name: str, place: str, names: tuple[str, ...], params: Im
 
 
 def _of_files(
-    name: str, files: list[Path], labels: np.ndarray, names: tuple[str, ...], root: Path, resize: int | None, params: ImageNetParams, threads: int
+    name: str,
+    files: list[Path],
+    labels: np.ndarray,
+    names: tuple[str, ...],
+    root: Path,
+    resize: int | None,
+    params: ImageNetParams,
+    threads: int,
 ) -> Split:
     """A split that decodes its files when they are read."""
 
@@ -160,7 +199,14 @@ def _of_files(
             return torch.stack(list(pool.map(lambda i: squared(decoded(files[i]), params.image_size, resize), index)))
 
     listing = "\n".join(str(file.relative_to(root)) for file in files)
-    return Split(name, torch.from_numpy(labels), names, params.image_size, read, fingerprint(f"imagenet {params.image_size} {resize}", listing))
+    return Split(
+        name,
+        torch.from_numpy(labels),
+        names,
+        params.image_size,
+        read,
+        fingerprint(f"imagenet {params.image_size} {resize}", listing),
+    )
 
 
 def _listed(folder: Path, names: tuple[str, ...], every: bool) -> tuple[list[Path], np.ndarray]:
@@ -168,31 +214,39 @@ def _listed(folder: Path, names: tuple[str, ...], every: bool) -> tuple[list[Pat
     place = {name: number for number, name in enumerate(names)}
     found = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if unknown := [one for one in found if one not in set(synsets())]:
-        raise ValueError(f"'{folder / unknown[0]}' is not the folder of an ImageNet class: class folders are named by WordNet ids such as n01440764")
+        raise UserError(
+            f"'{folder / unknown[0]}' is not the folder of an ImageNet class: class folders are named by WordNet ids such as n01440764"
+        )
     if every and (missing := [one for one in names if one not in set(found)]):
-        raise ValueError(f"'{folder}' has no folder for the class '{missing[0]}' ({len(missing)} of {len(names)} are missing)")
+        raise UserError(
+            f"'{folder}' has no folder for the class '{missing[0]}' ({len(missing)} of {len(names)} are missing)"
+        )
     files: list[Path] = []
     labels: list[int] = []
     for one in (name for name in found if name in place):
         own = image_files(folder / one)
         if not own:
-            raise ValueError(f"the class folder '{folder / one}' is empty: unpack the data set again")
+            raise UserError(f"the class folder '{folder / one}' is empty: unpack the data set again")
         files += own
         labels += [place[one]] * len(own)
     if not files:
-        raise ValueError(f"'{folder}' has no images of the {len(names)} classes: class folders are named by WordNet ids such as n01440764")
+        raise UserError(
+            f"'{folder}' has no images of the {len(names)} classes: class folders are named by WordNet ids such as n01440764"
+        )
     return files, np.array(labels)
 
 
 def _folder(root: Path, place: str) -> Path:
     folder = _within(root, place, "data.imagenet")
     if not folder.is_dir():
-        raise ValueError(f"'{folder}' is missing: unpack the data set there, or change its name in data.imagenet (null for a shifted set that you do not have)")
+        raise UserError(
+            f"'{folder}' is missing: unpack the data set there, or change its name in data.imagenet (null for a shifted set that you do not have)"
+        )
     return folder
 
 
 def _within(root: Path, place: str, key: str) -> Path:
     path = root / place
     if not path.resolve().is_relative_to(root.resolve()):
-        raise ValueError(f"{key}: '{place}' lies outside data.root '{root}': paths may not leave the data folder")
+        raise UserError(f"{key}: '{place}' lies outside data.root '{root}': paths may not leave the data folder")
     return path

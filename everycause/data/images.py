@@ -11,6 +11,7 @@ from torchvision.transforms.v2 import functional
 
 from everycause.artifacts import fingerprint
 from everycause.data.split import Split
+from everycause.errors import UserError
 from everycause.params import Section
 
 REQUIRED = ("train", "validation", "test")
@@ -27,19 +28,21 @@ def class_folders(root: Path, name: str) -> list[Path]:
     """The class folders of a split, sorted by name.
 
     Raises:
-        ValueError: the split is missing, has no classes, or a class has no images.
+        UserError: the split is missing, has no classes, or a class has no images.
     """
     folder = root / name
     if not root.is_dir():
-        raise ValueError(f"data.root is '{root}', which is not a folder: point it at a tree split/class/image.jpg")
+        raise UserError(f"data.root is '{root}', which is not a folder: point it at a tree split/class/image.jpg")
     if not folder.is_dir():
-        raise ValueError(f"'{root}' has no folder '{name}': a data set needs train, validation and test, each with a folder per class")
+        raise UserError(
+            f"'{root}' has no folder '{name}': a data set needs train, validation and test, each with a folder per class"
+        )
     folders = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if not folders:
-        raise ValueError(f"'{folder}' has no class folders: put the images of each class into a folder of its own")
+        raise UserError(f"'{folder}' has no class folders: put the images of each class into a folder of its own")
     for entry in folders:
         if not image_files(entry):
-            raise ValueError(f"the class folder '{entry}' is empty: add images or remove the class from every split")
+            raise UserError(f"the class folder '{entry}' is empty: add images or remove the class from every split")
     return folders
 
 
@@ -52,17 +55,17 @@ def class_names(root: Path) -> tuple[str, ...]:
     """The classes: the folders of the training split.
 
     Raises:
-        ValueError: validation or test have other classes.
+        UserError: validation or test have other classes.
     """
     names = tuple(folder.name for folder in class_folders(root, "train"))
     if len(names) < 2:
-        raise ValueError(f"'{root / 'train'}' has one class: a classifier needs at least two")
+        raise UserError(f"'{root / 'train'}' has one class: a classifier needs at least two")
     for split in REQUIRED[1:]:
         found = {folder.name for folder in class_folders(root, split)}
         if missing := sorted(set(names) - found):
-            raise ValueError(f"the class '{missing[0]}' is in '{root / 'train'}' but missing in '{root / split}'")
+            raise UserError(f"the class '{missing[0]}' is in '{root / 'train'}' but missing in '{root / split}'")
         if extra := sorted(found - set(names)):
-            raise ValueError(f"the class '{extra[0]}' is in '{root / split}' but not in '{root / 'train'}'")
+            raise UserError(f"the class '{extra[0]}' is in '{root / split}' but not in '{root / 'train'}'")
     return names
 
 
@@ -76,13 +79,13 @@ def folder_split(root: Path, name: str, params: FolderParams, threads: int) -> S
     """One split of the tree; a shifted split may lack classes but not add any.
 
     Raises:
-        ValueError: the tree is not as it should be; reading raises it for a file that is no whole image.
+        UserError: the tree is not as it should be; reading raises it for a file that is no whole image.
     """
     names = class_names(root)
     files, labels = [], []
     for entry in class_folders(root, name):
         if entry.name not in names:
-            raise ValueError(f"the class '{entry.name}' is in '{root / name}' but not in '{root / 'train'}'")
+            raise UserError(f"the class '{entry.name}' is in '{root / name}' but not in '{root / 'train'}'")
         found = image_files(entry)
         files += found
         labels += [names.index(entry.name)] * len(found)
@@ -100,7 +103,7 @@ def decode(file: Path, size: int) -> torch.Tensor:
     """One photo as an RGB square of uint8.
 
     Raises:
-        ValueError: the file is no image, or not a whole one.
+        UserError: the file is no image, or not a whole one.
     """
     return squared(decoded(file), size)
 
@@ -109,7 +112,7 @@ def decoded(file: Path) -> Image.Image:
     """One photo, upright, in RGB.
 
     Raises:
-        ValueError: the file is no image, or not a whole one.
+        UserError: the file is no image, or not a whole one.
     """
     try:
         with Image.open(file) as opened:
@@ -118,12 +121,20 @@ def decoded(file: Path) -> Image.Image:
                 image = Image.fromarray((np.asarray(image, dtype=np.uint32) // 257).clip(0, 255).astype(np.uint8))
             return image.convert("RGB")
     except UnidentifiedImageError as error:
-        raise ValueError(f"'{file}' is not an image that Pillow can read: remove it from the data folder") from error
+        raise UserError(f"'{file}' is not an image that Pillow can read: remove it from the data folder") from error
     except (OSError, SyntaxError) as error:
-        raise ValueError(f"'{file}' is truncated or damaged ({error}): replace it or remove it from the data folder") from error
+        raise UserError(
+            f"'{file}' is truncated or damaged ({error}): replace it or remove it from the data folder"
+        ) from error
 
 
 def squared(image: Image.Image, size: int, resize: int | None = 0) -> torch.Tensor:
     """The short side resized to `resize` pixels (bicubic; 0: to `size`, None: not at all), and a center square of `size` of that."""
-    resized = image if resize is None else functional.resize(image, [resize or size], interpolation=functional.InterpolationMode.BICUBIC, antialias=True)
+    resized = (
+        image
+        if resize is None
+        else functional.resize(
+            image, [resize or size], interpolation=functional.InterpolationMode.BICUBIC, antialias=True
+        )
+    )
     return functional.pil_to_tensor(functional.center_crop(resized, [size, size]))

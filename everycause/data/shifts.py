@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int64
 from torch import Tensor
 
 from codebirds.birds import Codebirds
@@ -22,6 +21,7 @@ from everycause.data.images import folder_split, shift_names
 from everycause.data.sources import DataParams, open_split, rendered_split
 from everycause.data.split import Split
 from everycause.data.waterbirds import groups
+from everycause.shapes import Int64
 
 
 class View(NamedTuple):
@@ -43,11 +43,13 @@ class View(NamedTuple):
         return self.split.name
 
 
-def views(params: DataParams, corruptions: list[str], severities: list[int], threads: int, cache: Path | None = None) -> Iterator[View]:
+def views(
+    params: DataParams, corruptions: list[str], severities: list[int], threads: int, cache: Path | None = None
+) -> Iterator[View]:
     """The test split first, then every shifted one; what is corrupted here is kept in the cache, where there is one.
 
     Raises:
-        ValueError: the data folder is not as it should be.
+        UserError: the data folder is not as it should be.
     """
     root, test = Path(params.root), test_view(params, threads)
     held = test.split.kept_in_memory(params.memory_mib)
@@ -55,12 +57,19 @@ def views(params: DataParams, corruptions: list[str], severities: list[int], thr
     match params.source:
         case "codebirds":
             birds = Codebirds(params.codebirds, threads)
-            yield from (View(rendered_split(birds, name, factors), factors) for name, factors in codebirds_variations(birds) if name != "test")
+            yield from (
+                View(rendered_split(birds, name, factors), factors)
+                for name, factors in codebirds_variations(birds)
+                if name != "test"
+            )
         case "folder":
             yield from (View(folder_split(root, name, params.folder, threads)) for name in shift_names(root))
         case "imagenet":
             if params.imagenet.renditions is not None:
-                yield View(shifted_split(root, "renditions", params.imagenet, threads), among=among_renditions(held.class_names))
+                yield View(
+                    shifted_split(root, "renditions", params.imagenet, threads),
+                    among=among_renditions(held.class_names),
+                )
             if params.imagenet.sketch is not None:
                 yield View(shifted_split(root, "sketch", params.imagenet, threads))
     released = params.source == "imagenet" and params.imagenet.corrupted is not None
@@ -76,13 +85,16 @@ def test_view(params: DataParams, threads: int) -> View:
     """The test split with what is known of it.
 
     Raises:
-        ValueError: the data folder is not as it should be.
+        UserError: the data folder is not as it should be.
     """
     if params.source == "codebirds":
         birds = Codebirds(params.codebirds, threads)
         factors = birds.factors("test")
         return View(rendered_split(birds, "test", factors), factors)
-    return View(open_split(params, "test", threads), groups=groups(Path(params.root), "test") if params.source == "waterbirds" else None)
+    return View(
+        open_split(params, "test", threads),
+        groups=groups(Path(params.root), "test") if params.source == "waterbirds" else None,
+    )
 
 
 def codebirds_variations(birds: Codebirds) -> Iterator[tuple[str, Factors]]:
@@ -94,7 +106,10 @@ def codebirds_variations(birds: Codebirds) -> Iterator[tuple[str, Factors]]:
     yield "sketch", replace(test, style=np.full(len(test.index), SKETCH))
     independent = replace(test, scene=birds.free_scene(test))
     yield "scene_shift/independent", independent
-    yield "scene_shift/opposed", replace(test, scene=other_class(test.label, test.draw("scene_kind")[:, 0], birds.num_classes))
+    yield (
+        "scene_shift/opposed",
+        replace(test, scene=other_class(test.label, test.draw("scene_kind")[:, 0], birds.num_classes)),
+    )
     yield "scene_shift/scene_only", replace(test, scene=test.label, bird=np.zeros_like(test.bird))
     yield "scene_shift/bird_only", replace(test, scene=np.full_like(test.scene, -1))
     for size in range(1, birds.code.length + 1):

@@ -20,7 +20,7 @@ from everycause.data.split import Split
 from everycause.data.waterbirds import WaterbirdsParams, waterbirds_split
 from everycause.params import Section
 
-Name = Literal["train", "validation", "test"]
+SplitName = Literal["train", "validation", "test"]
 
 
 class DataParams(Section):
@@ -46,20 +46,30 @@ class DataParams(Section):
     @property
     def code(self) -> Code | None:
         """The code whose words are the classes, where the data are rendered."""
-        return Code(self.codebirds.length, self.codebirds.dimension, self.codebirds.order) if self.source == "codebirds" else None
+        return (
+            Code(self.codebirds.length, self.codebirds.dimension, self.codebirds.order)
+            if self.source == "codebirds"
+            else None
+        )
 
     @property
     def image_size(self) -> int:
         """Side of the images, in pixels."""
-        sections = {"codebirds": self.codebirds, "folder": self.folder, "cub": self.cub, "imagenet": self.imagenet, "waterbirds": self.waterbirds}
+        sections = {
+            "codebirds": self.codebirds,
+            "folder": self.folder,
+            "cub": self.cub,
+            "imagenet": self.imagenet,
+            "waterbirds": self.waterbirds,
+        }
         return sections[self.source].image_size
 
 
-def open_split(params: DataParams, name: Name, threads: int) -> Split:
+def open_split(params: DataParams, name: SplitName, threads: int) -> Split:
     """A split of the training distribution.
 
     Raises:
-        ValueError: the data folder is not as it should be.
+        UserError: the data folder is not as it should be.
     """
     root = Path(params.root)
     match params.source:

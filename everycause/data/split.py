@@ -6,12 +6,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64, UInt8
 from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
+from everycause.errors import UserError
 from everycause.params import Section
+from everycause.shapes import Float, Int64, UInt8
 
 # MERGED DOC: """A split: labelled images that can be read in any order, whatever they come from."""
 
@@ -24,7 +25,7 @@ class Split:
     """Labelled images of one size.
 
     Raises:
-        ValueError: there are no images.
+        UserError: there are no images.
     """
 
     name: str
@@ -42,7 +43,7 @@ class Split:
 
     def __post_init__(self) -> None:
         if len(self.labels) == 0:
-            raise ValueError(f"the split '{self.name}' has no images")
+            raise UserError(f"the split '{self.name}' has no images")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -61,7 +62,14 @@ class Split:
         if len(self) * 3 * self.image_size**2 > limit_mib * 2**20:
             return self
         held = self.all()
-        return Split(self.name, self.labels, self.class_names, self.image_size, lambda index: held.index_select(0, torch.as_tensor(index)), self.identity)
+        return Split(
+            self.name,
+            self.labels,
+            self.class_names,
+            self.image_size,
+            lambda index: held.index_select(0, torch.as_tensor(index)),
+            self.identity,
+        )
 
     def subset(self, index: np.ndarray) -> "Split":
         """Some of the images, renumbered."""
@@ -99,7 +107,9 @@ def statistics(split: Split, chunk: int = 512) -> Statistics:
     return Statistics(tuple((mean / 255).tolist()), tuple((deviation / 255).tolist()))
 
 
-def normalized(images: UInt8[Tensor, "batch 3 height width"], statistics: Statistics, device: torch.device) -> Float[Tensor, "batch 3 height width"]:
+def normalized(
+    images: UInt8[Tensor, "batch 3 height width"], statistics: Statistics, device: torch.device
+) -> Float[Tensor, "batch 3 height width"]:
     """Zero mean and unit deviation per channel; 0 is the data set's mean color."""
     mean = torch.tensor(statistics.mean, device=device)[:, None, None] * 255
     scale = 1 / (torch.tensor(statistics.standard_deviation, device=device)[:, None, None] * 255)
@@ -147,12 +157,18 @@ class Geometry(NamedTuple):
 
 def draw_geometry(count: int, params: AugmentationParams, generator: torch.Generator) -> Geometry:
     """Random transformations within the bounds, uniform in each."""
-    mirror = torch.randint(0, 2, (count,), generator=generator) if params.mirror else torch.zeros(count, dtype=torch.int64)
+    mirror = (
+        torch.randint(0, 2, (count,), generator=generator) if params.mirror else torch.zeros(count, dtype=torch.int64)
+    )
     down, right = torch.randint(-params.shift, params.shift + 1, (2, count), generator=generator)
     if not (params.rotation or params.shear or params.zoom):
         return Geometry(mirror, down, right, torch.eye(2).expand(count, 2, 2))
     draws = 2 * torch.rand(3, count, generator=generator) - 1
-    angle, shear, scale = torch.deg2rad(draws[0] * params.rotation), torch.deg2rad(draws[1] * params.shear), 1 + draws[2] * params.zoom
+    angle, shear, scale = (
+        torch.deg2rad(draws[0] * params.rotation),
+        torch.deg2rad(draws[1] * params.shear),
+        1 + draws[2] * params.zoom,
+    )
     cosine, sine = angle.cos() / scale, angle.sin() / scale
     rotation = torch.stack([torch.stack([cosine, -sine], dim=1), torch.stack([sine, cosine], dim=1)], dim=1)
     ones, zeros = torch.ones(count), torch.zeros(count)
@@ -160,12 +176,18 @@ def draw_geometry(count: int, params: AugmentationParams, generator: torch.Gener
     return Geometry(mirror, down, right, rotation @ sheared)
 
 
-def transformed(images: UInt8[Tensor, "batch channels height width"], geometry: Geometry) -> UInt8[Tensor, "batch channels height width"]:
+def transformed(
+    images: UInt8[Tensor, "batch channels height width"], geometry: Geometry
+) -> UInt8[Tensor, "batch channels height width"]:
     """Transformed images; what comes in at a border is its reflection."""
     count, _, height, width = images.shape
     if count and not torch.equal(geometry.affine, torch.eye(2).expand(count, 2, 2)):
-        places = affine_grid(torch.cat([geometry.affine, torch.zeros(count, 2, 1)], dim=2), list(images.shape), align_corners=False)
-        images = grid_sample(images.float(), places, padding_mode="reflection", align_corners=False).round_().to(torch.uint8)
+        places = affine_grid(
+            torch.cat([geometry.affine, torch.zeros(count, 2, 1)], dim=2), list(images.shape), align_corners=False
+        )
+        images = (
+            grid_sample(images.float(), places, padding_mode="reflection", align_corners=False).round_().to(torch.uint8)
+        )
     rows = _reflected(torch.arange(height)[None] - geometry.down[:, None], height)
     columns = _reflected(torch.arange(width)[None] - geometry.right[:, None], width)
     columns = torch.where(geometry.mirror[:, None] == 1, width - 1 - columns, columns)

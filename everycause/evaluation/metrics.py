@@ -1,17 +1,18 @@
 """Every number of the results table, from stored predictions."""
 
 import torch
-from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from codebirds.codes import Code
 from everycause.data.corruptions import group_of
 from everycause.data.shifts import erasure_name
+from everycause.errors import UserError
 from everycause.evaluation.completeness import completeness_score, effective_causes, profile, reliance
 from everycause.evaluation.predictions import Predictions
+from everycause.shapes import Bool, Float, Int64
 
 # MERGED DOC: """The numbers that published benchmarks ask for, from stored scores.
-# 
+#
 # mCE: for each corruption the errors over all severities, over AlexNet's; the mean of the fifteen in percent. Its errors are
 # those of the source's own network, so the name is kept for the released images of ImageNet-C.
 # Sources: arXiv 1903.12261 (mCE), 1706.04599 (expected calibration error), 1911.08731 (worst group, adjusted mean).
@@ -34,10 +35,12 @@ def mean_corruption_error(errors: dict[str, float], clean: float | None = None) 
     """mCE in percent, from each corruption's mean error over the five severities; relative mCE where the clean error is given.
 
     Raises:
-        ValueError: it is not the fifteen corruptions.
+        UserError: it is not the fifteen corruptions.
     """
     if set(errors) != set(ALEXNET):
-        raise ValueError(f"mCE is over the fifteen corruptions of ImageNet-C, and {len(errors)} were measured: set evaluation.corruptions to all of them")
+        raise UserError(
+            f"mCE is over the fifteen corruptions of ImageNet-C, and {len(errors)} were measured: set evaluation.corruptions to all of them"
+        )
     ours, theirs = (0.0, 0.0) if clean is None else (clean, ALEXNET_CLEAN)
     return 100 * sum((errors[name] - ours) / (ALEXNET[name] - theirs) for name in ALEXNET) / len(ALEXNET)
 
@@ -71,10 +74,17 @@ TOP = 5
 
 def metrics(predictions: Predictions, code: Code | None) -> dict[str, float]:
     """All metrics by name, accuracies and shares in [0, 1] (mCE in percent); the causal ones only where the code is known."""
-    result = {f"accuracy/{view}": float(predictions.correct(view).double().mean()) for view in predictions.logits if not view.startswith("erasures/")}
+    result = {
+        f"accuracy/{view}": float(predictions.correct(view).double().mean())
+        for view in predictions.logits
+        if not view.startswith("erasures/")
+    }
     for view in (view for view in predictions.logits if view.count("/") < 2 and not view.startswith("erasures/")):
         scores, labels = predictions.scores(view), predictions.labels[view]
-        result |= {f"macro/{view}": macro(predictions.correct(view), labels), f"calibration_error/{view}": calibration_error(scores, labels)}
+        result |= {
+            f"macro/{view}": macro(predictions.correct(view), labels),
+            f"calibration_error/{view}": calibration_error(scores, labels),
+        }
         if scores.shape[1] > TOP:
             result[f"top5/{view}"] = top(scores, labels, TOP)
     if predictions.family("corruptions"):
@@ -83,7 +93,9 @@ def metrics(predictions: Predictions, code: Code | None) -> dict[str, float]:
         result |= rendition_metrics(predictions)
     if predictions.groups is not None:
         by_group = group_accuracies(predictions.correct("test"), predictions.groups)
-        result |= {"worst_group": min(by_group.values())} | {f"group/{group}": value for group, value in by_group.items()}
+        result |= {"worst_group": min(by_group.values())} | {
+            f"group/{group}": value for group, value in by_group.items()
+        }
     if code is not None:
         result |= causal_metrics(predictions, code)
     return result
@@ -99,7 +111,10 @@ def corruption_metrics(predictions: Predictions) -> dict[str, float]:
         members = [value for name, value in by_name.items() if group_of(name) == group]
         result[f"corruption_group/{group}"] = sum(members) / len(members)
     if predictions.released and set(names) == set(ALEXNET) and len(predictions.family("corruptions")) == 75:
-        errors, clean = {name: 1 - value for name, value in by_name.items()}, 1 - float(predictions.correct("test").double().mean())
+        errors, clean = (
+            {name: 1 - value for name, value in by_name.items()},
+            1 - float(predictions.correct("test").double().mean()),
+        )
         result |= {"mce": mean_corruption_error(errors), "relative_mce": mean_corruption_error(errors, clean)}
     return result
 
@@ -110,7 +125,10 @@ def rendition_metrics(predictions: Predictions) -> dict[str, float]:
     rows = torch.isin(predictions.labels["test"], classes)
     clean = classes[predictions.logits["test"][rows][:, classes].argmax(dim=1)] == predictions.labels["test"][rows]
     accuracy = float(clean.double().mean())
-    return {"accuracy/test_200": accuracy, "rendition_gap": accuracy - float(predictions.correct("renditions").double().mean())}
+    return {
+        "accuracy/test_200": accuracy,
+        "rendition_gap": accuracy - float(predictions.correct("renditions").double().mean()),
+    }
 
 
 def causal_metrics(predictions: Predictions, code: Code) -> dict[str, float]:
@@ -125,8 +143,12 @@ def causal_metrics(predictions: Predictions, code: Code) -> dict[str, float]:
         result[f"erasures/{erased}/worst"] = curve.worst[erased]
         result[f"erasures/{erased}/optimum"] = curve.optimum[erased]
     result |= {f"reliance/{part}": share for part, share in enumerate(shares)}
-    result |= {f"optimum/swaps/{size}": code.swap_optimum(size) for size in (1, 2) if f"swaps/{size}" in predictions.logits}
-    test, independent = (float(predictions.correct(view).double().mean()) for view in ("test", "scene_shift/independent"))
+    result |= {
+        f"optimum/swaps/{size}": code.swap_optimum(size) for size in (1, 2) if f"swaps/{size}" in predictions.logits
+    }
+    test, independent = (
+        float(predictions.correct(view).double().mean()) for view in ("test", "scene_shift/independent")
+    )
     return result | {"scene_gap": test - independent, "worst_group": worst_group(predictions)}
 
 
@@ -136,4 +158,6 @@ def worst_group(predictions: Predictions) -> float:
     labels = predictions.labels["test"]
     conforming = predictions.correct("test")[predictions.conforms], labels[predictions.conforms]
     opposed = predictions.correct("scene_shift/opposed"), labels
-    return min(float(correct[own == label].double().mean()) for correct, own in (conforming, opposed) for label in own.unique())
+    return min(
+        float(correct[own == label].double().mean()) for correct, own in (conforming, opposed) for label in own.unique()
+    )

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64
 from pydantic import Field, model_validator
 from torch import Tensor
 from tqdm import tqdm
@@ -15,9 +14,11 @@ from everycause.artifacts import load_tensors, save_tensors
 from everycause.data.corruptions import check
 from everycause.data.shifts import View, views
 from everycause.data.sources import DataParams
+from everycause.errors import UserError
 from everycause.inference import logits_of
 from everycause.models import Classifier
 from everycause.params import Section
+from everycause.shapes import Bool, Float, Int64
 
 FILE = "predictions.safetensors"
 
@@ -61,7 +62,9 @@ class Predictions:
         """The logits, those of classes that are no answer set to minus infinity."""
         if view not in self.among:
             return self.logits[view]
-        return torch.full_like(self.logits[view], -torch.inf).index_copy_(1, self.among[view], self.logits[view][:, self.among[view]])
+        return torch.full_like(self.logits[view], -torch.inf).index_copy_(
+            1, self.among[view], self.logits[view][:, self.among[view]]
+        )
 
     def correct(self, view: str) -> Bool[Tensor, "images"]:
         """Which images of a view are classified correctly."""
@@ -80,7 +83,9 @@ class Predictions:
         tensors = {f"logits/{name}": value for name, value in self.logits.items()}
         tensors |= {f"labels/{name}": value for name, value in self.labels.items()}
         tensors |= {f"among/{name}": value for name, value in self.among.items()}
-        tensors |= {name: value for name, value in (("conforms", self.conforms), ("groups", self.groups)) if value is not None}
+        tensors |= {
+            name: value for name, value in (("conforms", self.conforms), ("groups", self.groups)) if value is not None
+        }
         save_tensors(folder / FILE, tensors, {"views": list(self.logits), "released": self.released})
 
     @classmethod
@@ -88,7 +93,7 @@ class Predictions:
         """Saved predictions.
 
         Raises:
-            ValueError: there are none.
+            UserError: there are none.
         """
         tensors, description = load_tensors(folder / FILE, "evaluate_ood")
         order = description["views"]
@@ -107,22 +112,28 @@ def predictions(opened: Iterator[View], predict: Callable[[View], Float[Tensor, 
             among[view.name] = view.among
         if view.name == "test":
             groups = view.groups
-            conforms = torch.from_numpy(view.factors.conforms(view.split.num_classes)) if view.factors is not None else None
+            conforms = (
+                torch.from_numpy(view.factors.conforms(view.split.num_classes)) if view.factors is not None else None
+            )
     return Predictions(logits, labels, conforms, groups, among, released)
 
 
-def evaluate(classifier: Classifier, data: DataParams, params: EvaluationParams, threads: int, cache: Path | None = None) -> Predictions:
+def evaluate(
+    classifier: Classifier, data: DataParams, params: EvaluationParams, threads: int, cache: Path | None = None
+) -> Predictions:
     """The classifier's predictions on the test split and on every shifted one.
 
     Raises:
-        ValueError: the classifier has other classes than the data.
+        UserError: the classifier has other classes than the data.
     """
 
     def predict(view: View) -> Float[Tensor, "images classes"]:
         if view.split.class_names != classifier.class_names:
-            raise ValueError(
+            raise UserError(
                 f"the model knows {len(classifier.class_names)} classes that are not those of the data ({view.split.num_classes}): retrain it, or evaluate it on its own data"
             )
         return logits_of(classifier, view.split)
 
-    return predictions(views(data, params.corruptions, params.severities, threads, cache if params.keep_corrupted else None), predict)
+    return predictions(
+        views(data, params.corruptions, params.severities, threads, cache if params.keep_corrupted else None), predict
+    )

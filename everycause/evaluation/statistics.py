@@ -4,7 +4,8 @@ from itertools import product
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int64
+
+from everycause.shapes import Float, Int64
 
 RESAMPLES = 2000
 
@@ -17,7 +18,9 @@ class Interval(NamedTuple):
     high: float
 
 
-def paired_interval(differences: Float[np.ndarray, "seeds images"], clusters: Int64[np.ndarray, "images"] | None = None, seed: int = 0) -> Interval:
+def paired_interval(
+    differences: Float[np.ndarray, "seeds images"], clusters: Int64[np.ndarray, "images"] | None = None, seed: int = 0
+) -> Interval:
     """Hierarchical bootstrap of per-image differences: seeds are drawn with replacement, then images, or whole clusters of them.
 
     The images are the same for all seeds, so one draw of images serves every drawn seed. With one seed the interval

@@ -17,12 +17,12 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64
 from scipy.optimize import Bounds, LinearConstraint, milp
 from torch import Tensor
 from tqdm import tqdm
 
-from everycause.explanation.heads import LinearHead
+from everycause.explanation.heads import LastLayer
+from everycause.shapes import Bool, Float, Int64
 
 LEAD = 1e-6
 """Logits by which the class must lead in the integer programs, whose own tolerance is smaller."""
@@ -40,32 +40,36 @@ class Sets(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Oracle:
+class ExactFilters:
     """The exact sets of a linear head, as a generator of local filters."""
 
     kind: Literal["sufficient", "necessary"]
-    head: LinearHead
+    head: LastLayer
 
-    def minimum_correct(self, activations: Float[Tensor, "batch filters"], classes: Int64[Tensor, "batch"]) -> Bool[Tensor, "batch filters"]:
+    def minimum_correct(
+        self, activations: Float[Tensor, "batch filters"], classes: Int64[Tensor, "batch"]
+    ) -> Bool[Tensor, "batch filters"]:
         """The smallest set for each image's class; no filter where no set does it."""
         return (sufficient if self.kind == "sufficient" else necessary)(activations, classes, self.head).chosen
 
 
 def margins(
-    activations: Float[Tensor, "images filters"], classes: Int64[Tensor, "images"], head: LinearHead
+    activations: Float[Tensor, "images filters"], classes: Int64[Tensor, "images"], head: LastLayer
 ) -> tuple[Float[Tensor, "images classes filters"], Float[Tensor, "images classes"]]:
     """What each filter adds to the class's lead over each rival, and the lead without any filter, in double precision."""
     weight, bias = head.weight.double(), head.bias.double()
     return activations.double()[:, None] * (weight[classes][:, None] - weight), bias[classes][:, None] - bias
 
 
-def necessary(activations: Float[Tensor, "images filters"], classes: Int64[Tensor, "images"], head: LinearHead) -> Sets:
+def necessary(activations: Float[Tensor, "images filters"], classes: Int64[Tensor, "images"], head: LastLayer) -> Sets:
     """The smallest sets whose removal makes the class lose; among rivals with equally small sets, the one that then leads by most."""
-    parts = [_necessary(*margins(a, c, head), c) for a, c in zip(activations.split(CHUNK), classes.split(CHUNK), strict=True)]
+    parts = [
+        _necessary(*margins(a, c, head), c) for a, c in zip(activations.split(CHUNK), classes.split(CHUNK), strict=True)
+    ]
     return Sets(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
 
-def sufficient(activations: Float[Tensor, "images filters"], classes: Int64[Tensor, "images"], head: LinearHead) -> Sets:
+def sufficient(activations: Float[Tensor, "images filters"], classes: Int64[Tensor, "images"], head: LastLayer) -> Sets:
     """The smallest sets that alone keep the class ahead of every rival."""
     parts = []
     chunks = list(zip(activations.split(CHUNK), classes.split(CHUNK), strict=True))
@@ -80,16 +84,26 @@ def sufficient(activations: Float[Tensor, "images filters"], classes: Int64[Tens
     return Sets(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
 
-def _necessary(margin: Float[Tensor, "images classes filters"], lead: Float[Tensor, "images classes"], classes: Int64[Tensor, "images"]) -> Sets:
+def _necessary(
+    margin: Float[Tensor, "images classes filters"],
+    lead: Float[Tensor, "images classes"],
+    classes: Int64[Tensor, "images"],
+) -> Sets:
     count, _, filters = margin.shape
     everyone = torch.arange(count)
     ordered, number = margin.clamp_min(0).sort(dim=2, descending=True, stable=True)
-    left = torch.cat([torch.zeros_like(ordered[:, :, :1]), ordered.cumsum(dim=2)], dim=2).neg_().add_((margin.sum(dim=2) + lead)[:, :, None])
+    left = (
+        torch.cat([torch.zeros_like(ordered[:, :, :1]), ordered.cumsum(dim=2)], dim=2)
+        .neg_()
+        .add_((margin.sum(dim=2) + lead)[:, :, None])
+    )
     loses = left < 0
     size = torch.where(loses.any(dim=2), loses.int().argmax(dim=2), filters + 1)
     size[everyone, classes] = filters + 1
     smallest = size.min(dim=1).values
-    after = left.gather(2, size.clamp_max(filters)[:, :, None])[:, :, 0].masked_fill(size > smallest[:, None], torch.inf)
+    after = left.gather(2, size.clamp_max(filters)[:, :, None])[:, :, 0].masked_fill(
+        size > smallest[:, None], torch.inf
+    )
     rival = after.argmin(dim=1)
     rank = number[everyone, rival].argsort(dim=1)
     exists = smallest <= filters
@@ -114,7 +128,9 @@ def _greedy(
         chosen[rows, best.indices[rows]] = True
         total[rows] += margin[rows, :, best.indices[rows]]
     missing = (total <= 0).any(dim=1)
-    for image in missing.nonzero()[:, 0].tolist():  # helping against one rival can hurt against another: ask whether any set does it
+    for image in missing.nonzero()[
+        :, 0
+    ].tolist():  # helping against one rival can hurt against another: ask whether any set does it
         found = _solved(margin[image].numpy(), lead[image].numpy())
         exists[image] = found is not None
         if found is not None:
@@ -128,7 +144,9 @@ def _greedy(
     return chosen, exists
 
 
-def _bound(margin: Float[Tensor, "images classes filters"], lead: Float[Tensor, "images classes"]) -> Int64[Tensor, "images"]:
+def _bound(
+    margin: Float[Tensor, "images classes filters"], lead: Float[Tensor, "images classes"]
+) -> Int64[Tensor, "images"]:
     """How many filters the most demanding rival alone asks for: no sufficient set is smaller."""
     reached = margin.clamp_min(0).sort(dim=2, descending=True).values.cumsum(dim=2) + lead[:, :, None] > 0
     size = torch.where(lead > 0, 0, 1 + torch.where(reached.any(dim=2), reached.int().argmax(dim=2), margin.shape[2]))
@@ -136,7 +154,10 @@ def _bound(margin: Float[Tensor, "images classes filters"], lead: Float[Tensor, 
 
 
 def _smallest(
-    margin: Float[np.ndarray, "classes filters"], lead: Float[np.ndarray, "classes"], greedy: Bool[Tensor, "filters"], at_least: int
+    margin: Float[np.ndarray, "classes filters"],
+    lead: Float[np.ndarray, "classes"],
+    greedy: Bool[Tensor, "filters"],
+    at_least: int,
 ) -> Bool[Tensor, "filters"]:
     """The smallest set of one image: rivals join the program as they turn out to win."""
     rivals = [int((lead + margin[:, greedy.numpy()].sum(axis=1)).argmin())]
@@ -154,7 +175,9 @@ def _smallest(
         rivals += ahead
 
 
-def _solved(margin: Float[np.ndarray, "rivals filters"], lead: Float[np.ndarray, "rivals"]) -> Bool[Tensor, "filters"] | None:
+def _solved(
+    margin: Float[np.ndarray, "rivals filters"], lead: Float[np.ndarray, "rivals"]
+) -> Bool[Tensor, "filters"] | None:
     """The smallest set against some rivals, by integer programming."""
     filters = margin.shape[1]
     constraint = LinearConstraint(margin, LEAD - lead, np.inf)

@@ -12,27 +12,28 @@ from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float, Int64
 from pydantic import Field
 from torch import Tensor
 
 from everycause.artifacts import load_explanation, save_tensors
-from everycause.explanation.exact_filters import Oracle
-from everycause.explanation.heads import HeadParams, Heads, LinearHead, Variant, train_heads
+from everycause.errors import UserError
+from everycause.explanation.exact_filters import ExactFilters
+from everycause.explanation.heads import FilterHeads, HeadParams, LastLayer, Variant, train_heads
 from everycause.models import Readout
 from everycause.params import Section
+from everycause.shapes import Bool, Float, Int64
 
 FILE = "filters.safetensors"
 INCORRECT = "incorrect_heads.safetensors"
-Name = Variant | Literal["oracle_sufficient", "oracle_necessary"]
+GeneratorName = Variant | Literal["exact_sufficient", "exact_necessary"]
 
 
 class FilterParams(Section):
     """Which filters count for a class."""
 
-    generator: Name
+    generator: GeneratorName
     """What says which filters one image needs: trained heads (`all_classes` is the paper's), or the exact sets of the linear head."""
-    compared: list[Name]
+    compared: list[GeneratorName]
     """Generators that are trained and judged beside it; nothing else uses them."""
     confidence_threshold: float = Field(ge=0, lt=1)
     """τ: images below this probability of their class do not count."""
@@ -44,23 +45,33 @@ class FilterParams(Section):
 
 
 @runtime_checkable
-class Local(Protocol):
+class FilterGenerator(Protocol):
     """Says which filters an image needs in order to be a class."""
 
-    def minimum_correct(self, activations: Float[Tensor, "batch filters"], classes: Int64[Tensor, "batch"]) -> Bool[Tensor, "batch filters"]:
+    def minimum_correct(
+        self, activations: Float[Tensor, "batch filters"], classes: Int64[Tensor, "batch"]
+    ) -> Bool[Tensor, "batch filters"]:
         """The filters of each image for the given class."""
 
 
-def local_filters(name: Name, seen: Readout, labels: Int64[Tensor, "images"], head: LinearHead, params: HeadParams, seed: int, device: torch.device) -> Local:
+def filter_generator(
+    name: GeneratorName,
+    seen: Readout,
+    labels: Int64[Tensor, "images"],
+    head: LastLayer,
+    params: HeadParams,
+    seed: int,
+    device: torch.device,
+) -> FilterGenerator:
     """A generator by name; heads are trained on the device, on a split's readout.
 
     Raises:
-        ValueError: the loss of the heads is not finite, or a class that needs images has none.
+        UserError: the loss of the heads is not finite, or a class that needs images has none.
     """
-    if name == "oracle_sufficient":
-        return Oracle("sufficient", head)
-    if name == "oracle_necessary":
-        return Oracle("necessary", head)
+    if name == "exact_sufficient":
+        return ExactFilters("sufficient", head)
+    if name == "exact_necessary":
+        return ExactFilters("necessary", head)
     return train_heads(seen.activations.to(device), labels.to(device), head.to(device), params, seed, name)
 
 
@@ -74,7 +85,7 @@ class FilterBank:
     """Their summed activations."""
     support: Int64[Tensor, "classes"]
     """How many images of the class counted."""
-    local: Local
+    local: FilterGenerator
     """The generator that was counted."""
     model: str
     """Fingerprint of the explained model."""
@@ -85,14 +96,30 @@ class FilterBank:
 
     def summary(self, params: FilterParams) -> dict[str, float]:
         """The bank in a few numbers, at both frequency thresholds."""
-        thresholds = {"filters_per_class": params.frequency_threshold, "filters_per_class_detection": params.detection_frequency_threshold}
-        sizes = {name: float(self.global_filters(threshold).sum(dim=1).double().mean()) for name, threshold in thresholds.items()}
+        thresholds = {
+            "filters_per_class": params.frequency_threshold,
+            "filters_per_class_detection": params.detection_frequency_threshold,
+        }
+        sizes = {
+            name: float(self.global_filters(threshold).sum(dim=1).double().mean())
+            for name, threshold in thresholds.items()
+        }
         return sizes | {"smallest_support": float(self.support.min()), "filters": float(self.histogram.shape[1])}
 
     def save(self, folder: Path) -> None:
         """Write everything into a folder, as one file."""
-        kind, (weight, bias) = ("heads", (self.local.weight, self.local.bias)) if isinstance(self.local, Heads) else (self.local.kind, self.local.head)
-        tensors = {"histogram": self.histogram, "magnitude": self.magnitude, "support": self.support, f"{kind}/weight": weight, f"{kind}/bias": bias}
+        kind, (weight, bias) = (
+            ("heads", (self.local.weight, self.local.bias))
+            if isinstance(self.local, FilterHeads)
+            else (self.local.kind, self.local.head)
+        )
+        tensors = {
+            "histogram": self.histogram,
+            "magnitude": self.magnitude,
+            "support": self.support,
+            f"{kind}/weight": weight,
+            f"{kind}/bias": bias,
+        }
         save_tensors(folder / FILE, tensors, {"model": self.model})
 
     @classmethod
@@ -100,21 +127,31 @@ class FilterBank:
         """A saved bank of the model with this fingerprint.
 
         Raises:
-            ValueError: there is none, or it belongs to another model.
+            UserError: there is none, or it belongs to another model.
         """
         tensors = load_explanation(folder / FILE, "accumulate_filters", model)
         kind = next(name for name in tensors if name.endswith("/weight")).removesuffix("/weight")
         weight, bias = tensors.pop(f"{kind}/weight"), tensors.pop(f"{kind}/bias")
-        return cls(**tensors, local=Heads(weight, bias) if kind == "heads" else Oracle(kind, LinearHead(weight, bias)), model=model)
+        return cls(
+            **tensors,
+            local=FilterHeads(weight, bias) if kind == "heads" else ExactFilters(kind, LastLayer(weight, bias)),
+            model=model,
+        )
 
 
 def accumulate(
-    local: Local, head: LinearHead, seen: Readout, labels: Int64[Tensor, "images"], class_names: tuple[str, ...], threshold: float, model: str
+    local: FilterGenerator,
+    head: LastLayer,
+    seen: Readout,
+    labels: Int64[Tensor, "images"],
+    class_names: tuple[str, ...],
+    threshold: float,
+    model: str,
 ) -> FilterBank:
     """The bank over a split's readout.
 
     Raises:
-        ValueError: a class has no image that counts; the sentence names it, the threshold, and how far its images came.
+        UserError: a class has no image that counts; the sentence names it, the threshold, and how far its images came.
     """
     classes, filters = head.weight.shape
     sure = confident(seen, labels, threshold).nonzero()[:, 0]
@@ -130,7 +167,7 @@ def accumulate(
         members, correct, certain = (
             int((some == empty).sum()) for some in (labels, labels[seen.logits.argmax(dim=1) == labels], labels[sure])
         )  # fmt: skip
-        raise ValueError(
+        raise UserError(
             f"the class '{class_names[empty]}' has no training image that is predicted correctly with p ≥ {threshold} and keeps its prediction on its "
             f"minimum correct filters (of {members} images {correct} are correct, {certain} of them with p ≥ {threshold}): "
             "lower filters.confidence_threshold or train longer"
@@ -144,7 +181,9 @@ def confident(seen: Readout, labels: Int64[Tensor, "images"], threshold: float) 
     return (prediction == labels) & (probability >= threshold)
 
 
-def quality(local: Local, head: LinearHead, seen: Readout, labels: Int64[Tensor, "images"], threshold: float, seed: int) -> dict[str, float]:
+def quality(
+    local: FilterGenerator, head: LastLayer, seen: Readout, labels: Int64[Tensor, "images"], threshold: float, seed: int
+) -> dict[str, float]:
     """Are local sets sufficient (keep rate) and necessary (flip rate when disabled), against random sets of equal size?
 
     Of the correct and confident images of a split; nothing where there are none.
@@ -161,7 +200,9 @@ def quality(local: Local, head: LinearHead, seen: Readout, labels: Int64[Tensor,
     return result
 
 
-def incorrect_quality(heads: Heads, head: LinearHead, seen: Readout, labels: Int64[Tensor, "images"], threshold: float, seed: int) -> dict[str, float]:
+def incorrect_quality(
+    heads: FilterHeads, head: LastLayer, seen: Readout, labels: Int64[Tensor, "images"], threshold: float, seed: int
+) -> dict[str, float]:
     """Do minimum-incorrect filters turn an image into its runner-up class, against the same amounts added to random filters?"""
     rows = confident(seen, labels, threshold)
     if not bool(rows.any()):
@@ -172,7 +213,8 @@ def incorrect_quality(heads: Heads, head: LinearHead, seen: Readout, labels: Int
     moved = added.gather(1, torch.rand(added.shape, generator=torch.Generator().manual_seed(seed)).argsort(dim=1))
     result = {"filters_per_image": float((added > 0).sum(dim=1).double().mean())}
     return result | {
-        f"{prefix}reach_rate": float((head.predictions(activations + some) == target).double().mean()) for prefix, some in (("", added), ("random/", moved))
+        f"{prefix}reach_rate": float((head.predictions(activations + some) == target).double().mean())
+        for prefix, some in (("", added), ("random/", moved))
     }
 
 

@@ -19,23 +19,24 @@ from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int64
 from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import linear
 from tqdm import tqdm
 
+from everycause.errors import UserError
 from everycause.params import Section
+from everycause.shapes import Bool, Float, Int64
 
 # MERGED DOC: """Gradient descent with momentum on many affine maps at once: the same iterates as step by step, with few passes over the weights.
-# 
+#
 # Every map sees a handful of images per step, so its gradient has a low rank, and reading and writing all weights, their
 # gradients and their velocities in each step costs far more than the arithmetic. Here the weights stay as they are for a block
 # of steps; what the steps of a block do to each other passes through the images' inner products, a few numbers, and the block
 # is applied to the weights at its end. With velocity V, gradient G, rate η and momentum μ, at step t of a block
-# 
+#
 #     V_t = μ^t V_0 + Σ_{s<t} μ^{t−1−s} G_s,    W_t = W_0 − η [ (μ + … + μ^t) V_0 + Σ_{s<t} (1 + … + μ^{t−1−s}) G_s ]
-# 
+#
 # which is torch.optim.SGD, rearranged. Source: ours; a test holds it against the optimizer.
 # """
 
@@ -71,27 +72,31 @@ class Descent:
         """
         device, count = self.weight.device, len(self.weight)
         sizes = [one.shape[1] for one in inputs]
-        step_of = torch.arange(len(sizes), dtype=torch.float64, device=device).repeat_interleave(torch.tensor(sizes, device=device))
+        step_of = torch.arange(len(sizes), dtype=torch.float64, device=device).repeat_interleave(
+            torch.tensor(sizes, device=device)
+        )
         together = torch.cat(list(inputs), dim=1)
         shared, products = together.expand(count, -1, -1), together @ together.transpose(1, 2)
         still, drift = shared.bmm(self.weight.transpose(1, 2)), shared.bmm(self.velocity.transpose(1, 2))
-        slopes, begin = torch.empty_like(still), 0
+        gradients, begin = torch.empty_like(still), 0
         for step, size in enumerate(sizes):
             rows = slice(begin, begin + size)
             said = still[:, rows]
             if step:
                 said = said - self.rate * MOMENTUM * series(step) * drift[:, rows]
                 earlier = products[:, rows, :begin] * (self.rate * series(step - step_of[:begin]).to(products))
-                said = torch.baddbmm(said, earlier.expand(count, -1, -1), slopes[:, :begin], alpha=-1)
-            slopes[:, rows] = slope(step, said)
+                said = torch.baddbmm(said, earlier.expand(count, -1, -1), gradients[:, :begin], alpha=-1)
+            gradients[:, rows] = slope(step, said)
             begin += size
-        if not bool(slopes.sum().isfinite()) and bool((wrong := ~slopes.isfinite()).any()):  # the sum first: one pass
+        if not bool(gradients.sum().isfinite()) and bool(
+            (wrong := ~gradients.isfinite()).any()
+        ):  # the sum first: one pass
             raise FloatingPointError(int(step_of[wrong.any(dim=2).any(dim=0)][0]))
-        self._apply(slopes, together, len(sizes) - step_of, len(sizes))
+        self._apply(gradients, together, len(sizes) - step_of, len(sizes))
 
-    def _apply(self, slopes: Tensor, together: Tensor, left: Tensor, steps: int) -> None:
+    def _apply(self, gradients: Tensor, together: Tensor, left: Tensor, steps: int) -> None:
         """The end of a block of steps; `left` is the number of steps from each image to the end."""
-        count, turned = len(self.weight), slopes.transpose(1, 2)
+        count, turned = len(self.weight), gradients.transpose(1, 2)
         self.weight.add_(self.velocity, alpha=-self.rate * MOMENTUM * series(steps))
         moved = together * series(left).to(together)[:, None]
         self.weight.baddbmm_(turned, moved.expand(count, -1, -1), alpha=-self.rate)
@@ -121,15 +126,15 @@ class HeadParams(Section):
     """Images per step; each is pushed towards every class."""
 
 
-class LinearHead(NamedTuple):
+class LastLayer(NamedTuple):
     """The classifier's last layer."""
 
     weight: Float[Tensor, "classes filters"]
     bias: Float[Tensor, "classes"]
 
-    def to(self, device: torch.device | str) -> "LinearHead":
+    def to(self, device: torch.device | str) -> "LastLayer":
         """The same head elsewhere."""
-        return LinearHead(self.weight.to(device), self.bias.to(device))
+        return LastLayer(self.weight.to(device), self.bias.to(device))
 
     def predictions(self, activations: Float[Tensor, "batch filters"]) -> Int64[Tensor, "batch"]:
         """The class of pooled activations."""
@@ -137,31 +142,39 @@ class LinearHead(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Heads:
+class FilterHeads:
     """The trained maps: one for each class, or a single one for all."""
 
     weight: Float[Tensor, "heads filters filters"]
     bias: Float[Tensor, "heads filters"]
 
-    def said(self, activations: Float[Tensor, "batch filters"], classes: Int64[Tensor, "batch"]) -> Float[Tensor, "batch filters"]:
+    def said(
+        self, activations: Float[Tensor, "batch filters"], classes: Int64[Tensor, "batch"]
+    ) -> Float[Tensor, "batch filters"]:
         """What the map of each image's class says of it, before any gate."""
         result = torch.empty(len(activations), self.bias.shape[1])
         heads = classes if len(self.weight) > 1 else torch.zeros_like(classes)
-        for head in heads.unique().tolist():  # one weight at a time: weights gathered image by image would not fit into memory
+        for (
+            head
+        ) in heads.unique().tolist():  # one weight at a time: weights gathered image by image would not fit into memory
             rows = heads == head
             result[rows] = linear(activations[rows], self.weight[head], self.bias[head])
         return result
 
-    def minimum_correct(self, activations: Float[Tensor, "batch filters"], classes: Int64[Tensor, "batch"]) -> Bool[Tensor, "batch filters"]:
+    def minimum_correct(
+        self, activations: Float[Tensor, "batch filters"], classes: Int64[Tensor, "batch"]
+    ) -> Bool[Tensor, "batch filters"]:
         """The filters that each image needs in order to be the given class (heads trained as MC): gates above one half."""
         return self.said(activations, classes) > 0
 
-    def minimum_incorrect(self, activations: Float[Tensor, "batch filters"], classes: Int64[Tensor, "batch"]) -> Float[Tensor, "batch filters"]:
+    def minimum_incorrect(
+        self, activations: Float[Tensor, "batch filters"], classes: Int64[Tensor, "batch"]
+    ) -> Float[Tensor, "batch filters"]:
         """What each image's activations lack in order to be the given class (heads trained as MI), in units of activation."""
         return self.said(activations, classes).relu()
 
 
-class Pull(NamedTuple):
+class StepBatch(NamedTuple):
     """One step's images and where each is pushed."""
 
     activations: Float[Tensor, "_ images filters"]
@@ -169,68 +182,90 @@ class Pull(NamedTuple):
     target: Int64[Tensor, "maps images"]
 
 
-Slope = Callable[[Pull, LinearHead, Tensor], Tensor]
+LossGradient = Callable[[StepBatch, LastLayer, Tensor], Tensor]
 
 
 def train_heads(
     activations: Float[Tensor, "images filters"],
     labels: Int64[Tensor, "images"],
-    head: LinearHead,
+    head: LastLayer,
     params: HeadParams,
     seed: int,
     variant: Variant = "all_classes",
-) -> Heads:
+) -> FilterHeads:
     """Minimum-correct heads of a linear classifier head, trained where the activations lie, returned on the CPU.
 
     Raises:
-        ValueError: the loss is not finite.
+        UserError: the loss is not finite.
     """
     through = variant == "straight_through"
-    return _trained(activations, labels, head, params, seed, partial(minimum_correct_slope, sparsity=params.sparsity, straight_through=through), variant)
+    return _trained(
+        activations,
+        labels,
+        head,
+        params,
+        seed,
+        partial(minimum_correct_gradient, sparsity=params.sparsity, straight_through=through),
+        variant,
+    )
 
 
 def train_incorrect_heads(
-    activations: Float[Tensor, "images filters"], labels: Int64[Tensor, "images"], head: LinearHead, params: HeadParams, seed: int
-) -> Heads:
+    activations: Float[Tensor, "images filters"],
+    labels: Int64[Tensor, "images"],
+    head: LastLayer,
+    params: HeadParams,
+    seed: int,
+) -> FilterHeads:
     """Minimum-incorrect heads, likewise.
 
     Raises:
-        ValueError: the loss is not finite.
+        UserError: the loss is not finite.
     """
-    return _trained(activations, labels, head, params, seed, minimum_incorrect_slope, "all_classes")
+    return _trained(activations, labels, head, params, seed, minimum_incorrect_gradient, "all_classes")
 
 
-def minimum_correct_slope(pull: Pull, head: LinearHead, said: Float[Tensor, "maps images filters"], sparsity: float, straight_through: bool) -> Tensor:
+def minimum_correct_gradient(
+    pull: StepBatch,
+    head: LastLayer,
+    said: Float[Tensor, "maps images filters"],
+    sparsity: float,
+    straight_through: bool,
+) -> Tensor:
     """The derivative of the MC loss with respect to what the maps say."""
     gates = said.sigmoid()
     kept = gates.masked_fill(said <= 0, 0)
-    onto_logits = _logit_slope(linear(pull.activations * kept, head.weight, head.bias), pull.target, PENALTY)
+    onto_logits = _logit_gradient(linear(pull.activations * kept, head.weight, head.bias), pull.target, PENALTY)
     onto_mask = onto_logits.matmul(head.weight).mul_(pull.activations).add_(sparsity * PENALTY)
     return onto_mask.mul_(gates if straight_through else kept).mul_(1 - gates)
 
 
-def minimum_incorrect_slope(pull: Pull, head: LinearHead, said: Float[Tensor, "maps images filters"]) -> Tensor:
+def minimum_incorrect_gradient(pull: StepBatch, head: LastLayer, said: Float[Tensor, "maps images filters"]) -> Tensor:
     """The derivative of the MI loss with respect to what the maps say."""
-    onto_logits = _logit_slope(linear(pull.activations + said.relu(), head.weight, head.bias), pull.target, 0.0)
+    onto_logits = _logit_gradient(linear(pull.activations + said.relu(), head.weight, head.bias), pull.target, 0.0)
     return (onto_logits.matmul(head.weight) + PENALTY) * (said > 0)
 
 
-def _logit_slope(logits: Float[Tensor, "maps images classes"], target: Int64[Tensor, "maps images"], reward: float) -> Tensor:
+def _logit_gradient(
+    logits: Float[Tensor, "maps images classes"], target: Int64[Tensor, "maps images"], reward: float
+) -> Tensor:
     """The derivative of mean cross-entropy minus `reward` times the target's logits."""
     slope = logits.softmax(dim=2).div_(logits.shape[1])
     wanted = target[:, :, None]
-    return slope.scatter_add_(2, wanted, torch.full(wanted.shape, -1 / logits.shape[1] - reward, dtype=slope.dtype, device=slope.device))
+    return slope.scatter_add_(
+        2, wanted, torch.full(wanted.shape, -1 / logits.shape[1] - reward, dtype=slope.dtype, device=slope.device)
+    )
 
 
 def _trained(
     activations: Float[Tensor, "images filters"],
     labels: Int64[Tensor, "images"],
-    head: LinearHead,
+    head: LastLayer,
     params: HeadParams,
     seed: int,
-    slope: Slope,
+    slope: LossGradient,
     variant: Variant,
-) -> Heads:
+) -> FilterHeads:
     """All maps down a slope."""
     generator, classes = torch.Generator().manual_seed(seed), len(head.weight)
     count, filters = 1 if variant == "singular" else classes, activations.shape[1]
@@ -239,37 +274,61 @@ def _trained(
     inputs = torch.cat([activations, torch.ones_like(activations[:, :1])], dim=1)
     descent, labels = Descent.begin(weight, params.learning_rate), labels.to(activations.device)
     order = _orders(labels, classes, params, variant, generator)
-    for epoch, batches in enumerate(tqdm(order, total=params.epochs, desc=f"training heads ({variant})", disable=None, leave=False), 1):
+    for epoch, batches in enumerate(
+        tqdm(order, total=params.epochs, desc=f"training heads ({variant})", disable=None, leave=False), 1
+    ):
         for first in range(0, len(batches), BLOCK):
             block = batches[first : first + BLOCK]
-            pulls = [Pull(activations[index], _targets(labels[index], classes, variant)) for index in block]
+            pulls = [StepBatch(activations[index], _targets(labels[index], classes, variant)) for index in block]
             try:
-                descent.block([inputs[index] for index in block], lambda step, said, pulls=pulls: slope(pulls[step], head, said))
+                descent.block(
+                    [inputs[index] for index in block], lambda step, said, pulls=pulls: slope(pulls[step], head, said)
+                )
             except FloatingPointError as error:
                 number = first + error.args[0] + 1
-                raise ValueError(f"the loss of the filter heads is not finite at epoch {epoch}, batch {number}: lower filters.heads.learning_rate") from error
-    return Heads(descent.weight[:, :, :-1].cpu().contiguous(), descent.weight[:, :, -1].cpu().contiguous())
+                raise UserError(
+                    f"the loss of the filter heads is not finite at epoch {epoch}, batch {number}: lower filters.heads.learning_rate"
+                ) from error
+    return FilterHeads(descent.weight[:, :, :-1].cpu().contiguous(), descent.weight[:, :, -1].cpu().contiguous())
 
 
-def _orders(labels: Int64[Tensor, "images"], classes: int, params: HeadParams, variant: Variant, generator: torch.Generator) -> Iterator[list[Tensor]]:
+def _orders(
+    labels: Int64[Tensor, "images"], classes: int, params: HeadParams, variant: Variant, generator: torch.Generator
+) -> Iterator[list[Tensor]]:
     """The images of each step, epoch by epoch: 1 × images for all maps together, maps × images where each has its own.
 
     A class's own images come around again and again, so that all heads take the same number of steps.
     """
     if variant != "only_class":
         for _ in range(params.epochs):
-            yield [index[None].to(labels.device) for index in torch.randperm(len(labels), generator=generator).split(params.batch_size)]
+            yield [
+                index[None].to(labels.device)
+                for index in torch.randperm(len(labels), generator=generator).split(params.batch_size)
+            ]
         return
     members = [(labels == label).nonzero()[:, 0].cpu() for label in range(classes)]
     if empty := [label for label, own in enumerate(members) if len(own) == 0]:
-        raise ValueError(f"filters: the variant 'only_class' needs training images of every class, and class number {empty[0]} has none: take 'all_classes'")
+        raise UserError(
+            f"filters: the variant 'only_class' needs training images of every class, and class number {empty[0]} has none: take 'all_classes'"
+        )
     per_epoch = max(1, len(labels) // (classes * params.batch_size))
     needed = params.epochs * per_epoch * params.batch_size
-    stream = torch.stack([torch.cat([own[torch.randperm(len(own), generator=generator)] for _ in range(-(-needed // len(own)))])[:needed] for own in members])
+    stream = torch.stack(
+        [
+            torch.cat([own[torch.randperm(len(own), generator=generator)] for _ in range(-(-needed // len(own)))])[
+                :needed
+            ]
+            for own in members
+        ]
+    )
     steps = stream.to(labels.device).split(params.batch_size, dim=1)
     yield from (list(steps[start : start + per_epoch]) for start in range(0, len(steps), per_epoch))
 
 
 def _targets(labels: Int64[Tensor, "_ images"], classes: int, variant: Variant) -> Int64[Tensor, "maps images"]:
     """Where each map pushes its images."""
-    return labels if variant == "singular" else torch.arange(classes, device=labels.device)[:, None].expand(-1, labels.shape[1])
+    return (
+        labels
+        if variant == "singular"
+        else torch.arange(classes, device=labels.device)[:, None].expand(-1, labels.shape[1])
+    )

@@ -13,27 +13,27 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64, UInt8
 from pydantic import Field
 from torch import Tensor
 from tqdm import tqdm
 
 from everycause.artifacts import load_explanation, load_tensors, save_tensors
 from everycause.data.split import Images, Split, batches
-from everycause.explanation import objectives
-from everycause.explanation.objectives import log_odds
-from everycause.explanation.regions import FillName, Kind, masked, others, partitions
+from everycause.errors import UserError
+from everycause.explanation.objectives import ObjectiveName, log_odds
+from everycause.explanation.regions import BaselineName, PartitionKind, masked_images, other_images, partitions
 from everycause.explanation.scoring import Precision, Scorer
-from everycause.explanation.search import Method, Task, search
-from everycause.explanation.selectors import SELECTORS, Name, Request, cut_at_flip
+from everycause.explanation.search import Method, SearchInputs, search
+from everycause.explanation.selectors import SELECTORS, Request, SelectorName, cut_at_flip
 from everycause.inference import batch_size, logits_of_images
 from everycause.models import Classifier
 from everycause.params import Section
+from everycause.shapes import Bool, Float, Int64, UInt8
 
 # MERGED DOC: """Which images are worth a search: correct and confident ones, evenly over the classes. Memory does not grow with the classes."""
 
 
-class Screening(NamedTuple):
+class ImageSelection(NamedTuple):
     """Which images are worth a search."""
 
     index: Int64[Tensor, "chosen"]
@@ -42,11 +42,11 @@ class Screening(NamedTuple):
     """Images looked at, predicted wrongly, predicted rightly but without confidence."""
 
 
-def screen(classifier: Classifier, split: Split, confidence: float, images: int) -> Screening:
+def select_images(classifier: Classifier, split: Split, confidence: float, images: int) -> ImageSelection:
     """The images that are predicted correctly with more than `confidence`, at most `images`, evenly over the classes.
 
     Raises:
-        ValueError: there are none.
+        UserError: there are none.
     """
     correct, confident = [], []
     for batch in batches(split, 8 * batch_size(classifier)):
@@ -57,11 +57,15 @@ def screen(classifier: Classifier, split: Split, confidence: float, images: int)
     counts = torch.tensor([len(right), int((~right).sum()), int((right & ~eligible).sum())])
     index = evenly_over_classes(eligible.nonzero()[:, 0], split.labels, images)
     if len(index) == 0:
-        raise ValueError(f"no image of '{split.name}' is predicted correctly with p(y) > {confidence}: train longer or lower masks.confidence")
-    return Screening(index, counts)
+        raise UserError(
+            f"no image of '{split.name}' is predicted correctly with p(y) > {confidence}: train longer or lower masks.confidence"
+        )
+    return ImageSelection(index, counts)
 
 
-def evenly_over_classes(index: Int64[Tensor, "eligible"], labels: Int64[Tensor, "images"], count: int) -> Int64[Tensor, "chosen"]:
+def evenly_over_classes(
+    index: Int64[Tensor, "eligible"], labels: Int64[Tensor, "images"], count: int
+) -> Int64[Tensor, "chosen"]:
     """At most `count` of some images: the first of every class, then the second of every class, and so on; in index order."""
     own = labels[index]
     by_class = own.argsort(stable=True)
@@ -79,17 +83,17 @@ TOGETHER = 512
 class MaskParams(Section):
     """The search."""
 
-    selector: Name
+    selector: SelectorName
     """What chooses the regions: the counterfactual search, or one of the rankings that it is compared with."""
-    objective: objectives.Name
+    objective: ObjectiveName
     """The set function that the counterfactual search maximizes."""
     search: Method
     """`fast`; `exhaustive` tries every region in every step; `greedy` is the same without pruning, as published."""
-    partition: Kind
+    partition: PartitionKind
     """`grid`, or `slico` superpixels."""
     regions: int = Field(ge=4, le=400)
     """Regions of an image, N; a square number for a grid."""
-    fill: FillName
+    baseline: BaselineName
     """What stands in for a removed region while searching: the data set's mean color, black, the blurred image, another training image."""
     confidence: float = Field(ge=0, lt=1)
     """Only correct predictions with p(y) above this are searched."""
@@ -113,7 +117,7 @@ class MaskParams(Section):
 
 
 EXPLAIN = MaskParams(
-    selector="counterfactual", objective="deletion", search="fast", partition="grid", regions=49, fill="mean", confidence=0.0, max_regions=12, images=1, shard=1,
+    selector="counterfactual", objective="deletion", search="fast", partition="grid", regions=49, baseline="mean", confidence=0.0, max_regions=12, images=1, shard=1,
     batch_size=64, precision="float32", compiled=False,
 )  # fmt: skip
 """How `explain` searches unless told otherwise."""
@@ -143,7 +147,7 @@ class Masks:
     """Forward passes spent."""
     partition: Int64[Tensor, "partitions height width"]
     """The region of each pixel: one partition for all images, or one for each."""
-    screened: Int64[Tensor, "3"]
+    selection_counts: Int64[Tensor, "3"]
     """Images looked at, predicted wrongly, predicted rightly but without confidence."""
 
     @property
@@ -172,7 +176,7 @@ class Masks:
         """The search in a few numbers."""
         flipped = self.sizes[self.flipped].double()
         area = (self.removed * self.areas).sum(dim=1)[self.flipped].double()
-        looked, wrong, unsure = self.screened.tolist()
+        looked, wrong, unsure = self.selection_counts.tolist()
         return {
             "screened": looked, "misclassified": wrong, "not_confident": unsure, "searched": float(len(self.index)),
             "flip_rate": float(self.flipped.double().mean()),
@@ -192,7 +196,7 @@ class Masks:
         """All shards in a folder, of the model and the data with these fingerprints.
 
         Raises:
-            ValueError: there are none, or they belong to another model or to other data.
+            UserError: there are none, or they belong to another model or to other data.
         """
         files = sorted(folder.glob(FILE.format(0).replace("00000", "*"))) or [folder / FILE.format(0)]
         return cls.joined([cls(**load_explanation(file, "generate_masks", model, data)) for file in files])
@@ -208,10 +212,17 @@ class Masks:
         first = shards[0]
         whole = {"screened"} | ({"partition"} if len(first.partition) == 1 else set())
         names = [field.name for field in fields(cls)]
-        return cls(**{name: getattr(first, name) if name in whole else torch.cat([getattr(shard, name) for shard in shards]) for name in names})
+        return cls(
+            **{
+                name: getattr(first, name) if name in whole else torch.cat([getattr(shard, name) for shard in shards])
+                for name in names
+            }
+        )
 
 
-def generate(classifier: Classifier, split: Split, params: MaskParams, folder: Path, model: str, filters: Tensor | None = None) -> Masks:
+def generate(
+    classifier: Classifier, split: Split, params: MaskParams, folder: Path, model: str, filters: Tensor | None = None
+) -> Masks:
     """Search images of a split and write the shards that are not in `folder` yet; the shards read back.
 
     Args:
@@ -223,73 +234,125 @@ def generate(classifier: Classifier, split: Split, params: MaskParams, folder: P
         filters: Filters of each class, for the selector `filter_cam`.
 
     Raises:
-        ValueError: nothing is to be searched, or the regions do not fit the images.
+        UserError: nothing is to be searched, or the regions do not fit the images.
     """
-    screening = screen(classifier, split, params.confidence, params.images)
-    for number, index in enumerate(screening.index.split(params.shard)):
+    selection = select_images(classifier, split, params.confidence, params.images)
+    for number, index in enumerate(selection.index.split(params.shard)):
         file = folder / FILE.format(number)
         if not file.is_file():
             chunks = tqdm(
-                searched(classifier, split, index, params, filters), total=-(-len(index) // TOGETHER), desc=f"searching masks, shard {number + 1}", disable=None
+                searched(classifier, split, index, params, filters),
+                total=-(-len(index) // TOGETHER),
+                desc=f"searching masks, shard {number + 1}",
+                disable=None,
             )
-            replace(Masks.joined(list(chunks)), screened=screening.counts).save(file, model, split.identity)
+            replace(Masks.joined(list(chunks)), selection_counts=selection.counts).save(file, model, split.identity)
     return Masks.load(folder, model, split.identity)
 
 
-def searched(classifier: Classifier, split: Split, index: Int64[Tensor, "images"], params: MaskParams, filters: Tensor | None = None) -> Iterator[Masks]:
+def searched(
+    classifier: Classifier,
+    split: Split,
+    index: Int64[Tensor, "images"],
+    params: MaskParams,
+    filters: Tensor | None = None,
+) -> Iterator[Masks]:
     """The masks of some images of a split, which the model predicts correctly, some at a time.
 
     Raises:
-        ValueError: the regions do not fit the images.
+        UserError: the regions do not fit the images.
     """
     scorer = Scorer(classifier, params.batch_size, fast=True, precision=params.precision, compiled=params.compiled)
     exact = Scorer(classifier, params.batch_size)
     for rows in index.split(TOGETHER):
         images, labels = split.read(rows.numpy()), split.labels[rows]
-        yield _searched(scorer, exact, rows, images, labels, others(split, rows, params.fill), params, filters)
+        yield _searched(
+            scorer, exact, rows, images, labels, other_images(split, rows, params.baseline), params, filters
+        )
 
 
 def orders(
-    classifier: Classifier, split: Split, masks: Masks, selector: Name, params: MaskParams, filters: Tensor | None = None
+    classifier: Classifier,
+    split: Split,
+    masks: Masks,
+    selector: SelectorName,
+    params: MaskParams,
+    filters: Tensor | None = None,
 ) -> Int64[Tensor, "images regions"]:
     """The regions of images that were searched before, in the order of another selector.
 
     Raises:
-        ValueError: the selector needs what is not there.
+        UserError: the selector needs what is not there.
     """
     scorer = Scorer(classifier, params.batch_size, fast=True, precision=params.precision, compiled=params.compiled)
     exact, found = Scorer(classifier, params.batch_size), []
     for rows in tqdm(torch.arange(len(masks.index)).split(TOGETHER), desc=f"ranking by {selector}", disable=None):
         part, index = masks.rows(rows), masks.index[rows]
-        masking = masked(classifier, split.read(index.numpy()), part.partition, part.effect.shape[1], params.fill, others(split, index, params.fill))
+        masking = masked_images(
+            classifier,
+            split.read(index.numpy()),
+            part.partition,
+            part.effect.shape[1],
+            params.baseline,
+            other_images(split, index, params.baseline),
+        )
         device = classifier.device
-        task = Task(masking, split.labels[index].to(device), part.runner_up.to(device), torch.zeros(len(rows), device=device))
-        found.append(SELECTORS[selector](Request(task, scorer, exact, index, masks.order.shape[1], params.objective, filters)).order.cpu())
+        task = SearchInputs(
+            masking, split.labels[index].to(device), part.runner_up.to(device), torch.zeros(len(rows), device=device)
+        )
+        found.append(
+            SELECTORS[selector](
+                Request(task, scorer, exact, index, masks.order.shape[1], params.objective, filters)
+            ).order.cpu()
+        )
     return torch.cat(found)
 
 
 def _searched(
-    scorer: Scorer, exact: Scorer, rows: Tensor, images: Images, labels: Tensor, stand_in: Images | None, params: MaskParams, filters: Tensor | None
+    scorer: Scorer,
+    exact: Scorer,
+    rows: Tensor,
+    images: Images,
+    labels: Tensor,
+    baseline: Images | None,
+    params: MaskParams,
+    filters: Tensor | None,
 ) -> Masks:
     """The masks of images that are searched together."""
     classifier = exact.classifier
     partition = partitions(params.partition, images, params.regions)
-    masking = masked(classifier, images, partition, params.regions, params.fill, stand_in)
+    masking = masked_images(classifier, images, partition, params.regions, params.baseline, baseline)
     labels, everyone = labels.to(classifier.device), torch.arange(len(images), device=classifier.device)
     whole = exact.logits(masking, everyone, torch.ones_like(masking.exists))
     runner_up = whole.scatter(1, labels[:, None], -torch.inf).argmax(dim=1)
-    task = Task(masking, labels, runner_up, log_odds(whole, labels))
+    task = SearchInputs(masking, labels, runner_up, log_odds(whole, labels))
     if params.selector == "counterfactual":
         found = search(task, scorer, exact, params.objective, params.largest_set, params.search)
     else:
         request = Request(task, scorer, exact, rows, params.largest_set, params.objective, filters)
         found = cut_at_flip(request, SELECTORS[params.selector](request), params.largest_set)
-    sets = torch.zeros(len(rows), masking.regions + 1, dtype=torch.bool, device=classifier.device).scatter(1, found.order % (masking.regions + 1), True)[:, :-1]
+    sets = torch.zeros(len(rows), masking.regions + 1, dtype=torch.bool, device=classifier.device).scatter(
+        1, found.order % (masking.regions + 1), True
+    )[:, :-1]
     pair = torch.stack([labels, runner_up], dim=1)
     after = exact.logits(masking, everyone, ~sets).softmax(dim=1).gather(1, pair)
-    columns = (rows, found.order, found.flipped, runner_up, whole.softmax(dim=1).gather(1, pair), after, found.effect, masking.areas.contiguous())
+    columns = (
+        rows,
+        found.order,
+        found.flipped,
+        runner_up,
+        whole.softmax(dim=1).gather(1, pair),
+        after,
+        found.effect,
+        masking.areas.contiguous(),
+    )
     forwards = found.forwards + 2  # the whole image and the final set
-    return Masks(*(column.cpu() for column in columns), forwards.cpu(), masking.partition.cpu(), torch.zeros(3, dtype=torch.int64))
+    return Masks(
+        *(column.cpu() for column in columns),
+        forwards.cpu(),
+        masking.partition.cpu(),
+        torch.zeros(3, dtype=torch.int64),
+    )
 
 
 class Explanation(NamedTuple):
@@ -311,19 +374,28 @@ class Explanation(NamedTuple):
     """Forward passes spent on the search."""
 
 
-def explain(classifier: Classifier, image: UInt8[Tensor, "3 height width"], label: int | None = None, params: MaskParams = EXPLAIN) -> Explanation:
+def explain(
+    classifier: Classifier,
+    image: UInt8[Tensor, "3 height width"],
+    label: int | None = None,
+    params: MaskParams = EXPLAIN,
+) -> Explanation:
     """The regions of one image whose removal flips its prediction.
 
     Raises:
-        ValueError: `label` is given and the image is misclassified already, or the settings need more than one image.
+        UserError: `label` is given and the image is misclassified already, or the settings need more than one image.
     """
-    if params.fill == "background" or params.selector == "filter_cam":
-        raise ValueError("one image has no other images to take background or filters from: choose another fill or selector")
+    if params.baseline == "background" or params.selector == "filter_cam":
+        raise UserError(
+            "one image has no other images to take background or filters from: choose another fill or selector"
+        )
     exact = Scorer(classifier, params.batch_size)
     prediction = int(logits_of_images(classifier, image[None]).argmax())
     if label is not None and label != prediction:
         names = classifier.class_names
-        raise ValueError(f"the image is already misclassified ('{names[prediction]}' instead of '{names[label]}'), so there is no prediction to flip")
+        raise UserError(
+            f"the image is already misclassified ('{names[prediction]}' instead of '{names[label]}'), so there is no prediction to flip"
+        )
     labels = torch.tensor([prediction])
     scorer = Scorer(classifier, params.batch_size, fast=True, precision=params.precision)
     masks = _searched(scorer, exact, torch.zeros(1, dtype=torch.int64), image[None], labels, None, params, None)
@@ -331,8 +403,10 @@ def explain(classifier: Classifier, image: UInt8[Tensor, "3 height width"], labe
     steps = torch.ones(len(order) + 1, params.regions, dtype=torch.bool)
     for step, region in enumerate(order.tolist(), 1):
         steps[step:, region] = False
-    masking = masked(classifier, image[None], masks.partition, params.regions, params.fill)
-    probabilities = exact.logits(masking, torch.zeros(len(steps), dtype=torch.int64, device=classifier.device), steps.to(classifier.device)).softmax(dim=1)
+    masking = masked_images(classifier, image[None], masks.partition, params.regions, params.baseline)
+    probabilities = exact.logits(
+        masking, torch.zeros(len(steps), dtype=torch.int64, device=classifier.device), steps.to(classifier.device)
+    ).softmax(dim=1)
     return Explanation(
         prediction, bool(masks.flipped[0]), order.tolist(), masks.pixels(masks.removed)[0].numpy(), probabilities.cpu().numpy(), masks.partition[0].numpy(), int(masks.forwards[0])
     )  # fmt: skip

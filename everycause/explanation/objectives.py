@@ -14,10 +14,11 @@ from math import log
 from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Float, Int64
 from torch import Tensor
 
-Name = Literal["deletion", "counterfactual", "factual"]
+from everycause.shapes import Float, Int64
+
+ObjectiveName = Literal["deletion", "counterfactual", "factual"]
 
 
 class Logits(NamedTuple):
@@ -38,7 +39,9 @@ class Objective(NamedTuple):
     """Forward passes per candidate."""
 
 
-def log_odds(logits: Float[Tensor, "candidates classes"], labels: Int64[Tensor, "candidates"]) -> Float[Tensor, "candidates"]:
+def log_odds(
+    logits: Float[Tensor, "candidates classes"], labels: Int64[Tensor, "candidates"]
+) -> Float[Tensor, "candidates"]:
     """log p(y)/(1 − p(y)): orders candidates as p(y) does, also where float32 rounds p(y) to 1."""
     own = logits.gather(1, labels[:, None])[:, 0]
     return own - logits.scatter(1, labels[:, None], -torch.inf).logsumexp(dim=1)
@@ -53,7 +56,12 @@ def counterfactual(logits: Logits, labels: Tensor, runner_up: Tensor) -> Tensor:
     """The four-term form: from the label to the runner-up."""
     assert logits.alone is not None
     without, alone = logits.without.softmax(dim=1), logits.alone.softmax(dim=1)
-    return 20 * _of(without, runner_up) + 20 * (1 - _of(alone, runner_up)) + 5 * (1 - _of(without, labels)) + 5 * _of(alone, labels)
+    return (
+        20 * _of(without, runner_up)
+        + 20 * (1 - _of(alone, runner_up))
+        + 5 * (1 - _of(without, labels))
+        + 5 * _of(alone, labels)
+    )
 
 
 def factual(logits: Logits, labels: Tensor, _runner_up: Tensor) -> Tensor:
@@ -68,4 +76,8 @@ def _of(probabilities: Tensor, classes: Tensor) -> Tensor:
     return probabilities.gather(1, classes[:, None])[:, 0]
 
 
-OBJECTIVES: dict[Name, Objective] = {"deletion": Objective(deletion, 1), "counterfactual": Objective(counterfactual, 2), "factual": Objective(factual, 2)}
+OBJECTIVES: dict[ObjectiveName, Objective] = {
+    "deletion": Objective(deletion, 1),
+    "counterfactual": Objective(counterfactual, 2),
+    "factual": Objective(factual, 2),
+}

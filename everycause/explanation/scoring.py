@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int64
 from torch import Tensor, fx, nn
 from torch.fx.experimental.optimization import fuse
 
 from everycause.explanation.objectives import Logits, Objective
-from everycause.explanation.regions import Masking
+from everycause.explanation.regions import MaskedImages
 from everycause.models import Classifier, evaluating
+from everycause.shapes import Bool, Float, Int64
 
 GRADIENT = 3
 """Forward passes that a gradient counts as."""
@@ -33,7 +33,14 @@ class Scorer:
         compiled: torch.compile, which pays when there are many thousand images.
     """
 
-    def __init__(self, classifier: Classifier, batch_size: int, fast: bool = False, precision: Precision = "float32", compiled: bool = False) -> None:
+    def __init__(
+        self,
+        classifier: Classifier,
+        batch_size: int,
+        fast: bool = False,
+        precision: Precision = "float32",
+        compiled: bool = False,
+    ) -> None:
         self.classifier = classifier
         self.batch_size = batch_size
         self.network: nn.Module = folded(classifier) if fast else classifier.network
@@ -41,7 +48,9 @@ class Scorer:
         if compiled:
             self.network = torch.compile(self.network, dynamic=False)
 
-    def logits(self, masking: Masking, owner: Int64[Tensor, "candidates"], kept: Bool[Tensor, "candidates regions"]) -> Float[Tensor, "candidates classes"]:
+    def logits(
+        self, masking: MaskedImages, owner: Int64[Tensor, "candidates"], kept: Bool[Tensor, "candidates regions"]
+    ) -> Float[Tensor, "candidates classes"]:
         """Logits of image `owner` with only the regions `kept` shown."""
         results = []
         with torch.inference_mode(), evaluating(self.classifier):
@@ -49,14 +58,20 @@ class Scorer:
                 results.append(self._forward(masking.shown(owner[rows], kept[rows].float())))
         return torch.cat(results)[: len(owner)].clone()
 
-    def judged(self, masking: Masking, owner: Int64[Tensor, "candidates"], removed: Bool[Tensor, "candidates regions"], objective: Objective) -> Logits:
+    def set_logits(
+        self,
+        masking: MaskedImages,
+        owner: Int64[Tensor, "candidates"],
+        removed: Bool[Tensor, "candidates regions"],
+        objective: Objective,
+    ) -> Logits:
         """What an objective asks of candidate sets."""
         alone = self.logits(masking, owner, removed) if objective.passes == 2 else None
         return Logits(self.logits(masking, owner, ~removed), alone)
 
-    def slopes(
+    def gradients(
         self,
-        masking: Masking,
+        masking: MaskedImages,
         removed: Float[Tensor, "images regions"],
         labels: Int64[Tensor, "images"],
         runner_up: Int64[Tensor, "images"],
@@ -71,7 +86,11 @@ class Scorer:
                 shown = [masking.shown(owner, kept).requires_grad_() for kept in sides]
                 said = Logits(self._forward(shown[0]), self._forward(shown[1]) if len(shown) == 2 else None)
                 gradients = torch.autograd.grad(objective.value(said, labels[rows], runner_up[rows]).sum(), shown)
-                difference = masking.images[owner] if masking.stand_in is None else masking.images[owner] - masking.stand_in[owner]
+                difference = (
+                    masking.images[owner]
+                    if masking.baseline is None
+                    else masking.images[owner] - masking.baseline[owner]
+                )
                 signed = -gradients[0] if len(gradients) == 1 else gradients[1] - gradients[0]
                 results.append(masking.summed(owner, (signed * difference).sum(dim=1)))
         return torch.cat(results)[: len(removed)]

@@ -20,12 +20,12 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from everycause.explanation.objectives import OBJECTIVES, Name, log_odds
-from everycause.explanation.regions import Masking
+from everycause.explanation.objectives import OBJECTIVES, ObjectiveName, log_odds
+from everycause.explanation.regions import MaskedImages
 from everycause.explanation.scoring import GRADIENT, Scorer
+from everycause.shapes import Bool, Float, Int64
 
 # MERGED DOC: """How much the fast search tries."""
 
@@ -34,7 +34,7 @@ PAIRS = ((0, 1), (0, 2), (1, 2), (0, 3))
 """Which two regions a swap gives back: positions in the order in which their return restores the least."""
 
 
-class Effort(NamedTuple):
+class Budget(NamedTuple):
     """How much the fast search tries; chosen on 320 training images of Codebirds (reports/log.md)."""
 
     dimmed: float = 0.3
@@ -53,7 +53,7 @@ class Effort(NamedTuple):
     """Swaps attempted for each image."""
 
 
-FAST = Effort()
+FAST = Budget()
 CAREFUL = FAST._replace(trust=0.0, tried=8, spread=0.0, overshoot=6)
 """The second attempt at images that did not flip."""
 
@@ -66,10 +66,10 @@ FLIP = 1e6
 """Added to the value of candidates that flip, so that the search never passes a flip by."""
 
 
-class Task(NamedTuple):
+class SearchInputs(NamedTuple):
     """The images to search, with what is known of them."""
 
-    masking: Masking
+    masking: MaskedImages
     labels: Int64[Tensor, "images"]
     """The predicted classes, y."""
     runner_up: Int64[Tensor, "images"]
@@ -78,7 +78,7 @@ class Task(NamedTuple):
     """log p(y)/(1 − p(y)) of the whole images."""
 
 
-class Found(NamedTuple):
+class SearchResult(NamedTuple):
     """What a search found."""
 
     order: Int64[Tensor, "images steps"]
@@ -95,12 +95,12 @@ class Found(NamedTuple):
 class Search:
     """The state of many images that are searched together."""
 
-    task: Task
+    task: SearchInputs
     scorer: Scorer
     """The model as fast as it gets."""
     exact: Scorer
     """The model exactly as it is stored: no flip is believed without it."""
-    objective: Name
+    objective: ObjectiveName
     largest: int
     """The most regions of a result."""
     stops: bool = True
@@ -122,26 +122,36 @@ class Search:
         everything = torch.arange(self.removed.shape[1], device=self.removed.device)
         while len(rows := self._rows(self.largest)):
             first = not bool(self.removed[rows].any())
-            values = self._decide(rows, self.removed[rows], everything.expand(len(rows), -1), self.exists[rows] & ~self.removed[rows], prefer_flips=False)
+            values = self._decide(
+                rows,
+                self.removed[rows],
+                everything.expand(len(rows), -1),
+                self.exists[rows] & ~self.removed[rows],
+                prefer_flips=False,
+            )
             if first:
-                whole = self.scorer.judged(self.task.masking, rows, torch.zeros_like(self.removed[rows]), OBJECTIVES[self.objective])
+                whole = self.scorer.set_logits(
+                    self.task.masking, rows, torch.zeros_like(self.removed[rows]), OBJECTIVES[self.objective]
+                )
                 before = OBJECTIVES[self.objective].value(whole, self.task.labels[rows], self.task.runner_up[rows])
                 self.effect[rows] = torch.where(self.exists[rows], (values - before[:, None]).abs(), 0.0)
 
-    def fast(self, effort: Effort) -> None:
+    def fast(self, budget: Budget) -> None:
         """Steps ranked by derivatives and decided by a few trials."""
-        limit = self.largest + effort.overshoot
+        limit = self.largest + budget.overshoot
         while len(rows := self._rows(limit)):
             state = self.removed[rows]
-            slopes = self._slopes(rows, state, effort.dimmed)
+            gradients = self._gradients(rows, state, budget.dimmed)
             if not bool(state.any()):
-                self.effect[rows] = torch.where(self.exists[rows], slopes.abs(), 0.0)
-            height, region = slopes.masked_fill(state | ~self.exists[rows], -torch.inf).sort(dim=1, descending=True, stable=True)
-            unseen = self._trusted(rows, height, limit, effort)
+                self.effect[rows] = torch.where(self.exists[rows], gradients.abs(), 0.0)
+            height, region = gradients.masked_fill(state | ~self.exists[rows], -torch.inf).sort(
+                dim=1, descending=True, stable=True
+            )
+            unseen = self._trusted(rows, height, limit, budget)
             rank = region.argsort(dim=1)
             new = rank < unseen[:, None]
             self.turn[rows] = torch.where(new, self._next_turn(rows)[:, None] + rank, self.turn[rows])
-            candidates, allowed = _shortlist(height, region, unseen, effort)
+            candidates, allowed = _shortlist(height, region, unseen, budget)
             self._decide(rows, state | new, candidates, allowed, prefer_flips=True)
 
     def confirm(self) -> None:
@@ -159,7 +169,9 @@ class Search:
     def prune(self, rows: Tensor) -> None:
         """Return regions, the one whose return restores the least first, as long as the flip survives."""
         while len(rows):
-            row, region = (self.removed[rows] & (self.removed[rows].sum(dim=1, keepdim=True) > 1)).nonzero(as_tuple=True)
+            row, region = (self.removed[rows] & (self.removed[rows].sum(dim=1, keepdim=True) > 1)).nonzero(
+                as_tuple=True
+            )
             sets = self.removed[rows[row]].scatter(1, region[:, None], False)
             left, flips = self._seen_exactly(rows[row], sets)
             self.restored[rows] = torch.inf
@@ -171,7 +183,7 @@ class Search:
             rows = rows[survives]
             self.removed[rows, least.indices[survives]] = False
 
-    def swap(self, pair: tuple[int, int], effort: Effort) -> None:
+    def swap(self, pair: tuple[int, int], budget: Budget) -> None:
         """Give back two regions and try a few others in their place; where one flips the prediction, the set has shrunk."""
         least = self.restored.sort(dim=1, stable=True)
         rows = (self.flipped & torch.isfinite(least.values[:, max(pair)])).nonzero()[:, 0]
@@ -180,8 +192,12 @@ class Search:
         given = least.indices[rows][:, list(pair)]
         state = self.removed[rows].scatter(1, given, False)
         closed = self.removed[rows] | ~self.exists[rows]
-        height, region = self._slopes(rows, state, effort.dimmed).masked_fill(closed, -torch.inf).sort(dim=1, descending=True, stable=True)
-        candidates, allowed = _shortlist(height, region, torch.zeros_like(rows), effort)
+        height, region = (
+            self._gradients(rows, state, budget.dimmed)
+            .masked_fill(closed, -torch.inf)
+            .sort(dim=1, descending=True, stable=True)
+        )
+        candidates, allowed = _shortlist(height, region, torch.zeros_like(rows), budget)
         trial = self._tried(rows, state, candidates, allowed, prefer_flips=True)
         sets = state.scatter(1, trial.region[:, None], True)
         kept = trial.flips.nonzero()[:, 0]
@@ -191,17 +207,21 @@ class Search:
         self.removed[rows] = sets
         self.prune(rows)
 
-    def found(self) -> Found:
+    def found(self) -> SearchResult:
         """The result; a set that is still too large counts as no flip and is cut to the largest size."""
         self.flipped &= self.removed.sum(dim=1) <= self.largest
-        order = torch.where(self.removed, self.turn, torch.iinfo(torch.int64).max).argsort(dim=1, stable=True)[:, : self.largest]
-        return Found(torch.where(self.removed.gather(1, order), order, -1), self.flipped, self.effect, self.forwards)
+        order = torch.where(self.removed, self.turn, torch.iinfo(torch.int64).max).argsort(dim=1, stable=True)[
+            :, : self.largest
+        ]
+        return SearchResult(
+            torch.where(self.removed.gather(1, order), order, -1), self.flipped, self.effect, self.forwards
+        )
 
     def ranking(self, dimmed: float) -> Int64[Tensor, "images regions"]:
         """All regions: the removed ones in their order, then the others by the derivative; unused numbers last."""
         rows = torch.arange(len(self.removed), device=self.removed.device)
-        slopes = self._slopes(rows, self.removed, dimmed).masked_fill(~self.exists, -torch.inf)
-        rest = slopes.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+        gradients = self._gradients(rows, self.removed, dimmed).masked_fill(~self.exists, -torch.inf)
+        rest = gradients.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
         return torch.where(self.removed, self.turn - self.removed.shape[1] ** 3, rest).argsort(dim=1, stable=True)
 
     def _rows(self, limit: int) -> Int64[Tensor, "rows"]:
@@ -212,19 +232,21 @@ class Search:
     def _next_turn(self, rows: Tensor) -> Int64[Tensor, "rows"]:
         return self.turn[rows].amax(dim=1) + 1
 
-    def _slopes(self, rows: Tensor, state: Tensor, dimmed: float) -> Float[Tensor, "rows regions"]:
+    def _gradients(self, rows: Tensor, state: Tensor, dimmed: float) -> Float[Tensor, "rows regions"]:
         """The derivative by every region's removal, the removed ones gone and the rest dimmed."""
         objective = OBJECTIVES[self.objective]
         self.forwards[rows] += GRADIENT * objective.passes
         soft = torch.where(state, 1.0, dimmed)
-        return self.scorer.slopes(self.task.masking.rows(rows), soft, self.task.labels[rows], self.task.runner_up[rows], objective)
+        return self.scorer.gradients(
+            self.task.masking.rows(rows), soft, self.task.labels[rows], self.task.runner_up[rows], objective
+        )
 
-    def _trusted(self, rows: Tensor, height: Tensor, limit: int, effort: Effort) -> Int64[Tensor, "rows"]:
+    def _trusted(self, rows: Tensor, height: Tensor, limit: int, budget: Budget) -> Int64[Tensor, "rows"]:
         """How many regions are removed unseen: those that, as the derivative says, leave the prediction far from its flip."""
         if self.objective != "deletion":  # the other objectives say nothing about the distance to a flip
             return torch.zeros_like(rows)
         used = height.clamp_min(0).cumsum(dim=1)
-        safe = (used < effort.trust * self.left[rows, None]).sum(dim=1).clamp_max(effort.unseen)
+        safe = (used < budget.trust * self.left[rows, None]).sum(dim=1).clamp_max(budget.unseen)
         room = torch.minimum(limit - self.removed[rows].sum(dim=1), torch.isfinite(height).sum(dim=1)) - 1
         return torch.minimum(safe, room)
 
@@ -232,10 +254,12 @@ class Search:
         """The best of some candidate regions for each image."""
         row, column = allowed.nonzero(as_tuple=True)
         owner, objective = rows[row], OBJECTIVES[self.objective]
-        judged = self.scorer.judged(self.task.masking, owner, state[row].scatter(1, region[row, column][:, None], True), objective)
+        set_logits = self.scorer.set_logits(
+            self.task.masking, owner, state[row].scatter(1, region[row, column][:, None], True), objective
+        )
         self.forwards += objective.passes * torch.bincount(owner, minlength=len(self.forwards))
-        value = objective.value(judged, self.task.labels[owner], self.task.runner_up[owner])
-        flips = judged.without.argmax(dim=1) != self.task.labels[owner]
+        value = objective.value(set_logits, self.task.labels[owner], self.task.runner_up[owner])
+        flips = set_logits.without.argmax(dim=1) != self.task.labels[owner]
         values = torch.full(allowed.shape, -torch.inf, device=value.device)
         values[row, column] = value
         ranked = values.clone()
@@ -245,10 +269,12 @@ class Search:
         number = torch.zeros(allowed.shape, dtype=torch.int64, device=value.device)
         number[row, column] = torch.arange(len(row), device=value.device)
         chosen = number.gather(1, best[:, None])[:, 0]
-        left = log_odds(judged.without, self.task.labels[owner])
+        left = log_odds(set_logits.without, self.task.labels[owner])
         return Trial(region.gather(1, best[:, None])[:, 0], flips[chosen], left[chosen], values)
 
-    def _decide(self, rows: Tensor, state: Tensor, region: Tensor, allowed: Tensor, prefer_flips: bool) -> Float[Tensor, "rows candidates"]:
+    def _decide(
+        self, rows: Tensor, state: Tensor, region: Tensor, allowed: Tensor, prefer_flips: bool
+    ) -> Float[Tensor, "rows candidates"]:
         """Remove the best of some candidate regions."""
         trial = self._tried(rows, state, region, allowed, prefer_flips)
         self.removed[rows] = state.scatter(1, trial.region[:, None], True)
@@ -279,16 +305,27 @@ class Trial(NamedTuple):
     """The objective of every candidate."""
 
 
-def _shortlist(height: Tensor, region: Tensor, start: Tensor, effort: Effort) -> tuple[Tensor, Tensor]:
+def _shortlist(height: Tensor, region: Tensor, start: Tensor, budget: Budget) -> tuple[Tensor, Tensor]:
     """The next few regions of a ranking, and which of them come close enough to the first."""
-    place = start[:, None] + torch.arange(effort.tried, device=start.device)
-    height, region = (torch.nn.functional.pad(value, (0, effort.tried), value=fill) for value, fill in ((height, -torch.inf), (region, 0)))
+    place = start[:, None] + torch.arange(budget.tried, device=start.device)
+    height, region = (
+        torch.nn.functional.pad(value, (0, budget.tried), value=fill)
+        for value, fill in ((height, -torch.inf), (region, 0))
+    )
     height = height.gather(1, place)
-    close = height >= torch.minimum(effort.spread * height[:, :1], height[:, :1])
+    close = height >= torch.minimum(budget.spread * height[:, :1], height[:, :1])
     return region.gather(1, place), torch.isfinite(height) & close
 
 
-def search(task: Task, scorer: Scorer, exact: Scorer, objective: Name, largest: int, method: Method, effort: Effort = FAST) -> Found:
+def search(
+    task: SearchInputs,
+    scorer: Scorer,
+    exact: Scorer,
+    objective: ObjectiveName,
+    largest: int,
+    method: Method,
+    budget: Budget = FAST,
+) -> SearchResult:
     """The flipping sets of some images.
 
     Args:
@@ -298,21 +335,21 @@ def search(task: Task, scorer: Scorer, exact: Scorer, objective: Name, largest: 
         objective: What is maximized.
         largest: The most regions of a set.
         method: `greedy` is the exhaustive search as published; `exhaustive` also prunes its sets; `fast` is ours.
-        effort: How much the fast search tries.
+        budget: How much the fast search tries.
     """
     state = Search(task, scorer, exact, objective, largest)
     if method == "fast":
-        state.fast(effort)
+        state.fast(budget)
         state.again()
         state.fast(CAREFUL)
         state.confirm()
-        state.fast(effort)
+        state.fast(budget)
     else:
         state.exhaustive()
         state.confirm()
         state.exhaustive()
     if method != "greedy":
         state.prune(state.flipped.nonzero()[:, 0])
-    for pair in PAIRS[: effort.swaps] if method == "fast" else ():
-        state.swap(pair, effort)
+    for pair in PAIRS[: budget.swaps] if method == "fast" else ():
+        state.swap(pair, budget)
     return state.found()

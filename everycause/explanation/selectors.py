@@ -8,16 +8,16 @@ from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from everycause.explanation import objectives
-from everycause.explanation.objectives import OBJECTIVES, Name
-from everycause.explanation.regions import Masking
+from everycause.errors import UserError
+from everycause.explanation.objectives import OBJECTIVES, ObjectiveName
+from everycause.explanation.regions import MaskedImages
 from everycause.explanation.scoring import GRADIENT, Scorer
-from everycause.explanation.search import FAST, Found, Search, Task
+from everycause.explanation.search import FAST, Search, SearchInputs, SearchResult
 from everycause.models import evaluating
+from everycause.shapes import Bool, Float, Int64
 
 # MERGED DOC: """Full rankings of an image's regions, and the curves by which rankings are judged."""
 
@@ -26,14 +26,18 @@ PENDING = 12
 """Regions that are tried for the last place in each round of the bidirectional search; LIMA's value."""
 
 
-def leading(task: Task, scorer: Scorer, exact: Scorer, objective: Name, count: int) -> tuple[Int64[Tensor, "images regions"], Int64[Tensor, "images"]]:
+def leading(
+    task: SearchInputs, scorer: Scorer, exact: Scorer, objective: ObjectiveName, count: int
+) -> tuple[Int64[Tensor, "images regions"], Int64[Tensor, "images"]]:
     """An order whose first `count` regions the fast search takes one by one; the derivative at the end orders the others."""
     state = Search(task, scorer, exact, objective, count, stops=False)
     state.fast(FAST._replace(overshoot=0, trust=0.0))
     return state.ranking(FAST.dimmed), state.forwards
 
 
-def bidirectional(task: Task, scorer: Scorer, objective: Name, pending: int = PENDING) -> tuple[Int64[Tensor, "images regions"], Int64[Tensor, "images"]]:
+def bidirectional(
+    task: SearchInputs, scorer: Scorer, objective: ObjectiveName, pending: int = PENDING
+) -> tuple[Int64[Tensor, "images regions"], Int64[Tensor, "images"]]:
     """LIMA's ranking (arXiv 2504.00470): in each round the best region joins the front and the worst the back.
 
     The front takes the region that adds most to it. Of the `pending` regions that would have added least to the front, the
@@ -49,10 +53,10 @@ def bidirectional(task: Task, scorer: Scorer, objective: Name, pending: int = PE
 
     def values(base: Tensor, open_: Tensor) -> Tensor:
         owner, region = open_.nonzero(as_tuple=True)
-        judged = scorer.judged(task.masking, owner, base[owner].scatter(1, region[:, None], True), goal)
+        set_logits = scorer.set_logits(task.masking, owner, base[owner].scatter(1, region[:, None], True), goal)
         forwards.add_(goal.passes * torch.bincount(owner, minlength=count))
         result = torch.full(open_.shape, torch.nan, device=device)
-        result[owner, region] = goal.value(judged, task.labels[owner], task.runner_up[owner])
+        result[owner, region] = goal.value(set_logits, task.labels[owner], task.runner_up[owner])
         return result
 
     while bool((open_ := place < 0).any()):
@@ -73,7 +77,11 @@ def bidirectional(task: Task, scorer: Scorer, objective: Name, pending: int = PE
 
 
 def curves(
-    scorer: Scorer, masking: Masking, labels: Int64[Tensor, "images"], order: Int64[Tensor, "images regions"], insertion: bool
+    scorer: Scorer,
+    masking: MaskedImages,
+    labels: Int64[Tensor, "images"],
+    order: Int64[Tensor, "images regions"],
+    insertion: bool,
 ) -> tuple[Float[Tensor, "images steps"], Float[Tensor, "images steps"]]:
     """p(y) as regions are removed (or inserted into the empty image) in an order, and the share of the area moved by then."""
     count, regions = order.shape
@@ -81,16 +89,23 @@ def curves(
     moved = (rank[:, None] < torch.arange(regions + 1, device=order.device)[:, None]) & masking.exists[:, None]
     owner = torch.arange(count, device=order.device).repeat_interleave(regions + 1)
     shown = moved if insertion else ~moved
-    probabilities = scorer.logits(masking, owner, shown.flatten(0, 1)).softmax(dim=1).gather(1, labels[owner][:, None]).view(count, regions + 1)
+    probabilities = (
+        scorer.logits(masking, owner, shown.flatten(0, 1))
+        .softmax(dim=1)
+        .gather(1, labels[owner][:, None])
+        .view(count, regions + 1)
+    )
     return probabilities, (moved * masking.areas[:, None]).sum(dim=2)
 
 
-def area_under(probabilities: Float[Tensor, "images steps"], share: Float[Tensor, "images steps"]) -> Float[Tensor, "images"]:
+def area_under(
+    probabilities: Float[Tensor, "images steps"], share: Float[Tensor, "images steps"]
+) -> Float[Tensor, "images"]:
     """The area under a curve over the share of the image, by trapezoids, both ends included: from 0 to 1."""
     return torch.trapezoid(probabilities, share, dim=1)
 
 
-Name = Literal["counterfactual", "factual", "bidirectional", "random", "grad_cam", "filter_cam"]
+SelectorName = Literal["counterfactual", "factual", "bidirectional", "random", "grad_cam", "filter_cam"]
 
 
 class Ranking(NamedTuple):
@@ -107,7 +122,7 @@ class Ranking(NamedTuple):
 class Request(NamedTuple):
     """Images whose regions are to be ranked."""
 
-    task: Task
+    task: SearchInputs
     scorer: Scorer
     """The model as fast as it gets."""
     exact: Scorer
@@ -116,7 +131,7 @@ class Request(NamedTuple):
     """Of the images in their split: what is random depends on it alone."""
     leading: int
     """How many regions at the front matter most."""
-    objective: objectives.Name
+    objective: ObjectiveName
     """What the selector `bidirectional` maximizes."""
     filters: Bool[Tensor, "classes filters"] | None
     """The filters of each class, where a bank is at hand."""
@@ -140,7 +155,9 @@ def both_ends(request: Request) -> Ranking:
 def random(request: Request) -> Ranking:
     """Any order: the control that matters."""
     exists = request.task.masking.exists
-    keys = torch.stack([torch.rand(exists.shape[1], generator=torch.Generator().manual_seed(int(index))) for index in request.index])
+    keys = torch.stack(
+        [torch.rand(exists.shape[1], generator=torch.Generator().manual_seed(int(index))) for index in request.index]
+    )
     return _by_score(request.task, keys.to(exists.device), 0)
 
 
@@ -148,7 +165,7 @@ def grad_cam(request: Request) -> Ranking:
     """Grad-CAM (Selvaraju et al., ICCV 2017) at the explained layer, averaged over each region.
 
     Raises:
-        ValueError: the explained layer gives no feature maps.
+        UserError: the explained layer gives no feature maps.
     """
     classifier, maps, gradients = request.exact.classifier, [], []
     for images, labels in _batches(request):
@@ -165,10 +182,10 @@ def filter_cam(request: Request) -> Ranking:
     """The class activation map of the class's counterfactual filters alone.
 
     Raises:
-        ValueError: there is no filter bank, or the logits are not linear in the averaged channels.
+        UserError: there is no filter bank, or the logits are not linear in the averaged channels.
     """
     if request.filters is None:
-        raise ValueError(
+        raise UserError(
             "the selector 'filter_cam' needs the filters of each class, and there are none here: run the stage accumulate_filters and give its folder"
         )
     classifier = request.exact.classifier
@@ -180,12 +197,12 @@ def filter_cam(request: Request) -> Ranking:
     return _by_map(request.task, torch.einsum("bkhw,bk->bhw", maps, chosen).relu(), 1)
 
 
-SELECTORS: dict[Name, Callable[[Request], Ranking]] = {
+SELECTORS: dict[SelectorName, Callable[[Request], Ranking]] = {
     "counterfactual": counterfactual, "factual": factual, "bidirectional": both_ends, "random": random, "grad_cam": grad_cam, "filter_cam": filter_cam,
 }  # fmt: skip
 
 
-def cut_at_flip(request: Request, ranking: Ranking, largest: int) -> Found:
+def cut_at_flip(request: Request, ranking: Ranking, largest: int) -> SearchResult:
     """The shortest leading set of each order that flips the prediction; all `largest` regions where none does."""
     task, device = request.task, ranking.order.device
     count, regions = ranking.order.shape
@@ -197,30 +214,40 @@ def cut_at_flip(request: Request, ranking: Ranking, largest: int) -> Found:
     flips = (logits.argmax(dim=1) != task.labels[owner]).view(count, largest)
     flipped = flips.any(dim=1)
     length = torch.where(flipped, flips.int().argmax(dim=1) + 1, largest)
-    order = torch.where((lengths <= length[:, None]) & task.masking.exists.gather(1, ranking.order[:, :largest]), ranking.order[:, :largest], -1)
+    order = torch.where(
+        (lengths <= length[:, None]) & task.masking.exists.gather(1, ranking.order[:, :largest]),
+        ranking.order[:, :largest],
+        -1,
+    )
     effect = ranking.score.abs() if ranking.score is not None else (regions - rank).float() / regions
-    return Found(order, flipped, effect, ranking.forwards + largest)
+    return SearchResult(order, flipped, effect, ranking.forwards + largest)
 
 
 def _batches(request: Request) -> Iterator[tuple[Tensor, Tensor]]:
     """Images and labels, a batch at a time, in evaluation mode."""
     with evaluating(request.exact.classifier):
-        yield from zip(request.task.masking.images.split(request.exact.batch_size), request.task.labels.split(request.exact.batch_size), strict=True)
+        yield from zip(
+            request.task.masking.images.split(request.exact.batch_size),
+            request.task.labels.split(request.exact.batch_size),
+            strict=True,
+        )
 
 
 def _without_score(order: Tensor, forwards: Tensor) -> Ranking:
     return Ranking(order, None, forwards)
 
 
-def _by_score(task: Task, score: Tensor, forwards: int) -> Ranking:
+def _by_score(task: SearchInputs, score: Tensor, forwards: int) -> Ranking:
     """Descending scores; ties go to the lowest region."""
     order = score.masked_fill(~task.masking.exists, -torch.inf).argsort(dim=1, descending=True, stable=True)
     return Ranking(order, score, torch.full_like(task.labels, forwards))
 
 
-def _by_map(task: Task, maps: Float[Tensor, "images rows columns"], forwards: int) -> Ranking:
+def _by_map(task: SearchInputs, maps: Float[Tensor, "images rows columns"], forwards: int) -> Ranking:
     """A map of the explained layer, enlarged and averaged over each region."""
-    enlarged = interpolate(maps[:, None], size=task.masking.images.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
+    enlarged = interpolate(maps[:, None], size=task.masking.images.shape[-2:], mode="bilinear", align_corners=False)[
+        :, 0
+    ]
     everyone = torch.arange(len(maps), device=maps.device)
     pixels = task.masking.areas * enlarged[0].numel()
     return _by_score(task, task.masking.summed(everyone, enlarged) / pixels.clamp_min(1), forwards)

@@ -5,19 +5,18 @@ from pathlib import Path
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
-from jaxtyping import Bool, UInt8
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from codebirds.codes import Code
 from everycause.data.corruptions import GROUPS
 from everycause.reporting.results import Results
+from everycause.shapes import Bool, UInt8
 
 # MERGED DOC: """Figures of the report. PNG files carry no dates, so that their bytes depend on the results alone."""
 
 
 matplotlib.use("Agg")
-
 
 
 COLORS = {
@@ -75,10 +74,19 @@ def reliance(results: Results, cues: list[str]) -> Figure:
 
 def accuracies(results: Results) -> Figure:
     """Accuracy of each row on each split, with the scene gap."""
-    names = [name for name in results.frame.columns if name.startswith("accuracy/") and not name.startswith("accuracy/corruptions/")]
+    names = [
+        name
+        for name in results.frame.columns
+        if name.startswith("accuracy/") and not name.startswith("accuracy/corruptions/")
+    ]
     names.sort(key=lambda name: name != "accuracy/test")
     figure, axis = plt.subplots(figsize=(11, 4))
-    _grouped_bars(axis, results, names, [name.removeprefix("accuracy/").replace("scene_shift/", "scene: ").replace("_", " ") for name in names])
+    _grouped_bars(
+        axis,
+        results,
+        names,
+        [name.removeprefix("accuracy/").replace("scene_shift/", "scene: ").replace("_", " ") for name in names],
+    )
     axis.set(ylabel="accuracy", ylim=(0, 1.02), title="Accuracy per split")
     return figure
 
@@ -86,19 +94,30 @@ def accuracies(results: Results) -> Figure:
 def scene_gap(results: Results) -> Figure:
     """What a row loses when the scene no longer follows the class, and what the scene alone tells it."""
     figure, axis = plt.subplots(figsize=(6, 3.4))
-    _grouped_bars(axis, results, ["scene_gap", "accuracy/scene_shift/scene_only"], ["test − free scene", "scene without a bird"])
+    _grouped_bars(
+        axis, results, ["scene_gap", "accuracy/scene_shift/scene_only"], ["test − free scene", "scene without a bird"]
+    )
     axis.set(ylabel="accuracy", title="Reliance on the scene")
     return figure
 
 
-def gallery(images: UInt8[np.ndarray, "n 3 h w"], masks: Bool[np.ndarray, "n h w"], counterfactuals: UInt8[np.ndarray, "n 3 h w"], titles: list[str]) -> Figure:
+def gallery(
+    images: UInt8[np.ndarray, "n 3 h w"],
+    masks: Bool[np.ndarray, "n h w"],
+    counterfactuals: UInt8[np.ndarray, "n 3 h w"],
+    titles: list[str],
+) -> Figure:
     """Original, removed regions and counterfactual image, column by column."""
     count = len(images)
     figure, axes = plt.subplots(3, count, figsize=(1.45 * count, 4.6), squeeze=False)
     for column in range(count):
         picture = images[column].transpose(1, 2, 0)
-        shaded = np.where(masks[column][..., None], 0.25 * picture + 0.75 * np.array([230, 20, 90]), picture).astype(np.uint8)
-        for axis, shown in zip(axes[:, column], (picture, shaded, counterfactuals[column].transpose(1, 2, 0)), strict=True):
+        shaded = np.where(masks[column][..., None], 0.25 * picture + 0.75 * np.array([230, 20, 90]), picture).astype(
+            np.uint8
+        )
+        for axis, shown in zip(
+            axes[:, column], (picture, shaded, counterfactuals[column].transpose(1, 2, 0)), strict=True
+        ):
             axis.imshow(shown, interpolation="nearest")
             axis.set(xticks=[], yticks=[])
         axes[0, column].set_title(titles[column], fontsize=7)
@@ -127,9 +146,19 @@ def _grouped_bars(axis: Axes, results: Results, metrics: list[str], labels: list
         values = np.stack([results.values(row, metric) for metric in metrics])
         whiskers = values.std(axis=1, ddof=1) if values.shape[1] > 1 else None
         positions = np.arange(len(metrics)) + (number - (len(results.rows) - 1) / 2) * width
-        axis.bar(positions, values.mean(axis=1), width, yerr=whiskers, color=color(row), label=row, error_kw={"linewidth": 0.8})
+        axis.bar(
+            positions,
+            values.mean(axis=1),
+            width,
+            yerr=whiskers,
+            color=color(row),
+            label=row,
+            error_kw={"linewidth": 0.8},
+        )
     rotation = 30 if len(labels) > 6 else 0
-    axis.set_xticks(np.arange(len(metrics)), labels, rotation=rotation, ha="right" if rotation else "center", fontsize=8)
+    axis.set_xticks(
+        np.arange(len(metrics)), labels, rotation=rotation, ha="right" if rotation else "center", fontsize=8
+    )
     _legend(axis)
 
 
@@ -149,7 +178,9 @@ def corruption_figure(results: Results) -> Figure:
     severities = [s for s in range(1, 6) if results.has(f"accuracy/corruptions/{names[0]}/{s}")]
     columns = min(5, len(names))
     lines = -(-len(names) // columns)
-    figure, axes = plt.subplots(lines, columns, figsize=(2.6 * columns, 2.1 * lines), sharex=True, sharey=True, squeeze=False)
+    figure, axes = plt.subplots(
+        lines, columns, figsize=(2.6 * columns, 2.1 * lines), sharex=True, sharey=True, squeeze=False
+    )
     for axis in axes.flat[len(names) :]:
         axis.axis("off")
     for axis, name in zip(axes.flat, names, strict=False):
@@ -187,7 +218,9 @@ def difference_figure(results: Results) -> Figure | None:
     rows = [row for row, intervals in found.items() if any(interval is not None for interval in intervals)]
     if not rows:
         return None
-    figure, axes = plt.subplots(1, len(families), figsize=(2.1 * len(families), 0.3 * len(rows) + 1.2), sharey=True, squeeze=False)
+    figure, axes = plt.subplots(
+        1, len(families), figsize=(2.1 * len(families), 0.3 * len(rows) + 1.2), sharey=True, squeeze=False
+    )
     for number, (axis, family) in enumerate(zip(axes[0], families, strict=True)):
         axis.axvline(0, color="#222222", linewidth=1)
         for place, row in enumerate(reversed(rows)):

@@ -12,17 +12,17 @@ from codebirds.glyphs import CUES
 from everycause.artifacts import read_json
 from everycause.data.sources import DataParams
 from everycause.data.split import Split
-from everycause.evaluation.misclassification import Report
+from everycause.evaluation.detection import Report
 from everycause.explanation.filters import FilterBank, FilterParams, random_like
 from everycause.explanation.masks import Masks
 from everycause.models import Classifier, load, model_fingerprint
 from everycause.reporting import explanations, figures, pictures, tables
-from everycause.reporting import explanations as doubts
+from everycause.reporting import explanations as detections
 from everycause.reporting import figures as robustness
 from everycause.reporting import pictures as concepts
 from everycause.reporting.explanations import faithfulness_table
 from everycause.reporting.results import Results
-from everycause.training.background import FillParams
+from everycause.training.background import BackgroundParams
 from everycause.training.rows import ROUNDS, ROWS
 
 # MERGED DOC: """What the report says beyond accuracies: the explanations of the first seed, read from their artifacts, and every figure."""
@@ -69,7 +69,7 @@ class Explained:
         """Everything below artifacts/ but the evaluations.
 
         Raises:
-            ValueError: something is missing or belongs to another model; the sentence names the stage to run.
+            UserError: something is missing or belongs to another model; the sentence names the stage to run.
         """
 
         def place(kind: str, variant: str) -> Path:
@@ -87,7 +87,14 @@ class Explained:
         )  # fmt: skip
 
     def drawn(
-        self, results: Results, train: Split, data: DataParams, fill: FillParams, filters: FilterParams, corruptions: list[str], threads: int
+        self,
+        results: Results,
+        train: Split,
+        data: DataParams,
+        background: BackgroundParams,
+        filters: FilterParams,
+        corruptions: list[str],
+        threads: int,
     ) -> dict[str, Figure]:
         """Every figure that these data and this model allow, by file name."""
         code, parts = data.code, []
@@ -105,13 +112,17 @@ class Explained:
             some["faithfulness.png"] = explanations.faithfulness_figure(self.faithfulness)
         if (terms := concepts.terms_figure(self.histories)) is not None:
             some["filter_terms.png"] = terms
-        some["filter_heat_map.png"] = concepts.heat_map(self.bank, train.class_names, filters.detection_frequency_threshold)
+        some["filter_heat_map.png"] = concepts.heat_map(
+            self.bank, train.class_names, filters.detection_frequency_threshold
+        )
         if self.base.places():
             shown = list(range(min(concepts.CLASSES, train.num_classes)))
-            some["top_filters.png"] = concepts.filters_on_images(self.base, self.bank, train, shown, filters.detection_frequency_threshold)
-        some["detection.png"] = doubts.detection_figure(self.detection)
+            some["top_filters.png"] = concepts.filters_on_images(
+                self.base, self.bank, train, shown, filters.detection_frequency_threshold
+            )
+        some["detection.png"] = detections.detection_figure(self.detection)
         if bool(self.found.flipped.any()):
-            some["gallery.png"] = pictures.counterfactual_gallery(train, self.found, self.base.statistics, fill)
+            some["gallery.png"] = pictures.counterfactual_gallery(train, self.found, self.base.statistics, background)
         some["contact_sheet.png"] = pictures.contact_sheet(train, data, corruptions, threads)
         return {name: some[name] for name in CAPTIONS if name in some}
 
@@ -124,18 +135,30 @@ def _epochs(history: Path) -> list[dict[str, float]]:
 Summary = dict[str, float]
 
 
-def document(results: Results, explained: Explained, code: Code | None, frequency_threshold: float, figures: list[str]) -> str:
+def document(
+    results: Results, explained: Explained, code: Code | None, frequency_threshold: float, figures: list[str]
+) -> str:
     """The report in Markdown; `figures` are file names."""
     parts = ["# Results", "", *tables.header(results), "", tables.main_table(results), ""]
     if differences := tables.difference_table(results):
         parts += ["## Difference in accuracy from `continued`, in points", "", differences, ""]
     if significance := tables.significance_table(results):
-        parts += ["## Probability of such differences under random signs (exact over seeds, Holm over splits)", "", significance, ""]
+        parts += [
+            "## Probability of such differences under random signs (exact over seeds, Holm over splits)",
+            "",
+            significance,
+            "",
+        ]
     parts += ["## Calibration and class means", "", tables.calibration_table(results), ""]
     parts += ["## Rows", "", tables.meaning_table(results), ""]
     parts += ["## Masks of the base (first seed)", "", summary_table(explained.masks, MASKS), ""]
     if explained.faithfulness:
-        parts += ["## What flips a prediction, selector by selector (first seed, validation images)", "", faithfulness_table(explained.faithfulness), ""]
+        parts += [
+            "## What flips a prediction, selector by selector (first seed, validation images)",
+            "",
+            faithfulness_table(explained.faithfulness),
+            "",
+        ]
     parts += [
         *filters_of_the_base(explained, code, frequency_threshold),
         *terms_and_recalls(results, explained),
@@ -150,7 +173,14 @@ def document(results: Results, explained: Explained, code: Code | None, frequenc
 
 def filters_of_the_base(explained: Explained, code: Code | None, frequency_threshold: float) -> list[str]:
     """What the filters are, how good every generator of them is, and whether classes share them as they share their causes."""
-    parts = ["## Filters of the base (first seed)", "", f"Filters are {explained.base.filters_are()}.", "", summary_table(explained.filters, FILTERS), ""]
+    parts = [
+        "## Filters of the base (first seed)",
+        "",
+        f"Filters are {explained.base.filters_are()}.",
+        "",
+        summary_table(explained.filters, FILTERS),
+        "",
+    ]
     parts += [
         "Generators of local filters, on correct and confident validation images, beside random sets of equal size:",
         "",
@@ -161,8 +191,12 @@ def filters_of_the_base(explained: Explained, code: Code | None, frequency_thres
     if code is not None:
         filters = explained.bank.global_filters(frequency_threshold)
         shared = concepts.overlap_by_shared_parts(concepts.overlap(filters), code)
-        chance = float(np.mean(list(concepts.overlap_by_shared_parts(concepts.overlap(random_like(filters, 0)), code).values())))
-        told = "; ".join(f"{value:.3f} with {count} part{'s' if count != 1 else ''} in common" for count, value in shared.items())
+        chance = float(
+            np.mean(list(concepts.overlap_by_shared_parts(concepts.overlap(random_like(filters, 0)), code).values()))
+        )
+        told = "; ".join(
+            f"{value:.3f} with {count} part{'s' if count != 1 else ''} in common" for count, value in shared.items()
+        )
         parts += [
             f"Overlap of the filters of two classes (shared over all, frequency above {frequency_threshold:g}): {told}; {chance:.3f} if they were random.",
             "",
@@ -185,8 +219,8 @@ def misclassifications(explained: Explained) -> list[str]:
     report = explained.detection
     return [
         "## Misclassifications of the base, told from its filters (first seed)", "", "Softmax and entropy flag as many validation images as the paper's rule (`filters`) does; in percent.", "",
-        doubts.detection_table(report), "", "New labels for what `filters` flags, among the likeliest five (images corrected and broken in brackets; `runner_up` always takes the second):", "",
-        doubts.relabelling_table(report), "", "Test split, class by class (predicted classes with errors or flags):", "", doubts.classes_table(report), "",
+        detections.detection_table(report), "", "New labels for what `filters` flags, among the likeliest five (images corrected and broken in brackets; `runner_up` always takes the second):", "",
+        detections.relabelling_table(report), "", "Test split, class by class (predicted classes with errors or flags):", "", detections.classes_table(report), "",
     ]  # fmt: skip
 
 
@@ -210,5 +244,9 @@ def summary_table(summary: Summary, names: dict[str, str]) -> str:
     """A two-column table of the measures that there are."""
     return tables.markdown(
         ["measure", "value"],
-        [[label, f"{summary[key]:.3g}" if summary[key] < 100 else f"{summary[key]:.0f}"] for key, label in names.items() if key in summary],
+        [
+            [label, f"{summary[key]:.3g}" if summary[key] < 100 else f"{summary[key]:.0f}"]
+            for key, label in names.items()
+            if key in summary
+        ],
     )

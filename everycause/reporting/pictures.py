@@ -5,7 +5,6 @@ from typing import get_args
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64, UInt8
 from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn.functional import interpolate
@@ -22,7 +21,8 @@ from everycause.reporting import figures
 from everycause.reporting.figures import color
 from everycause.reporting.results import REFERENCE, Results
 from everycause.reporting.tables import markdown
-from everycause.training.background import FillParams, fill_of
+from everycause.shapes import Bool, Float, Int64, UInt8
+from everycause.training.background import BackgroundParams, background_of
 
 # MERGED DOC: """Pictures of images: the gallery of counterfactuals and the contact sheet of all splits."""
 
@@ -31,7 +31,7 @@ COUNT = 10
 """Images side by side."""
 
 
-def counterfactual_gallery(train: Split, masks: Masks, statistics: Statistics, fill: FillParams) -> Figure:
+def counterfactual_gallery(train: Split, masks: Masks, statistics: Statistics, params: BackgroundParams) -> Figure:
     """The first flipped images of different classes with their masks and one filling."""
     flipped = masks.flipped.nonzero()[:, 0]
     labels = train.labels[masks.index[flipped]].numpy()
@@ -41,12 +41,18 @@ def counterfactual_gallery(train: Split, masks: Masks, statistics: Statistics, f
     images, own = train.read(index.numpy()), train.labels[index]
     shown = masks.rows(rows)
     shaded = shown.pixels(shown.removed)
-    background = fill_of(masks, train, statistics, fill).draw(images, shaded, own, torch.Generator().manual_seed(0))
+    background = background_of(masks, train, statistics, params).draw(
+        images, shaded, own, torch.Generator().manual_seed(0)
+    )
     filled = torch.where(shaded[:, None], background, images)
     titles = [
         f"{train.class_names[label].removeprefix('word-')} → {train.class_names[other].removeprefix('word-')}\np {before:.2f} → {after:.2f}"
         for label, other, before, after in zip(
-            own.tolist(), masks.runner_up[rows].tolist(), masks.before[rows, 0].tolist(), masks.after[rows, 0].tolist(), strict=True
+            own.tolist(),
+            masks.runner_up[rows].tolist(),
+            masks.before[rows, 0].tolist(),
+            masks.after[rows, 0].tolist(),
+            strict=True,
         )
     ]
     return figures.gallery(images.numpy(), shaded.numpy(), filled.numpy(), titles)
@@ -78,8 +84,18 @@ MEASURES = {"filters_per_image": "filters", "keep_rate": "prediction kept", "ran
 
 def generators_table(summary: dict[str, float]) -> str:
     """One line per generator of local filters, each beside random sets of equal size."""
-    names = [name for name in (*get_args(Variant), "oracle_sufficient", "oracle_necessary") if f"{name}/filters_per_image" in summary]
-    lines = [[f"`{name}`", *(f"{summary[f'{name}/{measure}']:.3g}" if f"{name}/{measure}" in summary else "" for measure in MEASURES)] for name in names]
+    names = [
+        name
+        for name in (*get_args(Variant), "exact_sufficient", "exact_necessary")
+        if f"{name}/filters_per_image" in summary
+    ]
+    lines = [
+        [
+            f"`{name}`",
+            *(f"{summary[f'{name}/{measure}']:.3g}" if f"{name}/{measure}" in summary else "" for measure in MEASURES),
+        ]
+        for name in names
+    ]
     return markdown(["generator", *MEASURES.values()], lines)
 
 
@@ -105,7 +121,9 @@ def heat_map(bank: FilterBank, class_names: tuple[str, ...], frequency_threshold
     picture = left.imshow(shares[:, order], aspect="auto", cmap="magma", vmin=0, vmax=1, interpolation="nearest")
     figure.colorbar(picture, ax=left, label="share of the class's images", fraction=0.03)
     left.set(title="How often a class needs a filter", xlabel="filter, by the class that needs it most", ylabel="class")
-    matrix = right.imshow(overlap(bank.global_filters(frequency_threshold)), cmap="viridis", vmin=0, vmax=1, interpolation="nearest")
+    matrix = right.imshow(
+        overlap(bank.global_filters(frequency_threshold)), cmap="viridis", vmin=0, vmax=1, interpolation="nearest"
+    )
     figure.colorbar(matrix, ax=right, label="shared / all filters", fraction=0.046)
     right.set(title="Overlap of classes", xlabel="class", ylabel="class")
     if len(class_names) <= 24:
@@ -123,15 +141,21 @@ def top_filters(bank: FilterBank, label: int, count: int) -> Int64[Tensor, "filt
 def maps_of(classifier: Classifier, images: Tensor) -> Float[Tensor, "images filters height width"]:
     """The explained layer's maps, enlarged to the size of the images."""
     with evaluating(classifier):
-        maps = classifier.as_maps(classifier.seen(normalized(images, classifier.statistics, classifier.device)).output).cpu()
+        maps = classifier.as_maps(
+            classifier.seen(normalized(images, classifier.statistics, classifier.device)).output
+        ).cpu()
     return interpolate(maps, size=images.shape[-2:], mode="bilinear", align_corners=False)
 
 
-def filters_on_images(classifier: Classifier, bank: FilterBank, split: Split, labels: list[int], frequency_threshold: float) -> Figure:
+def filters_on_images(
+    classifier: Classifier, bank: FilterBank, split: Split, labels: list[int], frequency_threshold: float
+) -> Figure:
     """Images of some classes under the class activation map of all their global filters, and of their top filters one by one."""
     weight = classifier.head()[0].cpu()
     filters = bank.global_filters(frequency_threshold)
-    figure, axes = plt.subplots(len(labels) * IMAGES, TOP + 2, figsize=(1.35 * (TOP + 2), 1.5 * len(labels) * IMAGES), squeeze=False)
+    figure, axes = plt.subplots(
+        len(labels) * IMAGES, TOP + 2, figsize=(1.35 * (TOP + 2), 1.5 * len(labels) * IMAGES), squeeze=False
+    )
     for number, label in enumerate(labels):
         own, best = (split.labels == label).nonzero()[:IMAGES, 0], top_filters(bank, label, TOP)
         images = split.read(own.numpy())
@@ -169,11 +193,22 @@ def terms_figure(histories: dict[str, list[dict[str, float]]]) -> Figure | None:
     watched = {row: epochs for row, epochs in histories.items() if epochs and "train/mc" in epochs[0]}
     if not watched:
         return None
-    panels = {"train/mc": "activity on the class's filters", "train/nonmc": "activity beside them", "train/active": "active filters per image"}
+    panels = {
+        "train/mc": "activity on the class's filters",
+        "train/nonmc": "activity beside them",
+        "train/active": "active filters per image",
+    }
     figure, axes = plt.subplots(1, 3, figsize=(14, 3.4))
     for axis, (name, title) in zip(axes, panels.items(), strict=True):
         for row, epochs in watched.items():
-            axis.plot([one["step"] for one in epochs], [one[name] for one in epochs], marker="o", markersize=3, color=color(row), label=row)
+            axis.plot(
+                [one["step"] for one in epochs],
+                [one[name] for one in epochs],
+                marker="o",
+                markersize=3,
+                color=color(row),
+                label=row,
+            )
         axis.set(title=title, xlabel="epoch")
     axes[-1].legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0))
     return figure
@@ -196,13 +231,23 @@ def recalls(results: Results, row: str, family: str) -> Float[np.ndarray, "class
     for seed in results.seeds:
         predictions = results.predictions[row, seed]
         views = predictions.family(family)
-        labels, correct = torch.cat([predictions.labels[view] for view in views]), torch.cat([predictions.correct(view) for view in views]).double()
+        labels, correct = (
+            torch.cat([predictions.labels[view] for view in views]),
+            torch.cat([predictions.correct(view) for view in views]).double(),
+        )
         count = predictions.logits[views[0]].shape[1]
-        found.append((torch.zeros(count, dtype=torch.float64).index_add_(0, labels, correct) / torch.bincount(labels, minlength=count)).numpy())
+        found.append(
+            (
+                torch.zeros(count, dtype=torch.float64).index_add_(0, labels, correct)
+                / torch.bincount(labels, minlength=count)
+            ).numpy()
+        )
     return np.mean(found, axis=0)
 
 
-def winners_table(results: Results, class_names: tuple[str, ...], families: tuple[str, ...] = ("test", "corruptions")) -> str:
+def winners_table(
+    results: Results, class_names: tuple[str, ...], families: tuple[str, ...] = ("test", "corruptions")
+) -> str:
     """Per-class recall against the reference: how many classes won and lost, and which most."""
     lines = []
     for row in results.rows:
@@ -212,6 +257,17 @@ def winners_table(results: Results, class_names: tuple[str, ...], families: tupl
             change = 100 * (recalls(results, row, family) - recalls(results, REFERENCE, family))
             order = np.argsort(-change, kind="stable")
             won = [f"{class_names[c].removeprefix('word-')} {change[c]:+.1f}" for c in order[:NAMED] if change[c] > 0]
-            lost = [f"{class_names[c].removeprefix('word-')} {change[c]:+.1f}" for c in order[::-1][:NAMED] if change[c] < 0]
-            lines.append([f"`{row}`", family, str(int((change > 0).sum())), ", ".join(won), str(int((change < 0).sum())), ", ".join(lost)])
+            lost = [
+                f"{class_names[c].removeprefix('word-')} {change[c]:+.1f}" for c in order[::-1][:NAMED] if change[c] < 0
+            ]
+            lines.append(
+                [
+                    f"`{row}`",
+                    family,
+                    str(int((change > 0).sum())),
+                    ", ".join(won),
+                    str(int((change < 0).sum())),
+                    ", ".join(lost),
+                ]
+            )
     return markdown(["row", "split", "classes won", "most", "classes lost", "most"], lines) if lines else ""

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
 
 from everycause.artifacts import read_json
 from everycause.evaluation.predictions import Predictions
 from everycause.evaluation.statistics import Interval, paired_interval
+from everycause.shapes import Float
 
 REFERENCE = "continued"
 """The row that every other one is compared with: the same schedule without the method."""
@@ -31,7 +31,7 @@ class Results:
         """All results below artifacts/evaluation.
 
         Raises:
-            ValueError: one is missing; the sentence names the stage to run.
+            UserError: one is missing; the sentence names the stage to run.
         """
         lines, stored = [], {}
         for row in rows:
@@ -51,7 +51,14 @@ class Results:
 
     def means(self) -> dict[str, dict[str, float]]:
         """Every metric of every row, averaged over seeds."""
-        return {row: {metric: float(self.values(row, metric).mean()) for metric in self.frame.columns if metric not in ("row", "seed")} for row in self.rows}
+        return {
+            row: {
+                metric: float(self.values(row, metric).mean())
+                for metric in self.frame.columns
+                if metric not in ("row", "seed")
+            }
+            for row in self.rows
+        }
 
     def families(self) -> Iterator[str]:
         """The families of views, in order."""
@@ -63,9 +70,19 @@ class Results:
         if REFERENCE not in self.rows or row in (REFERENCE, "base"):
             return None
         stored = self.predictions[row, self.seeds[0]]
-        natural = stored.conforms is None and family in ("sketch", "renditions")  # near-duplicates stand in the same class: whole classes are drawn
-        return paired_interval(self.differences(row, family), stored.labels[stored.family(family)[0]].numpy() if natural else None)
+        natural = stored.conforms is None and family in (
+            "sketch",
+            "renditions",
+        )  # near-duplicates stand in the same class: whole classes are drawn
+        return paired_interval(
+            self.differences(row, family), stored.labels[stored.family(family)[0]].numpy() if natural else None
+        )
 
     def differences(self, row: str, family: str) -> Float[np.ndarray, "seeds images"]:
         """By how much a row is right more often than the reference, seed by seed and image by image."""
-        return np.stack([self.predictions[row, seed].correctness(family) - self.predictions[REFERENCE, seed].correctness(family) for seed in self.seeds])
+        return np.stack(
+            [
+                self.predictions[row, seed].correctness(family) - self.predictions[REFERENCE, seed].correctness(family)
+                for seed in self.seeds
+            ]
+        )

@@ -21,7 +21,11 @@ PLAIN = {"effective_causes", "mce"}
 def main_table(results: Results) -> str:
     """One line per row, mean ± standard deviation over seeds; shares in percent."""
     metrics = [metric for metric in COLUMNS if results.has(metric)]
-    metrics += [name for name in results.frame.columns if name.startswith("accuracy/") and name.count("/") == 1 and name not in COLUMNS]
+    metrics += [
+        name
+        for name in results.frame.columns
+        if name.startswith("accuracy/") and name.count("/") == 1 and name not in COLUMNS
+    ]
     header = ["row", *(COLUMNS.get(metric, metric.removeprefix("accuracy/")) for metric in metrics)]
     lines = [[f"`{row}`", *(_cell(results, row, metric) for metric in metrics)] for row in results.rows]
     return markdown(header, lines)
@@ -34,7 +38,16 @@ def difference_table(results: Results) -> str:
     for row in results.rows:
         intervals = [results.difference(row, family) for family in families]
         if any(interval is not None for interval in intervals):
-            lines.append([f"`{row}`", *(f"{100 * i.mean:+.1f} [{100 * i.low:+.1f}, {100 * i.high:+.1f}]" for i in intervals if i is not None)])
+            lines.append(
+                [
+                    f"`{row}`",
+                    *(
+                        f"{100 * i.mean:+.1f} [{100 * i.low:+.1f}, {100 * i.high:+.1f}]"
+                        for i in intervals
+                        if i is not None
+                    ),
+                ]
+            )
     return markdown(["row", *(family.replace("_", " ") for family in families)], lines)
 
 
@@ -56,15 +69,27 @@ def calibration_table(results: Results) -> str:
     splits = [name.removeprefix("macro/") for name in results.frame.columns if name.startswith("macro/")]
     splits = [split for split in splits if "/" not in split or f"accuracy/{split}" in COLUMNS]
     kinds = {"top5": "top 5", "macro": "class mean", "calibration_error": "calibration error"}
-    shown = [(split, kind) for split in sorted(splits, key=lambda split: split != "test") for kind in kinds if results.has(f"{kind}/{split}")]
+    shown = [
+        (split, kind)
+        for split in sorted(splits, key=lambda split: split != "test")
+        for kind in kinds
+        if results.has(f"{kind}/{split}")
+    ]
     header = ["row", *(f"{COLUMNS.get(f'accuracy/{split}', split)}: {kinds[kind]}" for split, kind in shown)]
-    return markdown(header, [[f"`{row}`", *(_cell(results, row, f"{kind}/{split}") for split, kind in shown)] for row in results.rows])
+    return markdown(
+        header,
+        [[f"`{row}`", *(_cell(results, row, f"{kind}/{split}") for split, kind in shown)] for row in results.rows],
+    )
 
 
 def meaning_table(results: Results) -> str:
     """What each row is."""
-    meanings = {"base": "the starting point", ROUNDS: ROUNDS_MEANING} | {name: row.meaning for name, row in ROWS.items()}
-    return markdown(["row", "what it adds to the continued base"], [[f"`{row}`", meanings[row]] for row in results.rows])
+    meanings = {"base": "the starting point", ROUNDS: ROUNDS_MEANING} | {
+        name: row.meaning for name, row in ROWS.items()
+    }
+    return markdown(
+        ["row", "what it adds to the continued base"], [[f"`{row}`", meanings[row]] for row in results.rows]
+    )
 
 
 def header(results: Results) -> Iterator[str]:

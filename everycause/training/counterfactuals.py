@@ -8,18 +8,19 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torchvision.transforms import v2
 
 from codebirds.birds import Codebirds
 from everycause.data.sources import DataParams
 from everycause.data.split import Images
+from everycause.errors import UserError
 from everycause.explanation.masks import Masks
-from everycause.training.background import Fill, vicinity
+from everycause.shapes import Bool, Float, Int64
+from everycause.training.background import Background, vicinity
 
 # MERGED DOC: """Counterfactual images: the regions that a prediction hangs on, replaced by natural background.
-# 
+#
 # Paper: arXiv 2511.12100. A set of a pool and a background are drawn anew each time that an image is shown.
 # """
 
@@ -34,7 +35,9 @@ class Pool(NamedTuple):
     place: dict[int, int]
     """Where each image's partition stands; unused when there is one for all."""
 
-    def draw(self, index: Int64[Tensor, "batch"], generator: torch.Generator, none: bool) -> Bool[Tensor, "batch regions"]:
+    def draw(
+        self, index: Int64[Tensor, "batch"], generator: torch.Generator, none: bool
+    ) -> Bool[Tensor, "batch regions"]:
         """A random set of each image, or with `none` perhaps the empty one; nothing is drawn where there is no choice."""
         chosen = []
         for image in index.tolist():
@@ -48,7 +51,9 @@ class Pool(NamedTuple):
         """All regions that are in any set of an image."""
         return torch.stack([self.sets[image].any(dim=0) for image in index.tolist()])
 
-    def pixels(self, index: Int64[Tensor, "batch"], sets: Bool[Tensor, "batch regions"]) -> Bool[Tensor, "batch height width"]:
+    def pixels(
+        self, index: Int64[Tensor, "batch"], sets: Bool[Tensor, "batch regions"]
+    ) -> Bool[Tensor, "batch height width"]:
         """Sets of regions as pixel masks."""
         partition = self.partition[[self.place[image] if len(self.partition) > 1 else 0 for image in index.tolist()]]
         return sets.gather(1, partition.flatten(1)).view(partition.shape)
@@ -61,7 +66,11 @@ class Pool(NamedTuple):
             place.setdefault(image, len(partition) + row)
             known = sets.get(image)
             sets[image] = chosen[None] if known is None else torch.cat([known, chosen[None]]).unique(dim=0)
-        return Pool(sets, partition if len(partition) == 1 == len(flips.partition) else torch.cat([partition, flips.partition]), place)
+        return Pool(
+            sets,
+            partition if len(partition) == 1 == len(flips.partition) else torch.cat([partition, flips.partition]),
+            place,
+        )
 
 
 @dataclass(frozen=True)
@@ -69,7 +78,7 @@ class Removals:
     """Images that lose one of their sets: x·(1 − M) + b·M with a hard mask M, exactly; the label stays."""
 
     pool: Pool
-    fill: Fill
+    background: Background
     rate: float
     scene: bool = False
     """Whether what lies away from every known cause of the image is replaced too, so that what is kept stands in another scene."""
@@ -80,14 +89,18 @@ class Removals:
         """Whether the image has a set."""
         return index in self.pool.sets
 
-    def composed(self, index: Tensor, images: Images, labels: Tensor, generator: torch.Generator) -> tuple[Images, Tensor]:
+    def composed(
+        self, index: Tensor, images: Images, labels: Tensor, generator: torch.Generator
+    ) -> tuple[Images, Tensor]:
         """The images without one of their sets each."""
         if len(index) == 0:
             return images, labels
         removed = self.pool.pixels(index, self.pool.draw(index, generator, self.none))
         if self.scene:
-            removed |= ~vicinity(self.pool.pixels(index, self.pool.known(index)), isqrt(len(next(iter(self.pool.sets.values()))[0])))
-        return torch.where(removed[:, None], self.fill.draw(images, removed, labels, generator), images), labels
+            removed |= ~vicinity(
+                self.pool.pixels(index, self.pool.known(index)), isqrt(len(next(iter(self.pool.sets.values()))[0]))
+            )
+        return torch.where(removed[:, None], self.background.draw(images, removed, labels, generator), images), labels
 
 
 @dataclass(frozen=True)
@@ -102,7 +115,9 @@ class Erasing:
         """Every image can lose a rectangle."""
         return True
 
-    def composed(self, _index: Tensor, images: Images, labels: Int64[Tensor, "batch"], generator: torch.Generator) -> tuple[Images, Tensor]:
+    def composed(
+        self, _index: Tensor, images: Images, labels: Int64[Tensor, "batch"], generator: torch.Generator
+    ) -> tuple[Images, Tensor]:
         """Each image without a rectangle of its own."""
         erase = v2.RandomErasing(p=1.0, value=[round(255 * value) for value in self.mean])
         with seeded(generator):
@@ -144,7 +159,9 @@ class OracleParts:
         """Every bird can be rendered again."""
         return True
 
-    def composed(self, index: Int64[Tensor, "batch"], images: Images, labels: Tensor, generator: torch.Generator) -> tuple[Images, Tensor]:
+    def composed(
+        self, index: Int64[Tensor, "batch"], images: Images, labels: Tensor, generator: torch.Generator
+    ) -> tuple[Images, Tensor]:
         """The same birds, as if they had been photographed elsewhere without some parts."""
         if len(index) == 0:
             return images, labels
@@ -153,7 +170,9 @@ class OracleParts:
         count = torch.randint(1, code.length - code.dimension + 1, (len(index), 1), generator=generator)
         absent = torch.rand(len(index), code.length, generator=generator).argsort(dim=1) < count
         scene = torch.randint(self.birds.num_classes, (len(index),), generator=generator).numpy()
-        changed = replace(factors, present=factors.present & ~absent.numpy(), scene=scene.astype(np.asarray(factors.scene).dtype))
+        changed = replace(
+            factors, present=factors.present & ~absent.numpy(), scene=scene.astype(np.asarray(factors.scene).dtype)
+        )
         return torch.from_numpy(self.birds.images(changed)), labels
 
 
@@ -161,10 +180,12 @@ def oracle_parts(data: DataParams, threads: int, rate: float) -> OracleParts:
     """The oracle of the embedded data.
 
     Raises:
-        ValueError: the data are photos, whose parts nobody knows.
+        UserError: the data are photos, whose parts nobody knows.
     """
     if data.source != "codebirds":
-        raise ValueError("the row 'oracle_parts' needs data whose parts are known (data.source: codebirds): leave it out of rows")
+        raise UserError(
+            "the row 'oracle_parts' needs data whose parts are known (data.source: codebirds): leave it out of rows"
+        )
     return OracleParts(Codebirds(data.codebirds, threads), rate)
 
 

@@ -6,16 +6,17 @@ from itertools import islice
 from typing import Any, Literal, NamedTuple
 
 import torch
-from jaxtyping import Bool
 from pydantic import Field
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from everycause.data.split import AugmentationParams, Split, normalized
+from everycause.errors import UserError
 from everycause.inference import logits_of
 from everycause.models import Classifier
 from everycause.params import Section
-from everycause.training.objective import FilterTerms, ObjectiveParams, accuracy, filter_terms, joint_terms
+from everycause.shapes import Bool
+from everycause.training.loss import FilterTerms, LossParams, accuracy, filter_terms, joint_terms
 from everycause.training.steps import Counterfactuals, Step, training_steps
 
 # MERGED DOC: """Optimizer and schedule."""
@@ -52,50 +53,60 @@ def optimizer(parameters: Iterable[nn.Parameter], params: OptimizerParams) -> to
     return torch.optim.AdamW(groups, lr=params.learning_rate)
 
 
-def schedule(optimizer: torch.optim.Optimizer, params: OptimizerParams, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
+def schedule(
+    optimizer: torch.optim.Optimizer, params: OptimizerParams, steps: int
+) -> torch.optim.lr_scheduler.LRScheduler:
     """The learning rate over `steps` steps."""
     if params.schedule == "constant":
         return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
-    return torch.optim.lr_scheduler.OneCycleLR(optimizer, params.learning_rate, total_steps=max(steps, 2), pct_start=params.warmup, cycle_momentum=False)
+    return torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, params.learning_rate, total_steps=max(steps, 2), pct_start=params.warmup, cycle_momentum=False
+    )
 
 
 EVERYTHING = ["all"]
 
 
-def learners(classifier: Classifier, names: list[str]) -> list[nn.Module]:
+def trainable_modules(classifier: Classifier, names: list[str]) -> list[nn.Module]:
     """The modules that learn: `all`, `head`, or dotted names within the network.
 
     Raises:
-        ValueError: the network has no module of that name.
+        UserError: the network has no module of that name.
     """
     if names == EVERYTHING:
         return [classifier.network]
     modules = dict(classifier.network.named_modules())
     if unknown := [name for name in names if name != "head" and (name not in modules or not name)]:
         top = ", ".join(name for name, _ in classifier.network.named_children())
-        raise ValueError(f"trainable: '{unknown[0]}' is neither 'all' nor 'head' nor a module of {classifier.params.name} (top level: {top})")
+        raise UserError(
+            f"trainable: '{unknown[0]}' is neither 'all' nor 'head' nor a module of {classifier.params.name} (top level: {top})"
+        )
     return [classifier.network.get_classifier() if name == "head" else modules[name] for name in names]
 
 
-def learned(classifier: Classifier, names: list[str]) -> list[nn.Parameter]:
+def trainable_parameters(classifier: Classifier, names: list[str]) -> list[nn.Parameter]:
     """The parameters of the learners, each once.
 
     Raises:
-        ValueError: as learners, or there are none.
+        UserError: as learners, or there are none.
     """
-    parameters = list(dict.fromkeys(value for module in learners(classifier, names) for value in module.parameters()))
+    parameters = list(
+        dict.fromkeys(value for module in trainable_modules(classifier, names) for value in module.parameters())
+    )
     if not parameters:
-        raise ValueError(f"trainable: {', '.join(names)} of {classifier.params.name} holds no weights: name modules that do")
+        raise UserError(
+            f"trainable: {', '.join(names)} of {classifier.params.name} holds no weights: name modules that do"
+        )
     return parameters
 
 
 @contextmanager
-def learning(classifier: Classifier, names: list[str]) -> Iterator[None]:
+def training_mode(classifier: Classifier, names: list[str]) -> Iterator[None]:
     """Training mode for the learners alone: what stands still needs no gradient and keeps its statistics. Ends in evaluation mode."""
-    wanted = {id(value) for value in learned(classifier, names)}
+    wanted = {id(value) for value in trainable_parameters(classifier, names)}
     before = [(value, value.requires_grad) for value in classifier.parameters()]
     classifier.eval()
-    for module in learners(classifier, names):
+    for module in trainable_modules(classifier, names):
         module.train()
     for value, _ in before:
         value.requires_grad_(id(value) in wanted)
@@ -143,22 +154,24 @@ class Epoch(NamedTuple):
 class Goal(NamedTuple):
     """What is minimized, beyond plain cross-entropy."""
 
-    weights: ObjectiveParams
+    weights: LossParams
     counterfactuals: Counterfactuals | None
     filters: Bool[Tensor, "classes filters"] | None
     """The filters whose terms are computed; with weights of 0 they are only watched."""
 
 
-PLAIN = Goal(ObjectiveParams(lambda_augment=0.0, lambda_mc=0.0, lambda_nonmc=0.0, surrogate="sigmoid_threshold"), None, None)
+PLAIN = Goal(LossParams(lambda_augment=0.0, lambda_mc=0.0, lambda_nonmc=0.0, surrogate="sigmoid_threshold"), None, None)
 
 
 class Training:
     """A classifier in training: it can go on with another goal, and its state can be kept and taken up again."""
 
-    def __init__(self, classifier: Classifier, train: Split, validation: Split, params: FitParams, seed: int, row: str) -> None:
+    def __init__(
+        self, classifier: Classifier, train: Split, validation: Split, params: FitParams, seed: int, row: str
+    ) -> None:
         self.classifier, self.train, self.validation, self.params, self.row = classifier, train, validation, params, row
         self.per_epoch = max(1, len(train) // params.batch_size)
-        self.optimizer = optimizer(learned(classifier, params.trainable), params.optimizer)
+        self.optimizer = optimizer(trainable_parameters(classifier, params.trainable), params.optimizer)
         self.rate = schedule(self.optimizer, params.optimizer, params.epochs * self.per_epoch)
         self.generator = torch.Generator().manual_seed(seed)
         self.epoch = 0
@@ -167,15 +180,21 @@ class Training:
         """Some more epochs; the order of the images begins anew with each call.
 
         Raises:
-            ValueError: the loss is not finite; the sentence names row, epoch and batch.
+            UserError: the loss is not finite; the sentence names row, epoch and batch.
         """
         size = min(self.params.batch_size, 2 * len(self.train))
         steps = training_steps(self.train, size, self.params.augmentation, goal.counterfactuals, self.generator)
         for _ in range(count):
             self.epoch += 1
-            with learning(self.classifier, self.params.trainable):
+            with training_mode(self.classifier, self.params.trainable):
                 terms = self._epoch(islice(steps, self.per_epoch), goal)
-            yield Epoch(self.epoch, terms | {"validation/accuracy": accuracy(logits_of(self.classifier, self.validation), self.validation.labels)})
+            yield Epoch(
+                self.epoch,
+                terms
+                | {
+                    "validation/accuracy": accuracy(logits_of(self.classifier, self.validation), self.validation.labels)
+                },
+            )
 
     def _epoch(self, steps: Iterator[Step], goal: Goal) -> dict[str, float]:
         sums: dict[str, float] = {}
@@ -183,7 +202,7 @@ class Training:
         for number, step in enumerate(tqdm(steps, total=self.per_epoch, desc=title, disable=None, leave=False), 1):
             terms = step_terms(self.classifier, step, goal)
             if not torch.isfinite(terms["loss"]):
-                raise ValueError(
+                raise UserError(
                     f"row {self.row}: the loss is {terms['loss'].item()} at epoch {self.epoch}, batch {number}: lower the learning rate or the weights of the terms"
                 )
             self.optimizer.zero_grad(set_to_none=True)
@@ -210,11 +229,19 @@ class Training:
         self.epoch = state["epoch"]
 
 
-def fit(classifier: Classifier, train: Split, validation: Split, params: FitParams, seed: int, goal: Goal = PLAIN, row: str = "base") -> Iterator[Epoch]:
+def fit(
+    classifier: Classifier,
+    train: Split,
+    validation: Split,
+    params: FitParams,
+    seed: int,
+    goal: Goal = PLAIN,
+    row: str = "base",
+) -> Iterator[Epoch]:
     """Train in place, epoch by epoch; at the end the classifier is the epoch that `keep` names.
 
     Raises:
-        ValueError: the loss is not finite; the sentence names row, epoch and batch.
+        UserError: the loss is not finite; the sentence names row, epoch and batch.
     """
     best, state = -1.0, None
     for epoch in Training(classifier, train, validation, params, seed, row).epochs(goal, params.epochs):
@@ -230,11 +257,17 @@ def fit_base(classifier: Classifier, train: Split, validation: Split, params: Ba
     """Train the base in place: the head alone for `head_epochs`, then what is trainable.
 
     Raises:
-        ValueError: as fit.
+        UserError: as fit.
     """
     if params.head_epochs:
         rate = params.optimizer.model_copy(update={"learning_rate": params.head_learning_rate})
-        yield from fit(classifier, train, validation, params.model_copy(update={"epochs": params.head_epochs, "trainable": ["head"], "optimizer": rate}), seed)
+        yield from fit(
+            classifier,
+            train,
+            validation,
+            params.model_copy(update={"epochs": params.head_epochs, "trainable": ["head"], "optimizer": rate}),
+            seed,
+        )
     for epoch in fit(classifier, train, validation, params, seed):
         yield epoch._replace(number=params.head_epochs + epoch.number)
 
@@ -251,5 +284,14 @@ def step_terms(classifier: Classifier, step: Step, goal: Goal) -> dict[str, Tens
     else:
         seen = classifier.readout(inputs)
         logits = seen.logits
-        activity_terms = filter_terms(seen.activations[:count], labels, goal.filters.to(inputs.device), goal.weights.surrogate)
-    return joint_terms(logits[:count], labels, logits[count:], step.counterfactual_labels.to(inputs.device), activity_terms, goal.weights)
+        activity_terms = filter_terms(
+            seen.activations[:count], labels, goal.filters.to(inputs.device), goal.weights.surrogate
+        )
+    return joint_terms(
+        logits[:count],
+        labels,
+        logits[count:],
+        step.counterfactual_labels.to(inputs.device),
+        activity_terms,
+        goal.weights,
+    )

@@ -3,19 +3,20 @@
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from jaxtyping import Bool
 from torch import Tensor
 
 from everycause.data.sources import DataParams
 from everycause.data.split import Split
+from everycause.errors import UserError
 from everycause.explanation.filters import FilterBank, permuted, random_like
 from everycause.explanation.masks import MaskParams, Masks, orders
 from everycause.explanation.regions import random_sets
 from everycause.models import Classifier
-from everycause.training.background import FillParams, fill_of
+from everycause.shapes import Bool
+from everycause.training.background import BackgroundParams, background_of
 from everycause.training.counterfactuals import CutMix, Erasing, Pool, Removals, oracle_parts
 from everycause.training.fit import Goal
-from everycause.training.objective import ObjectiveParams
+from everycause.training.loss import LossParams
 from everycause.training.steps import Counterfactuals
 
 Selector = Literal["counterfactual", "factual", "grad_cam", "random"]
@@ -42,14 +43,18 @@ ROWS = {
     "filters_random": Row("control: the same terms with as many random filters", filters="random"),
     "filters_permuted": Row("control: the same terms with the filters of another class", filters="permuted"),
     "masks": Row("counterfactual images λ_aug (arXiv 2511.12100)", removes="counterfactual"),
-    "masks_scene": Row("the same, and what lies away from the set replaced too (ours)", removes="counterfactual", extent="scene"),
+    "masks_scene": Row(
+        "the same, and what lies away from the set replaced too (ours)", removes="counterfactual", extent="scene"
+    ),
     "masks_random": Row("control: as many random regions replaced", removes="random"),
     "masks_grad_cam": Row("control: as many regions by Grad-CAM", removes="grad_cam"),
     "masks_factual": Row("control: as many regions by LIMA's factual objective", removes="factual"),
     "joint": Row("both", removes="counterfactual", filters="own"),
     "erasing": Row("control: random erasing of every image", augments="erasing"),
     "cutmix": Row("control: CutMix with another image of the batch", augments="cutmix"),
-    "oracle_parts": Row("the ceiling: true parts rendered away, in a scene independent of the class", augments="oracle_parts"),
+    "oracle_parts": Row(
+        "the ceiling: true parts rendered away, in a scene independent of the class", augments="oracle_parts"
+    ),
 }
 ROUNDS = "masks_rounds"
 """The row that a stage of its own makes: masks searched again and again on the model as it learns (ours)."""
@@ -72,8 +77,8 @@ class Recipe(NamedTuple):
 
     data: DataParams
     masks: MaskParams
-    fill: FillParams
-    weights: ObjectiveParams
+    background: BackgroundParams
+    weights: LossParams
     frequency_threshold: float
     threads: int
 
@@ -85,11 +90,13 @@ def goal_of(row: Row, upstream: Upstream, recipe: Recipe, seed: int) -> Goal:
     the same images.
 
     Raises:
-        ValueError: the row needs counterfactual images and no searched image has one, or parts that nobody knows.
+        UserError: the row needs counterfactual images and no searched image has one, or parts that nobody knows.
     """
     assert upstream.bank is not None or not row.filters
     filters = upstream.bank.global_filters(recipe.frequency_threshold) if upstream.bank is not None else None
-    weights = recipe.weights if row.filters else recipe.weights.model_copy(update={"lambda_mc": 0.0, "lambda_nonmc": 0.0})
+    weights = (
+        recipe.weights if row.filters else recipe.weights.model_copy(update={"lambda_mc": 0.0, "lambda_nonmc": 0.0})
+    )
     if filters is not None and row.filters in ("random", "permuted"):
         filters = (random_like if row.filters == "random" else permuted)(filters, seed)
     return Goal(weights, counterfactuals_of(row, upstream, recipe, seed), filters)
@@ -99,9 +106,9 @@ def counterfactuals_of(row: Row, upstream: Upstream, recipe: Recipe, seed: int) 
     """The counterfactual images of a row.
 
     Raises:
-        ValueError: as goal_of.
+        UserError: as goal_of.
     """
-    rate = recipe.fill.augment_rate
+    rate = recipe.background.augment_rate
     match row.augments:
         case "erasing":
             return Erasing(upstream.base.statistics.mean, rate)
@@ -113,24 +120,26 @@ def counterfactuals_of(row: Row, upstream: Upstream, recipe: Recipe, seed: int) 
         return None
     masks = with_flips(upstream.masks)
     sets = sets_of(row.removes, upstream, masks, recipe.masks, seed)
-    fill = fill_of(upstream.masks, upstream.train, upstream.base.statistics, recipe.fill)
-    return Removals(pool_of(masks, sets), fill, rate, scene=row.extent == "scene")
+    background = background_of(upstream.masks, upstream.train, upstream.base.statistics, recipe.background)
+    return Removals(pool_of(masks, sets), background, rate, scene=row.extent == "scene")
 
 
 def with_flips(masks: Masks) -> Masks:
     """The images whose prediction flips.
 
     Raises:
-        ValueError: there are none.
+        UserError: there are none.
     """
     if not bool(masks.flipped.any()):
-        raise ValueError(
+        raise UserError(
             f"none of the {len(masks.flipped)} searched images changes its prediction, so there is nothing to retrain on: raise masks.max_regions, masks.regions or masks.images"
         )
     return masks.rows(masks.flipped.nonzero()[:, 0])
 
 
-def sets_of(selector: Selector, upstream: Upstream, masks: Masks, params: MaskParams, seed: int) -> Bool[Tensor, "images regions"]:
+def sets_of(
+    selector: Selector, upstream: Upstream, masks: Masks, params: MaskParams, seed: int
+) -> Bool[Tensor, "images regions"]:
     """For each image as many regions as its counterfactual set has, chosen by a selector."""
     if selector == "counterfactual":
         return masks.removed
@@ -142,4 +151,6 @@ def sets_of(selector: Selector, upstream: Upstream, masks: Masks, params: MaskPa
 def pool_of(masks: Masks, sets: Bool[Tensor, "images regions"]) -> Pool:
     """One set for each image."""
     index = masks.index.tolist()
-    return Pool(dict(zip(index, sets[:, None], strict=True)), masks.partition, dict(zip(index, range(len(index)), strict=True)))
+    return Pool(
+        dict(zip(index, sets[:, None], strict=True)), masks.partition, dict(zip(index, range(len(index)), strict=True))
+    )

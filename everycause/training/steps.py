@@ -6,10 +6,10 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from everycause.data.split import AugmentationParams, Images, Split, draw_geometry, transformed
+from everycause.shapes import Float, Int64, UInt8
 
 
 @runtime_checkable
@@ -46,7 +46,11 @@ def shuffled_forever(count: int, generator: torch.Generator) -> Iterator[int]:
 
 
 def training_steps(
-    split: Split, size: int, augmentation: AugmentationParams, counterfactuals: Counterfactuals | None, generator: torch.Generator
+    split: Split,
+    size: int,
+    augmentation: AugmentationParams,
+    counterfactuals: Counterfactuals | None,
+    generator: torch.Generator,
 ) -> Iterator[Step]:
     """Endless steps of `size` images.
 
@@ -61,7 +65,11 @@ def training_steps(
         paired: list[int] = []
         if counterfactuals is not None:
             shown = (torch.rand(first, generator=generator) < counterfactuals.rate).tolist()
-            paired = [row for row, (index, show) in enumerate(zip(taken, shown, strict=True)) if show and counterfactuals.covers(index)][: size // 2]
+            paired = [
+                row
+                for row, (index, show) in enumerate(zip(taken, shown, strict=True))
+                if show and counterfactuals.covers(index)
+            ][: size // 2]
             taken += [next(order) for _ in range(size // 2 - len(paired))]
         index, rows = torch.tensor(taken), torch.tensor(paired, dtype=torch.int64)
         images, labels = split.read(np.array(taken)), split.labels[index]

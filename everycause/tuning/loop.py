@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import psutil
 from tqdm import tqdm
 
-from everycause.tuning.space import TOLD, Plan, Value, suggested
+from everycause.errors import UserError
+from everycause.tuning.space import ENQUEUED, Plan, Value, suggested
 from everycause.tuning.study import ATTEMPT, MOST_ATTEMPTS, REASON, counts, pruner_of, sampler_of, watched_steps
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ Closed = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Asked:
+class RunningTrial:
     """A trial as its measurer sees it."""
 
     number: int
@@ -54,7 +55,7 @@ class Asked:
         self.trial.set_user_attr(RUN, run)
 
 
-Measure = Callable[[Asked], dict[str, float] | None]
+Measure = Callable[[RunningTrial], dict[str, float] | None]
 """All measures of a trial, those of the plan's objectives among them; None when it was pruned."""
 
 
@@ -62,7 +63,15 @@ class SurplusError(Exception):
     """Two workers asked for the last trial at once, and this one was second."""
 
 
-def optimize(study: "optuna.Study", plan: Plan, present: dict[str, Value], measures_of: Measure, steps: int, closed: Closed, worker: int | None = None) -> None:
+def optimize(
+    study: "optuna.Study",
+    plan: Plan,
+    present: dict[str, Value],
+    measures_of: Measure,
+    steps: int,
+    closed: Closed,
+    worker: int | None = None,
+) -> None:
     """Run trials until the study has as many as the plan wants, or others are running the last of them.
 
     A ValueError of a trial (a loss that is not finite) fails that trial alone; the reason is kept with it.
@@ -86,28 +95,35 @@ def optimize(study: "optuna.Study", plan: Plan, present: dict[str, Value], measu
         earlier = [one for one in study.get_trials(deepcopy=False) if one.number < trial.number]
         if sum(map(counts, earlier)) >= plan.trials and RETRIES not in trial.user_attrs:
             raise SurplusError
-        return _measured(trial, plan, Asked(trial.number, suggested(trial, plan, present), trial, watched_steps(plan, steps)), measures_of)
+        return _measured(
+            trial,
+            plan,
+            RunningTrial(trial.number, suggested(trial, plan, present), trial, watched_steps(plan, steps)),
+            measures_of,
+        )
 
     with bar_of(study, plan, hidden=worker is not None) as bar:
-        while more(study, plan, closed) and (worker is None or os.getppid() == parent):  # an orphan stops after its trial
+        while more(study, plan, closed) and (
+            worker is None or os.getppid() == parent
+        ):  # an orphan stops after its trial
             current.clear()
             drawn = sum(RETRIES not in trial.user_attrs for trial in study.get_trials(deepcopy=False))
             study.sampler = sampler_of(plan, drawn, worker or 0)
             try:
-                study.optimize(objective, n_trials=1, catch=(ValueError, SurplusError))
+                study.optimize(objective, n_trials=1, catch=(UserError, SurplusError))
             except BaseException as error:
                 if not _given_back(study, plan, current, error):
                     raise
             show(bar, study, plan)
 
 
-def _measured(trial: "optuna.Trial", plan: Plan, asked: Asked, measures_of: Measure) -> list[float]:
+def _measured(trial: "optuna.Trial", plan: Plan, asked: RunningTrial, measures_of: Measure) -> list[float]:
     """The objectives of a trial; all its measures are kept with it."""
     import optuna
 
     try:
         measures = measures_of(asked)
-    except ValueError as error:
+    except UserError as error:
         trial.set_user_attr(REASON, str(error))
         log.warning("trial %d failed, the sweep goes on: %s", trial.number, error)
         raise
@@ -121,9 +137,11 @@ def _measured(trial: "optuna.Trial", plan: Plan, asked: Asked, measures_of: Meas
 def more(study: "optuna.Study", plan: Plan, closed: Closed) -> bool:
     """Whether the plan wants another trial, beside those that are finished or truly running; what was lost is always run again."""
     while True:
-        reap(study, plan, closed)
+        close_abandoned(study, plan, closed)
         trials = study.get_trials(deepcopy=False)
-        if sum(map(counts, trials)) < plan.trials or any(one.state.name == "WAITING" and RETRIES in one.user_attrs for one in trials):
+        if sum(map(counts, trials)) < plan.trials or any(
+            one.state.name == "WAITING" and RETRIES in one.user_attrs for one in trials
+        ):
             return True
         if not any(one.state.name == "RUNNING" and WORKER not in one.user_attrs for one in trials):
             return False
@@ -140,7 +158,7 @@ def complete(study: "optuna.Study") -> "list[FrozenTrial]":
     return [trial for trial in study.get_trials(deepcopy=False) if trial.state.name == "COMPLETE"]
 
 
-def reap(study: "optuna.Study", plan: Plan, closed: Closed) -> None:
+def close_abandoned(study: "optuna.Study", plan: Plan, closed: Closed) -> None:
     """Close the trials whose workers on this machine are dead, and queue their values again."""
     import optuna
 
@@ -204,8 +222,11 @@ def _failed(study: "optuna.Study", number: int) -> bool:
 
 def _queue(study: "optuna.Study", plan: Plan, trial: "FrozenTrial", attempt: int) -> None:
     """Queue a trial's values again, once; a trial that died before it had values has none to lose."""
-    told = trial.user_attrs.get(TOLD)
-    values, about = told or trial.params, {ATTEMPT: attempt, RETRIES: trial.number} | ({TOLD: told} if told else {})
+    enqueued = trial.user_attrs.get(ENQUEUED)
+    values, about = (
+        enqueued or trial.params,
+        {ATTEMPT: attempt, RETRIES: trial.number} | ({ENQUEUED: enqueued} if enqueued else {}),
+    )
     known = {one.user_attrs.get(RETRIES) for one in study.get_trials(deepcopy=False)}
     if len(values) == len(plan.parameters) and attempt <= MOST_ATTEMPTS and trial.number not in known:
         study.enqueue_trial(values, user_attrs=about)

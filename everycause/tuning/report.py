@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
+from everycause.errors import UserError
 from everycause.params import flattened, validated
 from everycause.tuning.loop import RETRIES, RUN, WORKER, complete, finished
-from everycause.tuning.space import OBJECTIVES, TOLD, Plan, Range, Value, Values, nested, starts, used
+from everycause.tuning.space import ENQUEUED, OBJECTIVES, Plan, Range, Value, Values, nested, starts, used
 from everycause.tuning.study import ATTEMPT, MOST_ATTEMPTS, REASON
 
 # MERGED DOC: """What came out of a study: its table, its figures, and the proposal that a person may adopt."""
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     import optuna
     from optuna.trial import FrozenTrial
 
-ABOUT = {WORKER, RUN, REASON, ATTEMPT, RETRIES, TOLD}
+ABOUT = {WORKER, RUN, REASON, ATTEMPT, RETRIES, ENQUEUED}
 SHOWN_TRIALS = 12
 EDGE = 0.05
 STATES = {"FAIL": "failed"}
@@ -29,19 +30,23 @@ def winner(study: "optuna.Study", plan: Plan) -> "tuple[FrozenTrial, str]":
     """The trial that is proposed, and the rule in words: the highest value; of a front, the largest sum. Ties go to the earlier trial.
 
     Raises:
-        ValueError: no trial is complete; the last failure says why.
+        UserError: no trial is complete; the last failure says why.
     """
     whole = complete(study)
     if not whole:
         reasons = [trial.user_attrs[REASON] for trial in finished(study) if REASON in trial.user_attrs]
-        raise ValueError(
-            f"no trial of the study '{plan.study}' is complete" + (f"; the last one failed: {reasons[-1]}" if reasons else ": run the sweep until one is")
+        raise UserError(
+            f"no trial of the study '{plan.study}' is complete"
+            + (f"; the last one failed: {reasons[-1]}" if reasons else ": run the sweep until one is")
         )
     if len(plan.objectives) == 1:
         return max(whole, key=lambda trial: (trial.values[0], -trial.number)), f"the highest {plan.objectives[0]}"
     front = study.best_trials
     best = max(front, key=lambda trial: (sum(trial.values), -trial.number))
-    return best, f"of the {len(front)} trials on the front of {' and '.join(plan.objectives)}, the largest sum of the two"
+    return (
+        best,
+        f"of the {len(front)} trials on the front of {' and '.join(plan.objectives)}, the largest sum of the two",
+    )
 
 
 def table_of(study: "optuna.Study", plan: Plan) -> Any:
@@ -80,7 +85,12 @@ def write_grid(study: "optuna.Study", plan: Plan, reference: dict[str, float], f
                 axis.axhline(reference[name], color="#222222", linestyle="--", linewidth=1, label="continued")
             axis.legend(frameon=False, fontsize=8)
         else:
-            _heat_map(axis, table.pivot_table(index=paths[0], columns=paths[1], values=name, sort=False).sort_index().sort_index(axis=1))
+            _heat_map(
+                axis,
+                table.pivot_table(index=paths[0], columns=paths[1], values=name, sort=False)
+                .sort_index()
+                .sort_index(axis=1),
+            )
             continued = f" (continued {reference[name]:.3f})" if name in reference else ""
             axis.set(xlabel=paths[1], ylabel=paths[0], title=name + continued)
     figure.tight_layout()
@@ -92,7 +102,7 @@ def write_proposal(study: "optuna.Study", plan: Plan, present: dict[str, Value],
     """The winner, the table of trials, the figures and the report, for a person to adopt or not.
 
     Raises:
-        ValueError: no trial is complete.
+        UserError: no trial is complete.
     """
     trial, rule = winner(study, plan)
     measured = ", ".join(f"{name} {value:.4f}" for name, value in zip(plan.objectives, trial.values, strict=True))
@@ -104,7 +114,15 @@ def write_proposal(study: "optuna.Study", plan: Plan, present: dict[str, Value],
     folder.joinpath("report.md").write_text(_report(study, plan, present, table, figures, trial, rule))
 
 
-def _report(study: "optuna.Study", plan: Plan, present: dict[str, Value], table: Any, figures: list[str], trial: "FrozenTrial", rule: str) -> str:
+def _report(
+    study: "optuna.Study",
+    plan: Plan,
+    present: dict[str, Value],
+    table: Any,
+    figures: list[str],
+    trial: "FrozenTrial",
+    rule: str,
+) -> str:
     """The study on a page, with the trial that the rule proposes; the rule stands first."""
     states = ", ".join(f"{count} {state}" for state, count in table["state"].value_counts().items())
     seeds = f"{len(plan.seeds)} seeds each, averaged" if len(plan.seeds) > 1 else f"one seed each ({plan.seeds[0]})"
@@ -119,13 +137,23 @@ def _report(study: "optuna.Study", plan: Plan, present: dict[str, Value], table:
     whole = sorted(complete(study), key=lambda one: (one.number != trial.number, -one.values[0]))
     first = dict(zip((" (present values)", " (published values)"), starts(plan, present), strict=False))
     for one in whole[:SHOWN_TRIALS]:
-        note = (" (proposed)" if one.number == trial.number else "") + "".join(name for name, values in first.items() if used(one, plan) == values)
+        note = (" (proposed)" if one.number == trial.number else "") + "".join(
+            name for name, values in first.items() if used(one, plan) == values
+        )
         cells = [*(f"{value:.4f}" for value in one.values), *(_number(value) for value in used(one, plan).values())]
         lines.append(f"| {one.number}{note} | " + " | ".join(cells) + " |")
     if len(whole) > SHOWN_TRIALS:
         lines += ["", f"Complete trials beyond these: {len(whole) - SHOWN_TRIALS}, in trials.csv."]
-    lines += [text for one in study.get_trials(deepcopy=False) if one.state.name == "FAIL" and one.params for text in ("", _failure(one))]
-    return "\n".join([*lines, "", *(f"![{name.removesuffix('.png').replace('_', ' ')}]({name})" for name in figures)]) + "\n"
+    lines += [
+        text
+        for one in study.get_trials(deepcopy=False)
+        if one.state.name == "FAIL" and one.params
+        for text in ("", _failure(one))
+    ]
+    return (
+        "\n".join([*lines, "", *(f"![{name.removesuffix('.png').replace('_', ' ')}]({name})" for name in figures)])
+        + "\n"
+    )
 
 
 def _edge(bounds: Range | Values, value: Value) -> str:
@@ -165,13 +193,19 @@ def _draw(study: "optuna.Study", plan: Plan, folder: Path) -> list[str]:
         def value(trial: "FrozenTrial", number: int = number) -> float:
             return trial.values[number]
 
-        target = value if len(plan.objectives) > 1 else None  # without one, Optuna draws the best so far, and the best lines darkest
+        target = (
+            value if len(plan.objectives) > 1 else None
+        )  # without one, Optuna draws the best so far, and the best lines darkest
         drawing.plot_optimization_history(study, target=target, target_name=objective)
         save(f"history{suffix}")
         axis = drawing.plot_parallel_coordinate(study, target=target, target_name=objective)
-        axis.set_xticks(axis.get_xticks(), [objective, *(path.split(".", 1)[-1] for path in sorted(plan.parameters))], rotation=330)  # Optuna cuts them short
+        axis.set_xticks(
+            axis.get_xticks(), [objective, *(path.split(".", 1)[-1] for path in sorted(plan.parameters))], rotation=330
+        )  # Optuna cuts them short
         save(f"parallel_coordinates{suffix}")
-        if len({trial.values[number] for trial in complete(study)}) > 1:  # nothing can be said of trials that are all alike
+        if (
+            len({trial.values[number] for trial in complete(study)}) > 1
+        ):  # nothing can be said of trials that are all alike
             evaluator = FanovaImportanceEvaluator(seed=plan.seed)
             if get_param_importances(study, evaluator=evaluator, target=value):
                 drawing.plot_param_importances(study, evaluator=evaluator, target=value, target_name=objective)
@@ -189,7 +223,15 @@ def _heat_map(axis: Any, square: Any) -> None:
     """Values on a grid, written into their cells."""
     axis.imshow(square, cmap="viridis", aspect="auto", origin="lower")
     for (row, column), value in np.ndenumerate(square.to_numpy()):
-        axis.text(column, row, f"{value:.3f}", ha="center", va="center", color="black" if value > square.to_numpy().mean() else "white", fontsize=9)
+        axis.text(
+            column,
+            row,
+            f"{value:.3f}",
+            ha="center",
+            va="center",
+            color="black" if value > square.to_numpy().mean() else "white",
+            fontsize=9,
+        )
     axis.set_xticks(range(square.shape[1]), [_number(value) for value in square.columns])
     axis.set_yticks(range(square.shape[0]), [_number(value) for value in square.index])
 
@@ -206,20 +248,22 @@ def adopt(proposal: Path, params: Path) -> dict[str, tuple[Any, Any]]:
         Dotted path → (before, now) of what changed.
 
     Raises:
-        ValueError: there is no proposal, it names a key that params.yaml lacks, or the outcome would not be valid; nothing is written then.
+        UserError: there is no proposal, it names a key that params.yaml lacks, or the outcome would not be valid; nothing is written then.
     """
     if not proposal.is_file():
-        raise ValueError(f"{proposal} does not exist: `make sweep` proposes first")
+        raise UserError(f"{proposal} does not exist: `make sweep` proposes first")
     text = params.read_text() if params.is_file() else ""
     try:
         whole = yaml.safe_load(proposal.read_text()) or {}, yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ValueError(f"{proposal} and {params} must be YAML files with keys: {' '.join(str(error).split())}") from error
+        raise UserError(
+            f"{proposal} and {params} must be YAML files with keys: {' '.join(str(error).split())}"
+        ) from error
     if not all(isinstance(one, dict) for one in whole):
-        raise ValueError(f"{proposal} and {params} must be YAML files with keys, and one of them has none")
+        raise UserError(f"{proposal} and {params} must be YAML files with keys, and one of them has none")
     proposed, present = map(flattened, whole)
     if unknown := [path for path in proposed if path not in present]:
-        raise ValueError(f"{proposal}: params.yaml has no key '{unknown[0]}'")
+        raise UserError(f"{proposal}: params.yaml has no key '{unknown[0]}'")
     changed = {path: (present[path], value) for path, value in proposed.items() if present[path] != value}
     for path, (_, value) in changed.items():
         text = replaced(text, path, value)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import Field, field_validator, model_validator
 
+from everycause.errors import UserError
 from everycause.params import Section, flattened
 
 # MERGED DOC: """What is searched, how, and by what it is judged: the `tuning:` section, and the plan of one study."""
@@ -30,11 +31,11 @@ class Range(Section):
     @model_validator(mode="after")
     def _is_a_range(self) -> "Range":
         if not self.low < self.high:
-            raise ValueError(f"low ({self.low}) must be below high ({self.high})")
+            raise UserError(f"low ({self.low}) must be below high ({self.high})")
         if self.log and self.low <= 0:
-            raise ValueError("a logarithmic range must begin above 0")
+            raise UserError("a logarithmic range must begin above 0")
         if self.published is not None and not self.low <= self.published <= self.high:
-            raise ValueError(f"the range {self.low} … {self.high} excludes the published value {self.published}")
+            raise UserError(f"the range {self.low} … {self.high} excludes the published value {self.published}")
         return self
 
 
@@ -49,9 +50,9 @@ class Values(Section):
     @model_validator(mode="after")
     def _are_different(self) -> "Values":
         if len(set(self.values)) < len(self.values):
-            raise ValueError(f"the values {self.values} repeat themselves")
+            raise UserError(f"the values {self.values} repeat themselves")
         if self.published is not None and self.published not in self.values:
-            raise ValueError(f"the values {self.values} lack the published value {self.published}")
+            raise UserError(f"the values {self.values} lack the published value {self.published}")
         return self
 
 
@@ -117,42 +118,62 @@ class TuningParams(Section):
     def _never_a_test_split(cls, objectives: list[str]) -> list[str]:
         for name in objectives:
             if name not in OBJECTIVES:
-                raise ValueError(
+                raise UserError(
                     f"'{name}' is not among the measures of validation images ({', '.join(OBJECTIVES)}); what is measured on a test split, shifted or not, cannot be tuned on"
                 )
         if len(set(objectives)) < len(objectives):
-            raise ValueError(f"'{objectives[0]}' is named twice")
+            raise UserError(f"'{objectives[0]}' is named twice")
         return objectives
 
     @model_validator(mode="after")
     def _two_objectives_are_not_pruned(self) -> "TuningParams":
         if len(self.objectives) > 1 and self.pruner != "none":
-            raise ValueError(f"Optuna cannot prune a study of two objectives: set pruner to none, not {self.pruner}")
+            raise UserError(f"Optuna cannot prune a study of two objectives: set pruner to none, not {self.pruner}")
         if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
-            raise ValueError(f"seeds {self.seeds} must be different and not negative")
+            raise UserError(f"seeds {self.seeds} must be different and not negative")
         return self
 
     def plan(self, ablation: str = "") -> Plan:
         """The sweep, or the grid of an ablation.
 
         Raises:
-            ValueError: there is no ablation of that name.
+            UserError: there is no ablation of that name.
         """
         if not ablation:
-            return Plan(self.study, self.row, self.objectives, self.trials, self.seeds, self.sampler, self.pruner, self.seed, dict(self.parameters), grid=False)
+            return Plan(
+                self.study,
+                self.row,
+                self.objectives,
+                self.trials,
+                self.seeds,
+                self.sampler,
+                self.pruner,
+                self.seed,
+                dict(self.parameters),
+                grid=False,
+            )
         if ablation not in self.ablations:
-            raise ValueError(f"tuning.ablations has no '{ablation}' (known: {', '.join(self.ablations) or 'none'})")
+            raise UserError(f"tuning.ablations has no '{ablation}' (known: {', '.join(self.ablations) or 'none'})")
         chosen = self.ablations[ablation]
         trials = math.prod(len(one.values) for one in chosen.parameters.values())
         return Plan(
-            f"ablation-{ablation}", chosen.row, self.objectives[:1], trials, self.seeds, "random", "none", self.seed, dict(chosen.parameters), grid=True
+            f"ablation-{ablation}",
+            chosen.row,
+            self.objectives[:1],
+            trials,
+            self.seeds,
+            "random",
+            "none",
+            self.seed,
+            dict(chosen.parameters),
+            grid=True,
         )
 
 
 if TYPE_CHECKING:
     import optuna
 
-TOLD = "told"
+ENQUEUED = "told"
 """Where a trial that was queued keeps the values that it was told to try."""
 DIGITS = 3
 """Sampled numbers are used, shown and proposed with this many significant digits: nobody adopts 0.00034893840294057845."""
@@ -162,17 +183,19 @@ def value_at(params: dict[str, Any], path: str) -> Value:
     """The number, switch or text at a dotted path.
 
     Raises:
-        ValueError: there is none.
+        UserError: there is none.
     """
     value: Any = params
     for key in path.split("."):
         if not isinstance(value, dict) or key not in value:
             close = difflib.get_close_matches(path, list(flattened(params)), n=1)
             hint = f", did you mean '{close[0]}'?" if close else ""
-            raise ValueError(f"tuning.parameters: '{path}' is not a parameter that a trial can change{hint} (sections: {', '.join(params)})")
+            raise UserError(
+                f"tuning.parameters: '{path}' is not a parameter that a trial can change{hint} (sections: {', '.join(params)})"
+            )
         value = value[key]
     if not isinstance(value, bool | int | float | str):
-        raise ValueError(f"tuning.parameters: '{path}' is {value!r}, not a number, a switch or a name")
+        raise UserError(f"tuning.parameters: '{path}' is {value!r}, not a number, a switch or a name")
     return value
 
 
@@ -192,7 +215,7 @@ def present_values(params: dict[str, Any], plan: Plan) -> dict[str, Value]:
     """The present values of the tuned parameters, among the sections that a trial may change.
 
     Raises:
-        ValueError: a path does not exist, its bounds are of another kind, or they exclude the present value.
+        UserError: a path does not exist, its bounds are of another kind, or they exclude the present value.
     """
     present = {path: value_at(params, path) for path in plan.parameters}
     where = "tuning.ablations" if plan.grid else "tuning.parameters"
@@ -200,13 +223,21 @@ def present_values(params: dict[str, Any], plan: Plan) -> dict[str, Value]:
         bounds = plan.parameters[path]
         if isinstance(bounds, Values):
             if value not in bounds.values:
-                raise ValueError(f"{where}: the values {bounds.values} of '{path}' lack the present value {value}, which the others are read against")
+                raise UserError(
+                    f"{where}: the values {bounds.values} of '{path}' lack the present value {value}, which the others are read against"
+                )
         elif isinstance(value, bool | str):
-            raise ValueError(f"{where}.{path}: {value!r} is not a number: give 'values' to choose from instead of a range")
+            raise UserError(
+                f"{where}.{path}: {value!r} is not a number: give 'values' to choose from instead of a range"
+            )
         elif not bounds.low <= value <= bounds.high:
-            raise ValueError(f"{where}.{path}: the range {bounds.low} … {bounds.high} excludes the present value {value}")
+            raise UserError(
+                f"{where}.{path}: the range {bounds.low} … {bounds.high} excludes the present value {value}"
+            )
         elif isinstance(value, int) and not (bounds.low.is_integer() and bounds.high.is_integer()):
-            raise ValueError(f"{where}.{path}: the present value {value} is a whole number, so low and high must be, too")
+            raise UserError(
+                f"{where}.{path}: the present value {value} is a whole number, so low and high must be, too"
+            )
     return present
 
 
@@ -215,7 +246,12 @@ def extremes(plan: Plan, present: dict[str, Value]) -> list[tuple[str, Value]]:
     ends: list[tuple[str, Value]] = []
     for path, bounds in plan.parameters.items():
         whole = isinstance(present[path], int)
-        ends += [(path, value) for value in (bounds.values if isinstance(bounds, Values) else (_as(bounds.low, whole), _as(bounds.high, whole)))]
+        ends += [
+            (path, value)
+            for value in (
+                bounds.values if isinstance(bounds, Values) else (_as(bounds.low, whole), _as(bounds.high, whole))
+            )
+        ]
     return ends
 
 
@@ -227,7 +263,11 @@ def starts(plan: Plan, present: dict[str, Value]) -> list[dict[str, Value]]:
     published = dict(present)
     for path, bounds in plan.parameters.items():
         if bounds.published is not None:
-            published[path] = bounds.published if isinstance(bounds, Values) else _as(bounds.published, isinstance(present[path], int))
+            published[path] = (
+                bounds.published
+                if isinstance(bounds, Values)
+                else _as(bounds.published, isinstance(present[path], int))
+            )
     return [present] if published == present else [present, published]
 
 
@@ -245,8 +285,11 @@ def suggested(trial: "optuna.Trial", plan: Plan, present: dict[str, Value]) -> d
 
 def used(trial: "optuna.Trial | optuna.trial.FrozenTrial", plan: Plan) -> dict[str, Value]:
     """The values that a trial trains with: those it was told to try exactly, sampled ones rounded."""
-    told = trial.user_attrs.get(TOLD, {})
-    return {path: value if path in told else rounded(value, plan.parameters[path]) for path, value in trial.params.items()}
+    enqueued = trial.user_attrs.get(ENQUEUED, {})
+    return {
+        path: value if path in enqueued else rounded(value, plan.parameters[path])
+        for path, value in trial.params.items()
+    }
 
 
 def rounded(value: Value, bounds: Range | Values) -> Value:

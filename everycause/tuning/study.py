@@ -12,11 +12,12 @@ from urllib.parse import urlsplit
 import numpy as np
 from filelock import FileLock
 
+from everycause.errors import UserError
 from everycause.params import flattened
-from everycause.tuning.space import TOLD, Plan, Value
+from everycause.tuning.space import ENQUEUED, Plan, Value
 
 # MERGED DOC: """Where studies live: a journal file, any database that SQLAlchemy reaches, or Optuna's gRPC proxy in front of one.
-# 
+#
 # Trap: Optuna's heartbeats exist for databases alone, and reach back over a proxy no more than from a journal; who died on
 # this machine is found by its process instead (everycause.tuning.loop).
 # """
@@ -35,7 +36,9 @@ START_ATTEMPTS = 3
 """Several processes may create the tables of one database at once: all but one fail, and find them a moment later."""
 
 
-def open_storage(address: str, stale: "Callable[[Study, FrozenTrial], None]", heartbeat: int = HEARTBEAT_SECONDS) -> "BaseStorage":
+def open_storage(
+    address: str, stale: "Callable[[Study, FrozenTrial], None]", heartbeat: int = HEARTBEAT_SECONDS
+) -> "BaseStorage":
     """A storage by its address: a path is a journal file, `grpc://host:port` a proxy, everything else a database URL.
 
     Args:
@@ -44,7 +47,7 @@ def open_storage(address: str, stale: "Callable[[Study, FrozenTrial], None]", he
         heartbeat: Seconds between the signs of life of a trial in a database.
 
     Raises:
-        ValueError: the storage is not to be reached or not readable; passwords are left out of the sentence.
+        UserError: the storage is not to be reached or not readable; passwords are left out of the sentence.
     """
     import optuna
     from optuna.exceptions import OptunaError
@@ -60,7 +63,7 @@ def open_storage(address: str, stale: "Callable[[Study, FrozenTrial], None]", he
         return _database(address, stale, heartbeat)
     except (OSError, ImportError, ValueError, KeyError, TypeError, OptunaError, SQLAlchemyError) as error:
         reason = (str(error).strip().splitlines() or [""])[0].replace(address, shown(address))
-        raise ValueError(
+        raise UserError(
             f"the storage {shown(address)} is not to be had ({type(error).__name__}: {reason}): start it, or give --storage a journal file or another URL"
         ) from error
 
@@ -92,7 +95,9 @@ def _database(url: str, stale: "Callable[[Study, FrozenTrial], None]", heartbeat
     from optuna.storages import RDBStorage
     from sqlalchemy.exc import SQLAlchemyError
 
-    connected = partial(RDBStorage, url, heartbeat_interval=heartbeat, grace_period=3 * heartbeat, heartbeat_stale_trial_callback=stale)
+    connected = partial(
+        RDBStorage, url, heartbeat_interval=heartbeat, grace_period=3 * heartbeat, heartbeat_stale_trial_callback=stale
+    )
     for _ in range(START_ATTEMPTS - 1):
         try:
             return connected()
@@ -116,7 +121,9 @@ MOST_NAMED = 8
 """Differences that a sentence names."""
 
 
-def open_study(storage: "BaseStorage", plan: Plan, subject: dict[str, Any], first: list[dict[str, Value]], lock: Path) -> "optuna.Study":
+def open_study(
+    storage: "BaseStorage", plan: Plan, subject: dict[str, Any], first: list[dict[str, Value]], lock: Path
+) -> "optuna.Study":
     """The study, created with what is to be tried first, or continued.
 
     Args:
@@ -127,26 +134,34 @@ def open_study(storage: "BaseStorage", plan: Plan, subject: dict[str, Any], firs
         lock: A file on this machine that keeps two processes from creating it at once.
 
     Raises:
-        ValueError: a study of that name exists and is about something else; every difference is named.
+        UserError: a study of that name exists and is about something else; every difference is named.
     """
     import optuna
 
-    told = json.loads(json.dumps({**subject, **plan.scheme}))
+    enqueued = json.loads(json.dumps({**subject, **plan.scheme}))
     lock.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(lock):
         known_studies = optuna.get_all_study_names(storage)
         if plan.study in known_studies:
             study = optuna.load_study(study_name=plan.study, storage=storage)
-            _check(study, told)
+            _check(study, enqueued)
         else:
-            study = optuna.create_study(study_name=plan.study, storage=storage, directions=["maximize"] * len(plan.objectives))
+            study = optuna.create_study(
+                study_name=plan.study, storage=storage, directions=["maximize"] * len(plan.objectives)
+            )
             study.set_metric_names(plan.objectives)
-            study.set_user_attr(SUBJECT, told)
-        if plan.grid or not study.user_attrs.get(BEGUN):  # a grid is its list; a sweep that was begun may go on from other present values
-            begun = [one.user_attrs.get(TOLD) for one in study.get_trials(deepcopy=False) if counts(one) or one.state.name == "WAITING"]
+            study.set_user_attr(SUBJECT, enqueued)
+        if plan.grid or not study.user_attrs.get(
+            BEGUN
+        ):  # a grid is its list; a sweep that was begun may go on from other present values
+            begun = [
+                one.user_attrs.get(ENQUEUED)
+                for one in study.get_trials(deepcopy=False)
+                if counts(one) or one.state.name == "WAITING"
+            ]
             for values in first:
                 if values not in begun:
-                    study.enqueue_trial(values, user_attrs={TOLD: values})
+                    study.enqueue_trial(values, user_attrs={ENQUEUED: values})
             study.set_user_attr(BEGUN, True)
     return study
 
@@ -154,12 +169,14 @@ def open_study(storage: "BaseStorage", plan: Plan, subject: dict[str, Any], firs
 def counts(trial: "optuna.trial.FrozenTrial") -> bool:
     """Whether a trial is one of those that a plan wants: not one that waits, and not one whose values are queued again."""
     state = trial.state.name
-    return state in ("COMPLETE", "PRUNED", "RUNNING") or (state == "FAIL" and (REASON in trial.user_attrs or trial.user_attrs.get(ATTEMPT, 1) >= MOST_ATTEMPTS))
+    return state in ("COMPLETE", "PRUNED", "RUNNING") or (
+        state == "FAIL" and (REASON in trial.user_attrs or trial.user_attrs.get(ATTEMPT, 1) >= MOST_ATTEMPTS)
+    )
 
 
-def differences(known: dict[str, Any], told: dict[str, Any]) -> list[str]:
+def differences(known: dict[str, Any], enqueued: dict[str, Any]) -> list[str]:
     """What differs between two subjects, as `path: before → now`."""
-    before, now = flattened(known), flattened(told)
+    before, now = flattened(known), flattened(enqueued)
     changed = [path for path in {**before, **now} if before.get(path, ABSENT) != now.get(path, ABSENT)]
     return [f"{path}: {before.get(path, ABSENT)} → {now.get(path, ABSENT)}" for path in changed]
 
@@ -208,14 +225,18 @@ def _spared(steps: int) -> int:
     return max(1, steps // 4)
 
 
-def _check(study: "optuna.Study", told: dict[str, Any]) -> None:
+def _check(study: "optuna.Study", enqueued: dict[str, Any]) -> None:
     """The study is about the same thing."""
     known = study.user_attrs.get(SUBJECT)
     if known is None and not study.get_trials(deepcopy=False):  # its maker died between two writes
-        study.set_user_attr(SUBJECT, told)
+        study.set_user_attr(SUBJECT, enqueued)
         return
     if known is None:
-        raise ValueError(f"the study '{study.study_name}' was not made by this project: give tuning.study a new name")
-    if changed := differences(known, told):
-        named = "; ".join(changed[:MOST_NAMED]) + (f"; and {len(changed) - MOST_NAMED} more" if len(changed) > MOST_NAMED else "")
-        raise ValueError(f"the study '{study.study_name}' was made with something else ({named}): give tuning.study a new name, or restore the old values")
+        raise UserError(f"the study '{study.study_name}' was not made by this project: give tuning.study a new name")
+    if changed := differences(known, enqueued):
+        named = "; ".join(changed[:MOST_NAMED]) + (
+            f"; and {len(changed) - MOST_NAMED} more" if len(changed) > MOST_NAMED else ""
+        )
+        raise UserError(
+            f"the study '{study.study_name}' was made with something else ({named}): give tuning.study a new name, or restore the old values"
+        )

@@ -13,18 +13,18 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 
-from everycause.artifacts import fingerprint, published
+from everycause.artifacts import atomic_folder, fingerprint
 from everycause.data.split import Split, statistics
 from everycause.device import code_fingerprint
-from everycause.explanation.filters import FilterBank, FilterParams, Local, accumulate, local_filters
-from everycause.explanation.heads import LinearHead
+from everycause.explanation.filters import FilterBank, FilterGenerator, FilterParams, accumulate, filter_generator
+from everycause.explanation.heads import LastLayer
 from everycause.explanation.masks import MaskParams, Masks, generate
 from everycause.inference import readout_of
 from everycause.models import FILE, Classifier, ModelParams, Readout, load, model_fingerprint
 from everycause.params import Section
-from everycause.training.background import FillParams
+from everycause.training.background import BackgroundParams
 from everycause.training.fit import BaseParams, FitParams, fit_base
-from everycause.training.objective import ObjectiveParams
+from everycause.training.loss import LossParams
 from everycause.training.rounds import RoundsParams
 
 MOST_GENERATORS = 4
@@ -38,14 +38,14 @@ class TrialParams(Section):
     training: BaseParams
     filters: FilterParams
     masks: MaskParams
-    fill: FillParams
-    objective: ObjectiveParams
+    background: BackgroundParams
+    loss: LossParams
     retraining: FitParams
     rounds: RoundsParams
 
 
 @dataclass(frozen=True)
-class Stock:
+class UpstreamCache:
     """Finds or makes what comes before retraining."""
 
     artifacts: Path
@@ -57,27 +57,31 @@ class Stock:
     train: Split
     validation: Split
     device: torch.device
-    _read: dict[str, tuple[Readout, LinearHead]] = field(default_factory=dict)
-    _local: dict[str, Local] = field(default_factory=dict)
+    _read: dict[str, tuple[Readout, LastLayer]] = field(default_factory=dict)
+    _local: dict[str, FilterGenerator] = field(default_factory=dict)
 
     def base(self, params: TrialParams, seed: int) -> Path:
         """The folder of a base classifier.
 
         Raises:
-            ValueError: its loss is not finite.
+            UserError: its loss is not finite.
         """
         folder = self.artifacts / "models" / "base" / f"seed-{seed}"
         if (params.model, params.training) == (self.present.model, self.present.training) and (folder / FILE).is_file():
             return folder
-        kept = self._place("base", self.train.identity, params.model.model_dump_json(), params.training.model_dump_json(), str(seed))
+        kept = self._place(
+            "base", self.train.identity, params.model.model_dump_json(), params.training.model_dump_json(), str(seed)
+        )
         with FileLock(kept.with_suffix(".lock")):
             if not kept.is_dir():
                 torch.manual_seed(seed)
-                classifier = Classifier(params.model, self.train.class_names, self.train.image_size, statistics(self.train))
+                classifier = Classifier(
+                    params.model, self.train.class_names, self.train.image_size, statistics(self.train)
+                )
                 classifier.to(device=self.device, memory_format=torch.channels_last)
                 for _ in fit_base(classifier, self.train, self.validation, params.training, seed):
                     pass
-                with published(kept) as made:
+                with atomic_folder(kept) as made:
                     classifier.save(made)
         return kept
 
@@ -85,31 +89,45 @@ class Stock:
         """The filters of a base, counted at the confidence threshold.
 
         Raises:
-            ValueError: a class has no image above the threshold.
+            UserError: a class has no image above the threshold.
         """
         seen, head = self._seen(base)
         local = self._generator(base, params, seed)
-        return accumulate(local, head, seen, self.train.labels, self.train.class_names, params.confidence_threshold, model_fingerprint(base))
+        return accumulate(
+            local,
+            head,
+            seen,
+            self.train.labels,
+            self.train.class_names,
+            params.confidence_threshold,
+            model_fingerprint(base),
+        )
 
     def masks(self, base: Path, params: TrialParams, seed: int) -> Masks:
         """The masks of a base.
 
         Raises:
-            ValueError: nothing is to be searched, or the regions do not fit the images.
+            UserError: nothing is to be searched, or the regions do not fit the images.
         """
         model, folder = model_fingerprint(base), self.artifacts / "masks" / "counterfactual" / f"seed-{seed}"
         if self._is_pipelines(base) and params.masks == self.present.masks and folder.is_dir():
             return Masks.load(folder, model, self.train.identity)
         by_filters = params.masks.selector == "filter_cam"
         filters = self.bank(base, params.filters, seed).global_filters(0.0) if by_filters else None
-        kept = self._place("masks", self.train.identity, model, params.masks.model_dump_json(), params.filters.model_dump_json() if by_filters else "")
+        kept = self._place(
+            "masks",
+            self.train.identity,
+            model,
+            params.masks.model_dump_json(),
+            params.filters.model_dump_json() if by_filters else "",
+        )
         with FileLock(kept.with_suffix(".lock")):
             if not kept.is_dir():
-                with published(kept) as made:
+                with atomic_folder(kept) as made:
                     generate(load(base, self.device), self.train, params.masks, made, model, filters)
         return Masks.load(kept, model, self.train.identity)
 
-    def _generator(self, base: Path, params: FilterParams, seed: int) -> Local:
+    def _generator(self, base: Path, params: FilterParams, seed: int) -> FilterGenerator:
         """What says which filters an image needs: the pipeline's, or trained here, once."""
         saved = self.artifacts / "filters" / "minimum_correct" / f"seed-{seed}"
         unchanged = (params.generator, params.heads) == (self.present.filters.generator, self.present.filters.heads)
@@ -121,15 +139,17 @@ class Stock:
                 self._local[key] = FilterBank.load(saved, model_fingerprint(base)).local
             else:
                 seen, head = self._seen(base)
-                self._local[key] = local_filters(params.generator, seen, self.train.labels, head, params.heads, seed, self.device)
+                self._local[key] = filter_generator(
+                    params.generator, seen, self.train.labels, head, params.heads, seed, self.device
+                )
         return self._local[key]
 
-    def _seen(self, base: Path) -> tuple[Readout, LinearHead]:
+    def _seen(self, base: Path) -> tuple[Readout, LastLayer]:
         """A base's readout of the training split, and its head; kept for the base that was used last."""
         if str(base) not in self._read:
             classifier = load(base, self.device)
             self._read.clear()
-            self._read[str(base)] = readout_of(classifier, self.train), LinearHead(*classifier.head()).to("cpu")
+            self._read[str(base)] = readout_of(classifier, self.train), LastLayer(*classifier.head()).to("cpu")
         return self._read[str(base)]
 
     def _is_pipelines(self, base: Path) -> bool:

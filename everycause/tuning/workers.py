@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from everycause.tuning.loop import Closed, bar_of, more, reap, show
+from everycause.errors import UserError
+from everycause.tuning.loop import Closed, bar_of, close_abandoned, more, show
 from everycause.tuning.space import Plan
 
 if TYPE_CHECKING:
@@ -18,7 +19,9 @@ MOST_REPLACEMENTS = 3
 POLL_SECONDS = 0.5
 
 
-def run_workers(study: "optuna.Study", plan: Plan, command: list[str], count: int, threads: int, devices: int, closed: Closed) -> None:
+def run_workers(
+    study: "optuna.Study", plan: Plan, command: list[str], count: int, threads: int, devices: int, closed: Closed
+) -> None:
     """Run a command `count` times at once, with `--worker NUMBER`, until the study has all its trials.
 
     Args:
@@ -31,7 +34,7 @@ def run_workers(study: "optuna.Study", plan: Plan, command: list[str], count: in
         closed: Called for the MLflow run of every trial whose worker was found dead.
 
     Raises:
-        ValueError: a worker ended with an error of its own (it has said which), or workers are killed again and again.
+        UserError: a worker ended with an error of its own (it has said which), or workers are killed again and again.
     """
 
     def started(number: int) -> "subprocess.Popen[bytes]":
@@ -49,11 +52,14 @@ def run_workers(study: "optuna.Study", plan: Plan, command: list[str], count: in
             process.terminate()  # a worker that is told to stop gives its trial back
         for process in team.values():
             process.wait()
-        reap(study, plan, closed)
+        close_abandoned(study, plan, closed)
 
 
 def _watch(
-    team: "dict[int, subprocess.Popen[bytes]]", started: "Callable[[int], subprocess.Popen[bytes]]", needed: Callable[[], bool], tick: Callable[[], None]
+    team: "dict[int, subprocess.Popen[bytes]]",
+    started: "Callable[[int], subprocess.Popen[bytes]]",
+    needed: Callable[[], bool],
+    tick: Callable[[], None],
 ) -> None:
     """Wait for all workers; one that was killed is replaced while there is work."""
     replacements = MOST_REPLACEMENTS * len(team)
@@ -66,11 +72,13 @@ def _watch(
                 continue
             del team[number]
             if code > 0:
-                raise ValueError(f"worker {number} ended with exit code {code}; what it said stands above, and its trial is queued again")
+                raise UserError(
+                    f"worker {number} ended with exit code {code}; what it said stands above, and its trial is queued again"
+                )
             if code < 0:
                 replacements -= 1
             if replacements < 0:
-                raise ValueError(
+                raise UserError(
                     f"workers were killed {MOST_REPLACEMENTS * count + 1} times (the last by signal {-code}): is there memory for {count} of them?"
                 )
         if not team and not needed():

@@ -2,7 +2,16 @@ import numpy as np
 import pytest
 import torch
 
-from everycause.data.split import AugmentationParams, Geometry, Split, batches, draw_geometry, normalized, statistics, transformed
+from everycause.data.split import (
+    AugmentationParams,
+    Geometry,
+    Split,
+    batches,
+    draw_geometry,
+    normalized,
+    statistics,
+    transformed,
+)
 
 
 def random_images(count: int = 6, size: int = 9) -> torch.Tensor:
@@ -13,7 +22,9 @@ def test_statistics_are_those_of_numpy_whatever_the_chunk(train: Split) -> None:
     images = train.all().numpy() / 255
     for chunk in (7, 640):
         found = statistics(train, chunk)
-        assert np.allclose(found.mean, images.mean(axis=(0, 2, 3))) and np.allclose(found.standard_deviation, images.std(axis=(0, 2, 3)))
+        assert np.allclose(found.mean, images.mean(axis=(0, 2, 3))) and np.allclose(
+            found.standard_deviation, images.std(axis=(0, 2, 3))
+        )
     assert statistics(train, 7) == statistics(train, 640)
 
 
@@ -39,7 +50,10 @@ def test_transformed_images_are_those_of_a_slow_reference() -> None:
         padded = torch.nn.functional.pad(picture.float()[None], (3, 3, 3, 3), mode="reflect")[0].to(torch.uint8)
         horizontal = -right if mirror else right  # the shift is applied before the mirror
         assert torch.equal(
-            result, padded[:, 3 - down : 12 - down, 3 + horizontal : 12 + horizontal] if mirror else padded[:, 3 - down : 12 - down, 3 - right : 12 - right]
+            result,
+            padded[:, 3 - down : 12 - down, 3 + horizontal : 12 + horizontal]
+            if mirror
+            else padded[:, 3 - down : 12 - down, 3 - right : 12 - right],
         )
 
 
@@ -65,14 +79,19 @@ def test_affine_draws_stay_within_their_bounds_and_compose_as_written() -> None:
     assert 0.8 <= scale.min() < 0.83 and 1.17 < scale.max() <= 1.2
     angle = torch.rad2deg(torch.atan2(geometry.affine[:, 1, 0], geometry.affine[:, 0, 0]))
     assert 14 < angle.abs().max() <= 15.01
-    shear = torch.linalg.solve(torch.linalg.qr(geometry.affine).R[:, 0, 0][:, None, None] * torch.eye(2), torch.linalg.qr(geometry.affine).R)[:, 0, 1].abs()
+    shear = torch.linalg.solve(
+        torch.linalg.qr(geometry.affine).R[:, 0, 0][:, None, None] * torch.eye(2), torch.linalg.qr(geometry.affine).R
+    )[:, 0, 1].abs()
     assert float(torch.rad2deg(shear.atan()).max()) <= 5.01
     again = draw_geometry(500, params, torch.Generator().manual_seed(0))
     assert torch.equal(again.affine, geometry.affine) and geometry.rows(torch.tensor([3])).affine.shape == (1, 2, 2)
 
 
 def test_without_affine_bounds_the_draws_are_those_of_mirror_and_shift_alone() -> None:
-    plain, turned = (draw_geometry(9, augmentation(shift=4, rotation=angle), torch.Generator().manual_seed(5)) for angle in (0.0, 10.0))
+    plain, turned = (
+        draw_geometry(9, augmentation(shift=4, rotation=angle), torch.Generator().manual_seed(5))
+        for angle in (0.0, 10.0)
+    )
     assert torch.equal(plain.mirror, turned.mirror) and torch.equal(plain.right, turned.right)
     assert not draw_geometry(50, augmentation(mirror=False), torch.Generator().manual_seed(5)).mirror.any()
 

@@ -41,7 +41,9 @@ def test_the_scene_follows_the_class_as_often_as_params_say(default_birds: Codeb
     expected = default_birds.params.scene_correlation * 15 / 16 + 1 / 16
     assert factors.conforms(16).mean() == pytest.approx(expected, abs=0.015)
     free = default_birds.free_scene(factors)
-    assert mutual_info_score(free, factors.label) < 2 * 15 * 15 / 2 / len(free)  # the plug-in estimate's own bias, twice
+    assert mutual_info_score(free, factors.label) < 2 * 15 * 15 / 2 / len(
+        free
+    )  # the plug-in estimate's own bias, twice
 
 
 def test_scene_banks_of_the_splits_are_disjoint(default_birds: Codebirds) -> None:
@@ -64,7 +66,9 @@ def test_color_tells_the_variant_of_the_hue_cue_only(default_birds: Codebirds, p
 
 
 @pytest.mark.parametrize("style", (*RENDITIONS, SKETCH))
-def test_in_renditions_and_sketches_not_even_the_hue_cue_has_a_telling_color(default_birds: Codebirds, style: int) -> None:
+def test_in_renditions_and_sketches_not_even_the_hue_cue_has_a_telling_color(
+    default_birds: Codebirds, style: int
+) -> None:
     factors = default_birds.factors("train")
     color, _ = _part_colors(default_birds, replace(factors, style=np.full_like(factors.style, style)), 0)
     bins = (color * 3.999).astype(int) @ np.array([16, 4, 1])
@@ -80,7 +84,9 @@ def test_erasing_a_part_changes_pixels_of_that_part_and_its_rim_only(default_bir
         grown = np.pad(parts[:, part], ((0, 0), (3, 3), (3, 3)))
         near = np.any([grown[:, dy : dy + 64, dx : dx + 64] for dy in range(7) for dx in range(7)], axis=0)
         assert changed.any(axis=(1, 2)).all()
-        beyond = (changed & ~near & ~parts.any(axis=1)).sum(axis=(1, 2))  # horns thinner than a pixel have no visible pixel of their own
+        beyond = (changed & ~near & ~parts.any(axis=1)).sum(
+            axis=(1, 2)
+        )  # horns thinner than a pixel have no visible pixel of their own
         assert beyond.max() <= 4 and beyond.mean() < 1
         assert not default_birds.part_masks(erased(factors, (part,)))[:, part].any()
 

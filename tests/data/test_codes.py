@@ -79,7 +79,8 @@ def test_a_single_swap_is_corrected_and_two_are_not_always() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"), [((6, 2, 4), "at most 5 parts"), ((3, 4, 4), "dimension"), ((3, 0, 4), "dimension"), ((3, 2, 6), "prime power")]
+    ("arguments", "message"),
+    [((6, 2, 4), "at most 5 parts"), ((3, 4, 4), "dimension"), ((3, 0, 4), "dimension"), ((3, 2, 6), "prime power")],
 )
 def test_impossible_codes_are_refused_in_a_sentence(arguments: tuple[int, int, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):

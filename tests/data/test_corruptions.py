@@ -23,20 +23,40 @@ PUBLISHED = {
     "elastic_transform": (37.0, 32.8, 32.5, 25.4, 25.5), "pixelate": (7.4, 10.3, 12.3, 13.9, 15.1), "jpeg_compression": (9.9, 10.5, 11.1, 11.8, 13.6),
 }  # fmt: skip
 """RMSE to the clean image at 64 pixels, severities 1 to 5, on eight natural images of the source (specs/evaluation.md)."""
-TOLERANCE = dict.fromkeys(DISTORTIONS, 0.10) | {"frost": 0.20, "elastic_transform": 0.15}  # elastic: what is bent, not how far, decides
+TOLERANCE = dict.fromkeys(DISTORTIONS, 0.10) | {
+    "frost": 0.20,
+    "elastic_transform": 0.15,
+}  # elastic: what is bent, not how far, decides
 
 
 @lru_cache
 def natural(size: int, times: int = 1) -> Split:
     """Six photographs that scikit-learn and scikit-image ship, as center squares, each several times: what is drawn differs."""
     pictures = []
-    for photograph in (*load_sample_images().images, photographs.astronaut(), photographs.coffee(), photographs.chelsea(), photographs.rocket()):
+    for photograph in (
+        *load_sample_images().images,
+        photographs.astronaut(),
+        photographs.coffee(),
+        photographs.chelsea(),
+        photographs.rocket(),
+    ):
         picture = Image.fromarray(photograph)
         side = min(picture.size)
         left, top = ((length - side) // 2 for length in picture.size)
-        pictures.append(np.asarray(picture.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.BICUBIC)))
+        pictures.append(
+            np.asarray(
+                picture.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.BICUBIC)
+            )
+        )
     images = torch.from_numpy(np.stack(pictures * times)).permute(0, 3, 1, 2)
-    return Split("natural", torch.zeros(len(images), dtype=torch.int64), ("photograph",), size, lambda index: images[torch.as_tensor(index)], f"natural {size}")
+    return Split(
+        "natural",
+        torch.zeros(len(images), dtype=torch.int64),
+        ("photograph",),
+        size,
+        lambda index: images[torch.as_tensor(index)],
+        f"natural {size}",
+    )
 
 
 def distortion(split: Split, name: str, severity: int) -> float:
@@ -55,14 +75,18 @@ def test_the_distortion_at_64_pixels_is_the_published_one(name: str) -> None:
 
 @pytest.mark.parametrize("name", DISTORTIONS)
 def test_the_distortion_at_224_pixels_is_that_of_an_independent_implementation(name: str) -> None:
-    package = pytest.importorskip("imagecorruptions", reason="imagecorruptions-imaug is compared with where it is installed")
+    package = pytest.importorskip(
+        "imagecorruptions", reason="imagecorruptions-imaug is compared with where it is installed"
+    )
     if name in ("elastic_transform", "frost"):
         pytest.skip("its elastic transform deviates from the source, and its frost is photographs")
     split = natural(224)
     clean = split.all().permute(0, 2, 3, 1).numpy()
     np.random.seed(0)
     for severity in (1, 3, 5):
-        theirs = np.stack([package.corrupt(image, severity=severity, corruption_name=name) for image in clean]).astype(float)
+        theirs = np.stack([package.corrupt(image, severity=severity, corruption_name=name) for image in clean]).astype(
+            float
+        )
         expected = float(np.sqrt(((theirs - clean) ** 2).mean(axis=(1, 2, 3))).mean())
         assert distortion(split, name, severity) == pytest.approx(expected, rel=0.2 if name == "fog" else 0.04)
 
@@ -79,11 +103,22 @@ def test_a_corrupted_image_is_the_same_however_it_is_read(train: Split, tmp_path
     split = corrupted(train, name, 3)
     together = split.read(np.arange(70))
     assert torch.equal(split.read(np.array([68, 2])), together[[68, 2]])
-    assert together.dtype == torch.uint8 and together.shape == (70, 3, 32, 32) and not torch.equal(together, train.read(np.arange(70)))
+    assert (
+        together.dtype == torch.uint8
+        and together.shape == (70, 3, 32, 32)
+        and not torch.equal(together, train.read(np.arange(70)))
+    )
     few = train.subset(np.arange(20))
     kept = corrupted(few, name, 3, tmp_path)
     assert torch.equal(kept.read(np.array([7, 1])), together[[7, 1]]) and len(list(tmp_path.iterdir())) == 1
-    few_again = Split(few.name, few.labels, few.class_names, few.image_size, lambda index: torch.zeros(len(index), 3, 32, 32, dtype=torch.uint8), few.identity)
+    few_again = Split(
+        few.name,
+        few.labels,
+        few.class_names,
+        few.image_size,
+        lambda index: torch.zeros(len(index), 3, 32, 32, dtype=torch.uint8),
+        few.identity,
+    )
     assert torch.equal(corrupted(few_again, name, 3, tmp_path).all(), together[:20])  # read from the file
 
 
@@ -96,7 +131,10 @@ def test_other_images_and_other_severities_have_files_of_their_own(train: Split,
 
 
 def test_the_fifteen_are_in_four_groups_with_five_severities_at_three_sizes() -> None:
-    assert sorted(name for members in GROUPS.values() for name in members) == sorted(DISTORTIONS) and len(DISTORTIONS) == 15
+    assert (
+        sorted(name for members in GROUPS.values() for name in members) == sorted(DISTORTIONS)
+        and len(DISTORTIONS) == 15
+    )
     for levels in SEVERITIES.values():
         assert set(levels) == set(SIZES) and all(len(table) == 5 for table in levels.values())
     assert [group_of(name) for name in ("shot_noise", "zoom_blur", "frost", "pixelate")] == list(GROUPS)
@@ -104,24 +142,41 @@ def test_the_fifteen_are_in_four_groups_with_five_severities_at_three_sizes() ->
 
 
 def test_gaussian_noise_has_the_deviation_of_its_table(train: Split) -> None:
-    gray = Split("gray", train.labels, train.class_names, 64, lambda index: torch.full((len(index), 3, 64, 64), 128, dtype=torch.uint8), "")
+    gray = Split(
+        "gray",
+        train.labels,
+        train.class_names,
+        64,
+        lambda index: torch.full((len(index), 3, 64, 64), 128, dtype=torch.uint8),
+        "",
+    )
     for severity, (deviation,) in enumerate(SEVERITIES["gaussian_noise"][64], 1):
-        assert corrupted(gray, "gaussian_noise", severity).read(np.arange(8)).float().std() / 255 == pytest.approx(deviation, rel=0.03)
+        assert corrupted(gray, "gaussian_noise", severity).read(np.arange(8)).float().std() / 255 == pytest.approx(
+            deviation, rel=0.03
+        )
 
 
 def test_slow_references_of_what_can_be_written_in_a_line() -> None:
     images = torch.rand(3, 3, 16, 16)
     images[0, :, 0, 0] = 0
-    assert torch.allclose(contrast(images, (0.3,), []), 0.3 * images + 0.7 * images.mean(dim=(2, 3), keepdim=True), atol=1e-6)
+    assert torch.allclose(
+        contrast(images, (0.3,), []), 0.3 * images + 0.7 * images.mean(dim=(2, 3), keepdim=True), atol=1e-6
+    )
     brighter = brightness(images, (0.2,), [])
-    assert torch.allclose(brighter.amax(dim=1), (images.amax(dim=1) + 0.2).clamp_max(1), atol=1e-5) and torch.allclose(brighter[0, :, 0, 0], torch.tensor(0.2))
+    assert torch.allclose(brighter.amax(dim=1), (images.amax(dim=1) + 0.2).clamp_max(1), atol=1e-5) and torch.allclose(
+        brighter[0, :, 0, 0], torch.tensor(0.2)
+    )
     generators = [np.random.default_rng(i) for i in range(3)]
     hit = impulse_noise(torch.full((3, 3, 64, 64), 0.5), (0.2,), generators)
-    assert float((hit == 1).float().mean()) == pytest.approx(0.1, abs=0.01) and float((hit == 0).float().mean()) == pytest.approx(0.1, abs=0.01)
+    assert float((hit == 1).float().mean()) == pytest.approx(0.1, abs=0.01) and float(
+        (hit == 0).float().mean()
+    ) == pytest.approx(0.1, abs=0.01)
     flat = torch.full((1, 3, 16, 16), 0.25)
     assert torch.allclose(zoom_blur(flat, (1.3, 0.03), []), flat, atol=1e-5)
     cloud = plasma(48, 2.0, generators)
-    assert cloud.shape == (3, 1, 48, 48) and cloud.min() >= 0 and cloud.max() <= 1 and not torch.equal(cloud[0], cloud[1])
+    assert (
+        cloud.shape == (3, 1, 48, 48) and cloud.min() >= 0 and cloud.max() <= 1 and not torch.equal(cloud[0], cloud[1])
+    )
 
 
 @pytest.mark.parametrize(("name", "severity", "message"), [("rain", 1, "not a corruption"), ("snow", 6, "severity 6")])

@@ -23,13 +23,23 @@ def root(tmp_path: Path) -> Path:
 
 def test_the_official_split_is_kept_and_validation_is_taken_evenly_from_training(root: Path) -> None:
     splits = {name: cub_split(root, name, PARAMS, 2) for name in ("train", "validation", "test")}
-    assert {name: torch.bincount(split.labels).tolist() for name, split in splits.items()} == {"train": [6, 6, 6], "validation": [2, 2, 2], "test": [4, 4, 4]}
+    assert {name: torch.bincount(split.labels).tolist() for name, split in splits.items()} == {
+        "train": [6, 6, 6],
+        "validation": [2, 2, 2],
+        "test": [4, 4, 4],
+    }
     assert splits["train"].class_names == ("001.Bird_0", "002.Bird_1", "003.Bird_2")
     birds = Cub.open(root)
     members = {name: set(birds.members(name, PARAMS).tolist()) for name in splits}
-    assert members["train"] | members["validation"] == set(birds.is_train.nonzero()[0].tolist()) and not members["train"] & members["validation"]
+    assert (
+        members["train"] | members["validation"] == set(birds.is_train.nonzero()[0].tolist())
+        and not members["train"] & members["validation"]
+    )
     other = PARAMS.model_copy(update={"seed": 1})
-    assert set(birds.members("validation", other).tolist()) != members["validation"] and set(birds.members("test", other).tolist()) == members["test"]
+    assert (
+        set(birds.members("validation", other).tolist()) != members["validation"]
+        and set(birds.members("test", other).tolist()) == members["test"]
+    )
     assert len({split.identity for split in splits.values()}) == 3
 
 
@@ -58,7 +68,11 @@ def test_it_is_opened_through_params_and_has_corruptions_as_its_shifts(root: Pat
     raw["data"] |= {"source": "cub", "root": str(root), "cub": PARAMS.model_dump()}
     params = DataParams(**raw["data"])
     assert params.image_size == 16 and params.code is None and len(open_split(params, "train", 1)) == 18
-    assert [view.name for view in views(params, ["gaussian_noise"], [1, 2], 1)] == ["test", "corruptions/gaussian_noise/1", "corruptions/gaussian_noise/2"]
+    assert [view.name for view in views(params, ["gaussian_noise"], [1, 2], 1)] == [
+        "test",
+        "corruptions/gaussian_noise/1",
+        "corruptions/gaussian_noise/2",
+    ]
 
 
 def replaced(root: Path, file: str, old: str, new: str) -> None:
@@ -73,7 +87,12 @@ def replaced(root: Path, file: str, old: str, new: str) -> None:
         ("images.txt", "001.Bird_0/bird_0.jpg", "../../secret.jpg", "paths may not leave the data folder"),
         ("images.txt", "001.Bird_0/bird_0.jpg", "/etc/passwd", "paths may not leave the data folder"),
         ("images.txt", "001.Bird_0/bird_0.jpg", "001.Bird_0/gone.jpg", "gone.jpg', is missing"),
-        ("images.txt", "1 001.Bird_0/bird_0.jpg", "001.Bird_0/bird_0.jpg", "line 1 of .*images.txt' should hold a number and 1 more column"),
+        (
+            "images.txt",
+            "1 001.Bird_0/bird_0.jpg",
+            "001.Bird_0/bird_0.jpg",
+            "line 1 of .*images.txt' should hold a number and 1 more column",
+        ),
         ("images.txt", "2 001.", "1 001.", "line 2 of .*images.txt' repeats number 1"),
         ("image_class_labels.txt", "1 1", "1 9", "image 1 has a class that is not in"),
         ("image_class_labels.txt", "1 1\n", "", "image 1 is in only one of"),
@@ -81,16 +100,25 @@ def replaced(root: Path, file: str, old: str, new: str) -> None:
         ("bounding_boxes.txt", "1 4.0", "1 wide", "holds 'wide' where a number should be"),
         ("classes.txt", "2 002", "7 002", "does not number its classes"),
         ("parts/part_locs.txt", "1 1 ", "99 1 ", "names image 99 and part 1"),
-        ("parts/part_locs.txt", "1 1 ", "1 ", "line 1 of .*part_locs.txt' should hold image, part, x, y and visibility"),
+        (
+            "parts/part_locs.txt",
+            "1 1 ",
+            "1 ",
+            "line 1 of .*part_locs.txt' should hold image, part, x, y and visibility",
+        ),
     ],
 )
-def test_lists_that_are_not_as_published_are_one_sentence(root: Path, file: str, old: str, new: str, message: str) -> None:
+def test_lists_that_are_not_as_published_are_one_sentence(
+    root: Path, file: str, old: str, new: str, message: str
+) -> None:
     replaced(root, file, old, new)
     with pytest.raises(ValueError, match=message):
         Cub.open(root)
 
 
-@pytest.mark.parametrize("file", ["images.txt", "classes.txt", "bounding_boxes.txt", "parts/parts.txt", "parts/part_locs.txt"])
+@pytest.mark.parametrize(
+    "file", ["images.txt", "classes.txt", "bounding_boxes.txt", "parts/parts.txt", "parts/part_locs.txt"]
+)
 def test_a_missing_list_is_named(root: Path, file: str) -> None:
     (root / file).unlink()
     with pytest.raises(ValueError, match=f"{file}' is missing"):

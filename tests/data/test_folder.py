@@ -18,7 +18,9 @@ def tree(tmp_path: Path) -> Path:
 
 def test_a_tree_is_read_class_by_class(tree: Path) -> None:
     split = folder_split(tree, "train", PARAMS, 2)
-    assert split.class_names == ("digit-0", "digit-1", "digit-2") and split.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert (
+        split.class_names == ("digit-0", "digit-1", "digit-2") and split.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    )
     images = split.all()
     assert images.shape == (12, 3, 16, 16) and images.dtype == torch.uint8
     assert torch.equal(split.read(np.array([7, 1])), images[[7, 1]])

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from everycause.data.imagenet import ImageNetParams, among_renditions, class_ids, imagenet_split, released_corruption, shifted_split, synsets
+from everycause.data.imagenet import (
+    ImageNetParams,
+    among_renditions,
+    class_ids,
+    imagenet_split,
+    released_corruption,
+    shifted_split,
+    synsets,
+)
 from everycause.data.shifts import views
 from everycause.data.sources import DataParams, open_split
 from tests.trees import wnid_tree
@@ -32,12 +40,21 @@ def root(tmp_path: Path) -> Path:
 
 
 def test_classes_stand_in_imagenets_order_whatever_the_list_says(root: Path) -> None:
-    assert class_ids(root, PARAMS) == tuple(CHOSEN) and len(class_ids(root, PARAMS.model_copy(update={"classes": "all"}))) == 1000
+    assert (
+        class_ids(root, PARAMS) == tuple(CHOSEN)
+        and len(class_ids(root, PARAMS.model_copy(update={"classes": "all"}))) == 1000
+    )
 
 
-def test_validation_is_held_out_of_training_class_by_class_and_the_official_validation_set_is_the_test(root: Path) -> None:
+def test_validation_is_held_out_of_training_class_by_class_and_the_official_validation_set_is_the_test(
+    root: Path,
+) -> None:
     splits = {name: imagenet_split(root, name, PARAMS, 2) for name in ("train", "validation", "test")}
-    assert {name: torch.bincount(split.labels).tolist() for name, split in splits.items()} == {"train": [6] * 4, "validation": [2] * 4, "test": [3] * 4}
+    assert {name: torch.bincount(split.labels).tolist() for name, split in splits.items()} == {
+        "train": [6] * 4,
+        "validation": [2] * 4,
+        "test": [3] * 4,
+    }
     assert splits["test"].all().shape == (12, 3, 16, 16) and len({split.identity for split in splits.values()}) == 3
     grays = splits["test"].all().float().mean(dim=(1, 2, 3))
     assert (grays.diff().abs() < 3).sum() == 8  # one gray level for each class of three images
@@ -48,7 +65,9 @@ def test_the_200_of_imagenet_r_are_timms(root: Path) -> None:
 
     indices = (Path(timm.__file__).parent / "data" / "_info" / "imagenet_r_indices.txt").read_text().split()
     assert among_renditions(synsets()).tolist() == [int(index) for index in indices] and len(indices) == 200
-    with pytest.raises(ValueError, match="ImageNet-R has 200 classes, and 199 of them .* are not among the 4 of this model"):
+    with pytest.raises(
+        ValueError, match="ImageNet-R has 200 classes, and 199 of them .* are not among the 4 of this model"
+    ):
         shifted_split(root, "renditions", PARAMS, 1)
 
 
@@ -61,12 +80,27 @@ def test_labels_of_a_shifted_set_are_positions_among_all_classes(root: Path) -> 
     assert cell.name == "corruptions/fog/2" and cell.read(np.array([0])).shape == (1, 3, 16, 16)
 
 
-def test_views_come_in_order_with_their_answers_and_say_whether_corruptions_are_the_published_ones(root: Path, raw: dict) -> None:
-    raw["data"] |= {"source": "imagenet", "root": str(root), "imagenet": PARAMS.model_copy(update={"renditions": None}).model_dump()}
+def test_views_come_in_order_with_their_answers_and_say_whether_corruptions_are_the_published_ones(
+    root: Path, raw: dict
+) -> None:
+    raw["data"] |= {
+        "source": "imagenet",
+        "root": str(root),
+        "imagenet": PARAMS.model_copy(update={"renditions": None}).model_dump(),
+    }
     params = DataParams(**raw["data"])
     found = list(views(params, ["fog", "snow"], [1, 2], 1))
-    assert [view.name for view in found] == ["test", "sketch", "corruptions/fog/1", "corruptions/fog/2", "corruptions/snow/1", "corruptions/snow/2"]
-    assert [view.released for view in found] == [False, False, True, True, True, True] and len(open_split(params, "train", 1)) == 24
+    assert [view.name for view in found] == [
+        "test",
+        "sketch",
+        "corruptions/fog/1",
+        "corruptions/fog/2",
+        "corruptions/snow/1",
+        "corruptions/snow/2",
+    ]
+    assert [view.released for view in found] == [False, False, True, True, True, True] and len(
+        open_split(params, "train", 1)
+    ) == 24
     raw["data"]["imagenet"] |= {"corrupted": None}
     assert not any(view.released for view in views(DataParams(**raw["data"]), ["fog"], [1], 1))
 
@@ -105,6 +139,8 @@ def test_bad_lists_and_empty_folders_are_named(root: Path) -> None:
         file.unlink()
     with pytest.raises(ValueError, match=f"{CHOSEN[2]}' is empty"):
         imagenet_split(root, "test", PARAMS, 1)
-    (root / "val" / CHOSEN[2] / "half.JPEG").write_bytes((root / "val" / CHOSEN[0] / f"{CHOSEN[0]}_0.JPEG").read_bytes()[:200])
+    (root / "val" / CHOSEN[2] / "half.JPEG").write_bytes(
+        (root / "val" / CHOSEN[0] / f"{CHOSEN[0]}_0.JPEG").read_bytes()[:200]
+    )
     with pytest.raises(ValueError, match="half.JPEG' is truncated or damaged"):
         imagenet_split(root, "test", PARAMS, 1).all()

@@ -24,7 +24,9 @@ def test_one_of_ours_is_loaded_from_its_folder(tmp_path: Path, classifier: Class
 
 
 @pytest.mark.parametrize("wrapping", ["plain", "state_dict", "module", "safetensors"])
-def test_a_state_dict_is_loaded_whatever_a_script_wrapped_it_in(tmp_path: Path, classifier: Classifier, wrapping: str) -> None:
+def test_a_state_dict_is_loaded_whatever_a_script_wrapped_it_in(
+    tmp_path: Path, classifier: Classifier, wrapping: str
+) -> None:
     state = classifier.network.state_dict()
     path = tmp_path / ("weights.safetensors" if wrapping == "safetensors" else "weights.pth")
     match wrapping:
@@ -37,7 +39,11 @@ def test_a_state_dict_is_loaded_whatever_a_script_wrapped_it_in(tmp_path: Path, 
         case "plain":
             torch.save(state, path)
     found = opened(str(path), MODEL, NAMES, 32, CPU)
-    assert torch.allclose(found(images()), classifier(images()), atol=1e-5) and not found.training and found.class_names == NAMES
+    assert (
+        torch.allclose(found(images()), classifier(images()), atol=1e-5)
+        and not found.training
+        and found.class_names == NAMES
+    )
 
 
 @pytest.mark.parametrize(
@@ -63,7 +69,9 @@ def test_what_is_no_checkpoint_is_one_sentence(tmp_path: Path, content: str | No
     assert "\n" not in str(caught.value)
 
 
-def test_published_weights_need_their_own_classes_and_a_local_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_published_weights_need_their_own_classes_and_a_local_cache(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     with pytest.raises(ValueError, match="the published resnet18 has 1000 classes and the data 4"):
         opened("timm:resnet18", MODEL, NAMES, 32, CPU)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)

@@ -23,8 +23,15 @@ def evaluated(birds: Codebirds, reader: Reader) -> dict[str, float]:
     for name, factors in codebirds_variations(birds):
         labels = torch.from_numpy(factors.label)
         names = tuple(map(str, range(birds.num_classes)))
-        views.append(View(Split(name, labels, names, 64, lambda index: torch.zeros(len(index), 3, 64, 64, dtype=torch.uint8), ""), factors))
-    stored = predictions(iter(views), lambda view: torch.nn.functional.one_hot(torch.from_numpy(reader(view)), birds.num_classes).float())
+        views.append(
+            View(
+                Split(name, labels, names, 64, lambda index: torch.zeros(len(index), 3, 64, 64, dtype=torch.uint8), ""),
+                factors,
+            )
+        )
+    stored = predictions(
+        iter(views), lambda view: torch.nn.functional.one_hot(torch.from_numpy(reader(view)), birds.num_classes).float()
+    )
     return metrics(stored, birds.code)
 
 
@@ -33,7 +40,9 @@ def decoder(birds: Codebirds, parts: tuple[int, ...]) -> Reader:
 
     def read(view: View) -> np.ndarray:
         factors = view.factors
-        agree = (factors.variants[:, None, :] == birds.code.words[None]) & (factors.present & factors.bird[:, None])[:, None]
+        agree = (factors.variants[:, None, :] == birds.code.words[None]) & (factors.present & factors.bird[:, None])[
+            :, None
+        ]
         votes = agree[:, :, list(parts)].sum(axis=2)
         return (votes + 0.5 * np.random.default_rng(0).random(votes.shape)).argmax(axis=1)
 
@@ -77,7 +86,11 @@ def test_a_reader_of_the_scene_has_the_full_scene_gap_and_no_completeness(defaul
 
 def test_shapley_values_are_the_mean_marginals_over_all_orders() -> None:
     generator = np.random.default_rng(0)
-    accuracies = {tuple(sorted(parts)): float(generator.random()) for size in range(5) for parts in {tuple(sorted(p[:size])) for p in permutations(range(4))}}
+    accuracies = {
+        tuple(sorted(parts)): float(generator.random())
+        for size in range(5)
+        for parts in {tuple(sorted(p[:size])) for p in permutations(range(4))}
+    }
     slow = np.zeros(4)
     orders = list(permutations(range(4)))
     for order in orders:
@@ -100,15 +113,23 @@ def test_chance_has_score_zero_and_the_optimum_one(default_birds: Codebirds) -> 
     code = default_birds.code
     subsets = [parts for size in range(6) for parts in code.subsets(size)]
     assert completeness_score(profile(dict.fromkeys(subsets, 1 / 16), code), 16) == pytest.approx(0)
-    assert completeness_score(profile({parts: code.erasure_optimum(parts) for parts in subsets}, code), 16) == pytest.approx(1)
+    assert completeness_score(
+        profile({parts: code.erasure_optimum(parts) for parts in subsets}, code), 16
+    ) == pytest.approx(1)
 
 
 def test_predictions_are_stored_whole(tmp_path, default_birds: Codebirds) -> None:
     stored = Predictions(
-        {"test": torch.eye(3), "shift/a": torch.eye(3)}, {"test": torch.arange(3), "shift/a": torch.tensor([0, 0, 2])}, torch.tensor([True, False, True])
+        {"test": torch.eye(3), "shift/a": torch.eye(3)},
+        {"test": torch.arange(3), "shift/a": torch.tensor([0, 0, 2])},
+        torch.tensor([True, False, True]),
     )
     stored.save(tmp_path)
     loaded = Predictions.load(tmp_path)
-    assert list(loaded.logits) == ["test", "shift/a"] and loaded.correctness("shift").tolist() == [1, 0, 1] and torch.equal(loaded.conforms, stored.conforms)
+    assert (
+        list(loaded.logits) == ["test", "shift/a"]
+        and loaded.correctness("shift").tolist() == [1, 0, 1]
+        and torch.equal(loaded.conforms, stored.conforms)
+    )
     with pytest.raises(ValueError, match="run the stage evaluate_ood first"):
         Predictions.load(tmp_path / "nowhere")

@@ -5,7 +5,14 @@ import torch
 
 from everycause.data.sources import DataParams, open_split
 from everycause.data.split import Split, normalized
-from everycause.evaluation.faithfulness import FaithfulnessParams, against_truth, areas_under_curves, covered_share, faithfulness, part_measures
+from everycause.evaluation.faithfulness import (
+    FaithfulnessParams,
+    against_truth,
+    areas_under_curves,
+    covered_share,
+    faithfulness,
+    part_measures,
+)
 from everycause.explanation.masks import searched
 from tests.explanation.searching import PARAMS, always_right, undecided, without
 from tests.training.invented import invented_masks
@@ -17,7 +24,12 @@ def test_part_measures_count_pixels() -> None:
     masks = torch.zeros(1, 4, 4, dtype=torch.bool)
     masks[0, 0, :2], masks[0, 1, :2] = True, True
     assert covered_share(masks, parts).tolist() == [[0.5, 0.0]]
-    assert part_measures(masks, parts) == {"share_on_parts": 0.5, "part_recall": 2 / 6, "part_iou": 2 / 8, "flip_distance": 1.0}
+    assert part_measures(masks, parts) == {
+        "share_on_parts": 0.5,
+        "part_recall": 2 / 6,
+        "part_iou": 2 / 8,
+        "flip_distance": 1.0,
+    }
 
 
 def test_removing_everything_destroys_every_part_and_nothing_none() -> None:
@@ -38,12 +50,16 @@ def test_every_selector_is_judged_on_the_same_images(train: Split, data_params: 
     classifier = undecided(train)
     split = open_split(data_params, "validation", 1)
     split = always_right(split, classifier, 32)
-    params = FaithfulnessParams(rows=["base"], selectors=["counterfactual", "random", "filter_cam"], images=16, exact_images=4)
+    params = FaithfulnessParams(
+        rows=["base"], selectors=["counterfactual", "random", "filter_cam"], images=16, exact_images=4
+    )
     results = faithfulness(classifier, split, data_params, PARAMS, params, 1)
     assert list(results) == ["counterfactual", "random"]  # there is no filter bank
     own, random = results["counterfactual"], results["random"]
     assert own["searched"] == random["searched"] == 16 and own["flip_rate"] >= random["flip_rate"]
-    assert own["deletion_auc"] < random["deletion_auc"] and all(0 <= own[f"{name}_auc"] <= 1 for name in ("insertion", "deletion"))
+    assert own["deletion_auc"] < random["deletion_auc"] and all(
+        0 <= own[f"{name}_auc"] <= 1 for name in ("insertion", "deletion")
+    )
     assert all(1 <= measures.get("optimality_ratio", 1) <= 4 for measures in results.values())
     assert {"share_on_parts", "part_iou", "flip_distance", "random/flip_distance"} <= set(own)
 

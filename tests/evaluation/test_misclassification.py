@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from everycause.evaluation.misclassification import (  # fmt: skip
+from everycause.evaluation.detection import (  # fmt: skip
     RULE,
+    Detection,
     DetectionParams,
     Detector,
-    Doubt,
     by_class,
+    detection_functions,
     detector,
-    doubters,
     entropy,
     gated,
     largest,
@@ -22,28 +22,31 @@ from everycause.evaluation.misclassification import (  # fmt: skip
     relabelled,
     relabelling,
 )
-from everycause.explanation.exact_filters import Oracle
+from everycause.explanation.exact_filters import ExactFilters
 from everycause.explanation.filters import FilterBank, accumulate
-from everycause.explanation.heads import LinearHead
+from everycause.explanation.heads import LastLayer
 from everycause.models import Readout
 
 CLASSES, FILTERS = 3, 9
 PARAMS = DetectionParams(accept_above=0.9, agreement="recall", candidates=5)
-HEAD = LinearHead(torch.eye(CLASSES).repeat_interleave(3, dim=1) * 2.0, torch.zeros(CLASSES))
+HEAD = LastLayer(torch.eye(CLASSES).repeat_interleave(3, dim=1) * 2.0, torch.zeros(CLASSES))
 
 
 def readout(count: int, seed: int, noise: float = 0.3) -> tuple[Readout, Tensor]:
     """Each class uses three filters of its own, all of them; noise makes some predictions wrong."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(count) % CLASSES
-    activations = (torch.eye(CLASSES).repeat_interleave(3, dim=1)[labels] * 0.6 + noise * torch.randn(count, FILTERS, generator=generator)).relu()
+    activations = (
+        torch.eye(CLASSES).repeat_interleave(3, dim=1)[labels] * 0.6
+        + noise * torch.randn(count, FILTERS, generator=generator)
+    ).relu()
     return Readout(activations @ HEAD.weight.T + HEAD.bias, activations), labels
 
 
 @pytest.fixture
 def bank() -> FilterBank:
     seen, labels = readout(300, 0)
-    return accumulate(Oracle("necessary", HEAD), HEAD, seen, labels, ("a", "b", "c"), 0.5, "model")
+    return accumulate(ExactFilters("necessary", HEAD), HEAD, seen, labels, ("a", "b", "c"), 0.5, "model")
 
 
 def made(bank: FilterBank, measure: str) -> Detector:
@@ -63,7 +66,9 @@ def test_agreement_and_thresholds_are_those_of_the_slow_reference(bank: FilterBa
         if measure == "l1":
             mean = (bank.magnitude[label] / bank.support[label]).tolist()
             return -sum(abs(float(a) * u - m) for a, u, o, m in zip(activation, used, own, mean, strict=True) if u or o)
-        return {"recall": recall, "precision": precision, "f1": 2 * both / (sum(own) + sum(used)) if both else 0.0}[measure]
+        return {"recall": recall, "precision": precision, "f1": 2 * both / (sum(own) + sum(used)) if both else 0.0}[
+            measure
+        ]
 
     agreements: dict[int, list[float]] = {label: [] for label in range(CLASSES)}
     for activation, logits, label in zip(seen.activations, seen.logits, labels.tolist(), strict=True):
@@ -71,33 +76,48 @@ def test_agreement_and_thresholds_are_those_of_the_slow_reference(bank: FilterBa
         kept = int((activation * mask @ HEAD.weight.T + HEAD.bias).argmax()) == label
         if int(logits.argmax()) == label and float(logits.softmax(0)[label]) >= 0.5 and kept:
             agreements[label].append(slow(activation, label))
-    assert one.threshold.tolist() == pytest.approx([sum(values) / len(values) for values in agreements.values()], abs=1e-5)
+    assert one.threshold.tolist() == pytest.approx(
+        [sum(values) / len(values) for values in agreements.values()], abs=1e-5
+    )
     shown, _ = readout(20, 5)
     predicted = shown.logits.argmax(dim=1)
-    expected = [slow(activation, label) for activation, label in zip(shown.activations, predicted.tolist(), strict=True)]
+    expected = [
+        slow(activation, label) for activation, label in zip(shown.activations, predicted.tolist(), strict=True)
+    ]
     assert one.agreement(shown.activations, predicted).tolist() == pytest.approx(expected, abs=1e-5)
 
 
 def test_confident_predictions_are_accepted_and_never_the_most_suspicious(bank: FilterBank) -> None:
     shown, _ = readout(200, 1, noise=0.6)
-    doubt = gated(made(bank, "recall"), shown, 0.9)
+    detection_of = gated(made(bank, "recall"), shown, 0.9)
     sure = largest(shown) > 0.9
-    assert sure.any() and not doubt.flagged[sure].any() and doubt.flagged.any()
-    assert doubt.score[sure].unique().numel() == 1 and doubt.score[sure].max() < doubt.score[~sure].min()
+    assert sure.any() and not detection_of.flagged[sure].any() and detection_of.flagged.any()
+    assert (
+        detection_of.score[sure].unique().numel() == 1
+        and detection_of.score[sure].max() < detection_of.score[~sure].min()
+    )
     assert not gated(made(bank, "recall"), shown, 0.0).flagged.any()
 
 
 def test_measures_agree_with_counting_every_threshold() -> None:
     generator = torch.Generator().manual_seed(0)
     wrong, score = torch.rand(40, generator=generator) > 0.7, torch.rand(40, generator=generator).mul(10).round()
-    found = measures(Doubt(score > 6, score), wrong)
+    found = measures(Detection(score > 6, score), wrong)
     hits = int(((score > 6) & wrong).sum())
     assert found["recall"] == hits / int(wrong.sum()) and found["precision"] == hits / int((score > 6).sum())
-    assert found["f1"] == pytest.approx(2 * found["recall"] * found["precision"] / (found["recall"] + found["precision"]))
+    assert found["f1"] == pytest.approx(
+        2 * found["recall"] * found["precision"] / (found["recall"] + found["precision"])
+    )
     pairs = [(float(a > b) + 0.5 * float(a == b)) for a in score[wrong] for b in score[~wrong]]
     assert found["auroc"] == pytest.approx(sum(pairs) / len(pairs))
     levels = sorted(set(score.tolist()), reverse=True)
-    rates = [(float(((score >= level) & wrong).sum() / wrong.sum()), float(((score >= level) & ~wrong).sum() / (~wrong).sum())) for level in levels]
+    rates = [
+        (
+            float(((score >= level) & wrong).sum() / wrong.sum()),
+            float(((score >= level) & ~wrong).sum() / (~wrong).sum()),
+        )
+        for level in levels
+    ]
     assert found["fpr_at_95"] == pytest.approx(min(false for true, false in rates if true >= 0.95))
     aupr, before = 0.0, 0.0
     for level, (true, _) in zip(levels, rates, strict=True):
@@ -108,41 +128,78 @@ def test_measures_agree_with_counting_every_threshold() -> None:
 
 @pytest.mark.parametrize("wrong", [torch.zeros(5, dtype=torch.bool), torch.ones(5, dtype=torch.bool)])
 def test_without_errors_or_with_errors_alone_there_are_no_curves(wrong: Tensor) -> None:
-    assert set(measures(Doubt(torch.ones(5, dtype=torch.bool), torch.rand(5)), wrong)) == {"flagged", "recall", "precision", "f1"}
+    assert set(measures(Detection(torch.ones(5, dtype=torch.bool), torch.rand(5)), wrong)) == {
+        "flagged",
+        "recall",
+        "precision",
+        "f1",
+    }
 
 
 def test_the_rivals_flag_as_many_validation_images_and_the_controls_differ_from_the_rule(bank: FilterBank) -> None:
-    (seen, labels), (validation, _), (shown, truth) = readout(300, 0), readout(300, 2, noise=0.5), readout(300, 3, noise=0.6)
-    found = doubters(bank, HEAD, seen, labels, validation, PARAMS, 0.15, 0.5, 0)
+    (seen, labels), (validation, _), (shown, truth) = (
+        readout(300, 0),
+        readout(300, 2, noise=0.5),
+        readout(300, 3, noise=0.6),
+    )
+    found = detection_functions(bank, HEAD, seen, labels, validation, PARAMS, 0.15, 0.5, 0)
     flagged = {name: int(find(validation).flagged.sum()) for name, find in found.items()}
-    assert abs(flagged["max_softmax"] - flagged[RULE]) <= 1 and abs(flagged["entropy"] - flagged[RULE]) <= 1 and flagged[RULE] > 0
+    assert (
+        abs(flagged["max_softmax"] - flagged[RULE]) <= 1
+        and abs(flagged["entropy"] - flagged[RULE]) <= 1
+        and flagged[RULE] > 0
+    )
     wrong = shown.logits.argmax(dim=1) != truth
     scores = {name: measures(find(shown), wrong)["auroc"] for name, find in found.items()}
-    assert scores["max_softmax"] == scores["gate"] and scores[RULE] != scores["filters_permuted"] and min(scores.values()) > 0.2
-    assert set(found) == {RULE, "filters_random", "filters_permuted", "filters_ungated", "gate", "max_softmax", "entropy"}
+    assert (
+        scores["max_softmax"] == scores["gate"]
+        and scores[RULE] != scores["filters_permuted"]
+        and min(scores.values()) > 0.2
+    )
+    assert set(found) == {
+        RULE,
+        "filters_random",
+        "filters_permuted",
+        "filters_ungated",
+        "gate",
+        "max_softmax",
+        "entropy",
+    }
 
 
 def test_entropy_and_softmax_are_extreme_for_the_undecided() -> None:
     shown = Readout(torch.tensor([[0.0, 0.0, 0.0], [50.0, 0.0, 0.0]]), torch.zeros(2, FILTERS))
-    assert entropy(shown).tolist() == pytest.approx([math.log(3), 0.0], abs=1e-6) and largest(shown).tolist() == pytest.approx([1 / 3, 1.0])
+    assert entropy(shown).tolist() == pytest.approx([math.log(3), 0.0], abs=1e-6) and largest(
+        shown
+    ).tolist() == pytest.approx([1 / 3, 1.0])
 
 
 def test_a_flagged_image_gets_the_class_whose_filters_it_uses_and_the_others_keep_theirs(bank: FilterBank) -> None:
-    one = replace(made(bank, "recall"), local=Oracle("sufficient", HEAD))
+    one = replace(made(bank, "recall"), local=ExactFilters("sufficient", HEAD))
     activations = torch.zeros(2, FILTERS)
     activations[:, 3:6] = 0.5  # the filters of class 1
     logits = torch.tensor([[3.0, 2.9, 0.0], [3.0, 2.9, 0.0]])
     flagged = torch.tensor([True, False])
     assert relabelled(one, Readout(logits, activations), flagged, 2).tolist() == [1, 0]
     assert relabelled(one, Readout(logits, activations), torch.zeros(2, dtype=torch.bool), 5).tolist() == [0, 0]
-    found = relabelling(Doubt(flagged, flagged.float()), {"new": torch.tensor([1, 0])}, Readout(logits, activations), torch.tensor([1, 0]))
+    found = relabelling(
+        Detection(flagged, flagged.float()),
+        {"new": torch.tensor([1, 0])},
+        Readout(logits, activations),
+        torch.tensor([1, 0]),
+    )
     assert found == {"accuracy": 0.5, "flagged": 1.0, "new/accuracy": 1.0, "new/corrected": 1.0, "new/broken": 0.0}
 
 
 def test_the_class_table_counts_every_prediction_once(bank: FilterBank) -> None:
     shown, labels = readout(90, 4, noise=0.6)
-    doubt = gated(made(bank, "recall"), shown, 0.9)
-    rows = list(by_class(doubt, shown, labels, ("a", "b", "c")))
+    detection_of = gated(made(bank, "recall"), shown, 0.9)
+    rows = list(by_class(detection_of, shown, labels, ("a", "b", "c")))
     totals = {key: sum(row[key] for row in rows) for key in ("predicted", "errors", "flagged", "found")}
     wrong = shown.logits.argmax(dim=1) != labels
-    assert totals == {"predicted": 90, "errors": int(wrong.sum()), "flagged": int(doubt.flagged.sum()), "found": int((doubt.flagged & wrong).sum())}
+    assert totals == {
+        "predicted": 90,
+        "errors": int(wrong.sum()),
+        "flagged": int(detection_of.flagged.sum()),
+        "found": int((detection_of.flagged & wrong).sum()),
+    }

@@ -7,7 +7,17 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, top_k_accuracy_score
 
-from everycause.evaluation.metrics import ALEXNET, ALEXNET_CLEAN, BINS, calibration_error, group_accuracies, macro, mean_corruption_error, metrics, top
+from everycause.evaluation.metrics import (
+    ALEXNET,
+    ALEXNET_CLEAN,
+    BINS,
+    calibration_error,
+    group_accuracies,
+    macro,
+    mean_corruption_error,
+    metrics,
+    top,
+)
 from everycause.evaluation.predictions import Predictions
 
 
@@ -19,7 +29,9 @@ def scored(images: int = 200, classes: int = 7, seed: int = 0) -> tuple[torch.Te
 
 
 def test_alexnets_own_errors_are_100() -> None:
-    assert mean_corruption_error(ALEXNET) == pytest.approx(100.0) and mean_corruption_error(ALEXNET, ALEXNET_CLEAN) == pytest.approx(100.0)
+    assert mean_corruption_error(ALEXNET) == pytest.approx(100.0) and mean_corruption_error(
+        ALEXNET, ALEXNET_CLEAN
+    ) == pytest.approx(100.0)
     assert mean_corruption_error({name: error / 2 for name, error in ALEXNET.items()}) == pytest.approx(50.0)
     with pytest.raises(ValueError, match="fifteen corruptions of ImageNet-C, and 1 were measured"):
         mean_corruption_error({"fog": 0.5})
@@ -41,7 +53,9 @@ def test_accuracies_agree_with_scikit_learn() -> None:
     prediction = scores.argmax(dim=1)
     assert top(scores, labels, 1) == pytest.approx(accuracy_score(labels, prediction))
     assert macro(prediction == labels, labels) == pytest.approx(balanced_accuracy_score(labels, prediction))
-    assert macro(torch.tensor([True, False, True]), torch.tensor([0, 0, 5])) == pytest.approx(0.75)  # classes that do not occur do not count
+    assert macro(torch.tensor([True, False, True]), torch.tensor([0, 0, 5])) == pytest.approx(
+        0.75
+    )  # classes that do not occur do not count
 
 
 def test_the_calibration_error_is_that_of_the_slow_reference() -> None:
@@ -52,21 +66,33 @@ def test_the_calibration_error_is_that_of_the_slow_reference() -> None:
         inside = [i for i in range(len(labels)) if number / BINS < float(probability[i].max()) <= (number + 1) / BINS]
         if inside:
             accuracy = np.mean([int(probability[i].argmax()) == int(labels[i]) for i in inside])
-            expected += len(inside) / len(labels) * abs(accuracy - np.mean([float(probability[i].max()) for i in inside]))
+            expected += (
+                len(inside) / len(labels) * abs(accuracy - np.mean([float(probability[i].max()) for i in inside]))
+            )
     assert calibration_error(scores, labels) == pytest.approx(expected, abs=1e-9)
     sure = torch.nn.functional.one_hot(torch.arange(6) % 3, 3) * 50.0
-    assert calibration_error(sure, torch.arange(6) % 3) == pytest.approx(0) and calibration_error(sure, (torch.arange(6) + 1) % 3) == pytest.approx(1)
+    assert calibration_error(sure, torch.arange(6) % 3) == pytest.approx(0) and calibration_error(
+        sure, (torch.arange(6) + 1) % 3
+    ) == pytest.approx(1)
 
 
 def test_groups_are_averaged_one_by_one() -> None:
     assert group_accuracies(torch.tensor([True, False, True, True]), torch.tensor([0, 0, 2, 2])) == {0: 0.5, 2: 1.0}
 
 
-def test_a_masked_view_answers_among_its_classes_and_is_compared_with_the_clean_images_of_the_same(tmp_path: Path) -> None:
+def test_a_masked_view_answers_among_its_classes_and_is_compared_with_the_clean_images_of_the_same(
+    tmp_path: Path,
+) -> None:
     scores, labels = scored(classes=10)
     among = torch.tensor([1, 4, 8])
     rows = torch.isin(labels, among)
-    stored = Predictions({"test": scores, "renditions": scores[rows]}, {"test": labels, "renditions": labels[rows]}, None, None, {"renditions": among})
+    stored = Predictions(
+        {"test": scores, "renditions": scores[rows]},
+        {"test": labels, "renditions": labels[rows]},
+        None,
+        None,
+        {"renditions": among},
+    )
     expected = np.mean([among[scores[i, among].argmax()] == labels[i] for i in rows.nonzero()[:, 0]])
     assert float(stored.correct("renditions").double().mean()) == pytest.approx(expected)
     assert expected > float((scores[rows].argmax(dim=1) == labels[rows]).double().mean())
@@ -84,9 +110,13 @@ def test_only_the_published_images_have_an_mce(released: bool, tmp_path: Path) -
     stored = Predictions({"test": scores} | views, dict.fromkeys(["test", *views], labels), None, released=released)
     stored.save(tmp_path)
     measures = metrics(Predictions.load(tmp_path), None)
-    assert ("mce" in measures) == released and measures["corruption_group/noise"] == pytest.approx(measures["accuracy/test"])
+    assert ("mce" in measures) == released and measures["corruption_group/noise"] == pytest.approx(
+        measures["accuracy/test"]
+    )
     if released:
-        assert measures["mce"] == pytest.approx(mean_corruption_error(dict.fromkeys(ALEXNET, 1 - measures["accuracy/test"])))
+        assert measures["mce"] == pytest.approx(
+            mean_corruption_error(dict.fromkeys(ALEXNET, 1 - measures["accuracy/test"]))
+        )
 
 
 def test_the_worst_group_is_the_worst_of_those_named(tmp_path: Path) -> None:

@@ -50,7 +50,10 @@ def test_the_sign_flip_is_exact_and_cannot_go_below_its_number_of_seeds() -> Non
     assert sign_flip_p(np.full(5, 0.3)) == 2 / 32 and sign_flip_p(np.full(6, -0.1)) == 2 / 64
     assert sign_flip_p(np.array([1.0, -1.0])) == 1.0
     differences = np.array([0.3, -0.1, 0.4, 0.2])
-    slow = [abs(sum(s * d for s, d in zip(signs, differences, strict=True))) >= abs(differences.sum()) - 1e-12 for signs in product((-1, 1), repeat=4)]
+    slow = [
+        abs(sum(s * d for s, d in zip(signs, differences, strict=True))) >= abs(differences.sum()) - 1e-12
+        for signs in product((-1, 1), repeat=4)
+    ]
     assert sign_flip_p(differences) == sum(slow) / 16
 
 

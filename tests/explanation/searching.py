@@ -5,14 +5,14 @@ import torch
 from everycause.data.split import Split, normalized
 from everycause.explanation.masks import MaskParams
 from everycause.explanation.objectives import log_odds
-from everycause.explanation.regions import Masking, grid
-from everycause.explanation.search import Task
+from everycause.explanation.regions import MaskedImages, grid
+from everycause.explanation.search import SearchInputs
 from everycause.inference import logits_of
 from everycause.models import Classifier
 from tests.conftest import make_classifier
 
 PARAMS = MaskParams(
-    selector="counterfactual", objective="deletion", search="fast", partition="grid", regions=16, fill="mean", confidence=0.0, max_regions=4, images=20,
+    selector="counterfactual", objective="deletion", search="fast", partition="grid", regions=16, baseline="mean", confidence=0.0, max_regions=4, images=20,
     shard=100, batch_size=32, precision="float32", compiled=False,
 )  # fmt: skip
 
@@ -28,20 +28,31 @@ def undecided(train: Split, seed: int = 0) -> Classifier:
 def always_right(split: Split, classifier: Classifier, count: int = 24) -> Split:
     """A split on which the classifier is always right, so that there is something to search."""
     small = split.subset(torch.arange(count).numpy())
-    return Split(small.name, logits_of(classifier, small).argmax(dim=1), classifier.class_names, small.image_size, small.read, small.identity)
+    return Split(
+        small.name,
+        logits_of(classifier, small).argmax(dim=1),
+        classifier.class_names,
+        small.image_size,
+        small.read,
+        small.identity,
+    )
 
 
-def task_of(classifier: Classifier, split: Split, cells: int = 4, count: int = 12) -> Task:
+def task_of(classifier: Classifier, split: Split, cells: int = 4, count: int = 12) -> SearchInputs:
     """The first images of a split as a task on a grid."""
     images = normalized(split.read(torch.arange(count).numpy()), classifier.statistics, torch.device("cpu"))
     with torch.inference_mode():
         logits = classifier(images).clone()
     labels = logits.argmax(dim=1)
     runner_up = logits.scatter(1, labels[:, None], -torch.inf).argmax(dim=1)
-    return Task(Masking(images, grid(split.image_size, cells)[None], cells**2), labels, runner_up, log_odds(logits, labels))
+    return SearchInputs(
+        MaskedImages(images, grid(split.image_size, cells)[None], cells**2), labels, runner_up, log_odds(logits, labels)
+    )
 
 
-def slow_search(classifier: Classifier, image: torch.Tensor, label: int, partition: torch.Tensor, steps: int) -> tuple[list[int], bool, int]:
+def slow_search(
+    classifier: Classifier, image: torch.Tensor, label: int, partition: torch.Tensor, steps: int
+) -> tuple[list[int], bool, int]:
     """Exhaustive greedy deletion for one image, one candidate at a time, as the paper says it."""
     chosen: list[int] = []
     forwards = 0
@@ -60,7 +71,7 @@ def slow_search(classifier: Classifier, image: torch.Tensor, label: int, partiti
 
 def without(image: torch.Tensor, partition: torch.Tensor, regions: list[int]) -> torch.Tensor:
     """An image with some regions set to the mean color, composed one after the other."""
-    masked = image.clone()
+    masked_images = image.clone()
     for removed in regions:
-        masked[:, partition == removed] = 0
-    return masked
+        masked_images[:, partition == removed] = 0
+    return masked_images

@@ -4,9 +4,17 @@ from typing import get_args
 import pytest
 import torch
 
-from everycause.explanation.exact_filters import Oracle
-from everycause.explanation.filters import FilterBank, accumulate, incorrect_quality, local_filters, permuted, quality, random_like
-from everycause.explanation.heads import HeadParams, Heads, LinearHead, Variant, train_heads, train_incorrect_heads
+from everycause.explanation.exact_filters import ExactFilters
+from everycause.explanation.filters import (
+    FilterBank,
+    accumulate,
+    filter_generator,
+    incorrect_quality,
+    permuted,
+    quality,
+    random_like,
+)
+from everycause.explanation.heads import FilterHeads, HeadParams, LastLayer, Variant, train_heads, train_incorrect_heads
 from everycause.models import Readout
 
 CLASSES, FILTERS, IMAGES = 3, 8, 60
@@ -15,16 +23,16 @@ NAMES = ("a", "b", "c")
 
 
 @pytest.fixture
-def head() -> LinearHead:
+def head() -> LastLayer:
     """Each class reads two filters of its own."""
     weight = torch.full((CLASSES, FILTERS), -0.2)
     for label in range(CLASSES):
         weight[label, 2 * label : 2 * label + 2] = 2.0
-    return LinearHead(weight, torch.zeros(CLASSES))
+    return LastLayer(weight, torch.zeros(CLASSES))
 
 
 @pytest.fixture
-def seen(head: LinearHead) -> tuple[Readout, torch.Tensor]:
+def seen(head: LastLayer) -> tuple[Readout, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(IMAGES) % CLASSES
     activations = torch.rand(IMAGES, FILTERS, generator=generator) * 0.3
@@ -33,24 +41,30 @@ def seen(head: LinearHead) -> tuple[Readout, torch.Tensor]:
     return Readout(activations @ head.weight.T + head.bias, activations), labels
 
 
-def random_heads(seed: int = 0) -> Heads:
+def random_heads(seed: int = 0) -> FilterHeads:
     generator = torch.Generator().manual_seed(seed)
-    return Heads(torch.randn(CLASSES, FILTERS, FILTERS, generator=generator), torch.randn(CLASSES, FILTERS, generator=generator))
+    return FilterHeads(
+        torch.randn(CLASSES, FILTERS, FILTERS, generator=generator), torch.randn(CLASSES, FILTERS, generator=generator)
+    )
 
 
-def trained(seen: tuple[Readout, torch.Tensor], head: LinearHead, epochs: int = PARAMS.epochs) -> Heads:
+def trained(seen: tuple[Readout, torch.Tensor], head: LastLayer, epochs: int = PARAMS.epochs) -> FilterHeads:
     return train_heads(seen[0].activations, seen[1], head, PARAMS.model_copy(update={"epochs": epochs}), 0)
 
 
-def test_trained_heads_keep_the_prediction_with_few_filters(head: LinearHead, seen: tuple[Readout, torch.Tensor]) -> None:
+def test_trained_heads_keep_the_prediction_with_few_filters(
+    head: LastLayer, seen: tuple[Readout, torch.Tensor]
+) -> None:
     measures = quality(trained(seen, head, epochs=60), head, *seen, 0.5, 0)
     assert measures["keep_rate"] > 0.95 and measures["filters_per_image"] < FILTERS
     assert measures["disable_flip_rate"] > measures["random/disable_flip_rate"]
 
 
-@pytest.mark.parametrize("name", get_args(Variant) + ("oracle_sufficient", "oracle_necessary"))
-def test_every_generator_fills_a_bank_that_survives_the_disk(head: LinearHead, seen: tuple[Readout, torch.Tensor], tmp_path: Path, name: str) -> None:
-    local = local_filters(name, *seen, head, PARAMS.model_copy(update={"epochs": 60}), 0, torch.device("cpu"))
+@pytest.mark.parametrize("name", get_args(Variant) + ("exact_sufficient", "exact_necessary"))
+def test_every_generator_fills_a_bank_that_survives_the_disk(
+    head: LastLayer, seen: tuple[Readout, torch.Tensor], tmp_path: Path, name: str
+) -> None:
+    local = filter_generator(name, *seen, head, PARAMS.model_copy(update={"epochs": 60}), 0, torch.device("cpu"))
     bank = accumulate(local, head, *seen, NAMES, 0.5, "model")
     bank.save(tmp_path)
     loaded = FilterBank.load(tmp_path, "model")
@@ -60,13 +74,15 @@ def test_every_generator_fills_a_bank_that_survives_the_disk(head: LinearHead, s
     assert int(bank.support[0]) <= len(kept) and int(bank.histogram[0].max()) <= int(bank.support[0])
 
 
-def test_oracle_sets_reach_the_rates_that_define_them(head: LinearHead, seen: tuple[Readout, torch.Tensor]) -> None:
-    assert quality(Oracle("sufficient", head), head, *seen, 0.5, 0)["keep_rate"] == 1
-    assert quality(Oracle("necessary", head), head, *seen, 0.5, 0)["disable_flip_rate"] == 1
-    assert quality(Oracle("necessary", head), head, *seen, 1.0, 0) == {}
+def test_oracle_sets_reach_the_rates_that_define_them(head: LastLayer, seen: tuple[Readout, torch.Tensor]) -> None:
+    assert quality(ExactFilters("sufficient", head), head, *seen, 0.5, 0)["keep_rate"] == 1
+    assert quality(ExactFilters("necessary", head), head, *seen, 0.5, 0)["disable_flip_rate"] == 1
+    assert quality(ExactFilters("necessary", head), head, *seen, 1.0, 0) == {}
 
 
-def test_minimum_incorrect_filters_turn_images_into_their_runner_up(head: LinearHead, seen: tuple[Readout, torch.Tensor]) -> None:
+def test_minimum_incorrect_filters_turn_images_into_their_runner_up(
+    head: LastLayer, seen: tuple[Readout, torch.Tensor]
+) -> None:
     heads = train_incorrect_heads(*(seen[0].activations, seen[1]), head, PARAMS.model_copy(update={"epochs": 200}), 0)
     measures = incorrect_quality(heads, head, *seen, 0.5, 0)
     assert measures["reach_rate"] > 0.5 > 2 * measures["random/reach_rate"] and measures["filters_per_image"] < FILTERS
@@ -76,12 +92,18 @@ def test_minimum_incorrect_filters_turn_images_into_their_runner_up(head: Linear
 def test_controls_have_the_sizes_of_the_sets_that_they_control() -> None:
     sets = torch.rand(7, 30, generator=torch.Generator().manual_seed(0)) > 0.6
     assert torch.equal(random_like(sets, 1).sum(dim=1), sets.sum(dim=1)) and not torch.equal(random_like(sets, 1), sets)
-    assert torch.equal(random_like(sets, 1), random_like(sets, 1)) and not torch.equal(random_like(sets, 1), random_like(sets, 2))
+    assert torch.equal(random_like(sets, 1), random_like(sets, 1)) and not torch.equal(
+        random_like(sets, 1), random_like(sets, 2)
+    )
     moved = permuted(sets, 3)
-    assert sorted(moved.tolist()) == sorted(sets.tolist()) and not any(torch.equal(*pair) for pair in zip(moved, sets, strict=True))
+    assert sorted(moved.tolist()) == sorted(sets.tolist()) and not any(
+        torch.equal(*pair) for pair in zip(moved, sets, strict=True)
+    )
 
 
-def slow_accumulate(heads: Heads, head: LinearHead, readout: Readout, labels: torch.Tensor, threshold: float) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
+def slow_accumulate(
+    heads: FilterHeads, head: LastLayer, readout: Readout, labels: torch.Tensor, threshold: float
+) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
     histogram, magnitude, support = torch.zeros(CLASSES, FILTERS), torch.zeros(CLASSES, FILTERS), [0] * CLASSES
     for logits, activation, label in zip(*readout, labels.tolist(), strict=True):
         probabilities = logits.softmax(dim=0)
@@ -94,27 +116,33 @@ def slow_accumulate(heads: Heads, head: LinearHead, readout: Readout, labels: to
     return histogram, magnitude, support
 
 
-def test_the_bank_is_that_of_the_slow_reference(head: LinearHead, seen: tuple[Readout, torch.Tensor]) -> None:
+def test_the_bank_is_that_of_the_slow_reference(head: LastLayer, seen: tuple[Readout, torch.Tensor]) -> None:
     readout, labels = seen
     heads = trained(seen, head)
     bank = accumulate(heads, head, readout, labels, NAMES, 0.9, "model")
     histogram, magnitude, support = slow_accumulate(heads, head, readout, labels, 0.9)
-    assert torch.equal(bank.histogram.float(), histogram) and torch.allclose(bank.magnitude, magnitude, atol=1e-4) and bank.support.tolist() == support
+    assert (
+        torch.equal(bank.histogram.float(), histogram)
+        and torch.allclose(bank.magnitude, magnitude, atol=1e-4)
+        and bank.support.tolist() == support
+    )
 
 
-def test_permuting_the_classes_permutes_the_rows(head: LinearHead, seen: tuple[Readout, torch.Tensor]) -> None:
+def test_permuting_the_classes_permutes_the_rows(head: LastLayer, seen: tuple[Readout, torch.Tensor]) -> None:
     (readout, labels), order = seen, torch.tensor([2, 0, 1])
     heads = trained(seen, head)
     bank = accumulate(heads, head, readout, labels, NAMES, 0.5, "model")
     moved = accumulate(
-        Heads(heads.weight[order], heads.bias[order]), LinearHead(head.weight[order], head.bias[order]),
+        FilterHeads(heads.weight[order], heads.bias[order]), LastLayer(head.weight[order], head.bias[order]),
         Readout(readout.logits[:, order], readout.activations), order.argsort()[labels], NAMES, 0.5, "model",
     )  # fmt: skip
     assert torch.equal(moved.histogram, bank.histogram[order]) and torch.equal(moved.support, bank.support[order])
 
 
 def test_thresholds_are_views_and_a_higher_one_keeps_a_subset(tmp_path: Path) -> None:
-    bank = FilterBank(torch.tensor([[10, 1, 0], [4, 2, 4]]), torch.rand(2, 3), torch.tensor([10, 4]), random_heads(), "model")
+    bank = FilterBank(
+        torch.tensor([[10, 1, 0], [4, 2, 4]]), torch.rand(2, 3), torch.tensor([10, 4]), random_heads(), "model"
+    )
     assert bank.global_filters(0.0).tolist() == [[True, True, False], [True, True, True]]
     assert bank.global_filters(0.15).tolist() == [[True, False, False], [True, True, True]]
     assert bank.global_filters(0.5).tolist() == [[True, False, False], [True, False, True]]
@@ -125,13 +153,22 @@ def test_thresholds_are_views_and_a_higher_one_keeps_a_subset(tmp_path: Path) ->
         FilterBank.load(tmp_path, "other")
 
 
-def test_a_class_without_confident_images_is_named(head: LinearHead, seen: tuple[Readout, torch.Tensor]) -> None:
+def test_a_class_without_confident_images_is_named(head: LastLayer, seen: tuple[Readout, torch.Tensor]) -> None:
     readout, labels = seen
     unsure = Readout(torch.where(labels[:, None] == 1, readout.logits * 0.01, readout.logits), readout.activations)
-    with pytest.raises(ValueError, match="the class 'b' has no training image .* p ≥ 0.9 .*of 20 images 20 are correct, 0 of them with p ≥ 0.9"):
+    with pytest.raises(
+        ValueError,
+        match="the class 'b' has no training image .* p ≥ 0.9 .*of 20 images 20 are correct, 0 of them with p ≥ 0.9",
+    ):
         accumulate(trained(seen, head), head, unsure, labels, NAMES, 0.9, "model")
 
 
-def test_a_diverging_head_is_one_sentence(head: LinearHead, seen: tuple[Readout, torch.Tensor]) -> None:
+def test_a_diverging_head_is_one_sentence(head: LastLayer, seen: tuple[Readout, torch.Tensor]) -> None:
     with pytest.raises(ValueError, match="lower filters.heads.learning_rate"):
-        train_heads(seen[0].activations * 1e20, seen[1], LinearHead(head.weight * 1e20, head.bias), PARAMS.model_copy(update={"learning_rate": 1e30}), 0)
+        train_heads(
+            seen[0].activations * 1e20,
+            seen[1],
+            LastLayer(head.weight * 1e20, head.bias),
+            PARAMS.model_copy(update={"learning_rate": 1e30}),
+            0,
+        )

@@ -1,4 +1,4 @@
-"""Heads trained together against the plain optimizer, one head after the other, step by step, in double precision."""
+"""FilterHeads trained together against the plain optimizer, one head after the other, step by step, in double precision."""
 
 from collections.abc import Callable
 from typing import get_args
@@ -9,39 +9,60 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from everycause.explanation import heads as module
-from everycause.explanation.heads import PENALTY, Descent, HeadParams, Heads, LinearHead, Variant, train_heads, train_incorrect_heads
+from everycause.explanation.heads import (
+    PENALTY,
+    Descent,
+    FilterHeads,
+    HeadParams,
+    LastLayer,
+    Variant,
+    train_heads,
+    train_incorrect_heads,
+)
 
 CLASSES, FILTERS, IMAGES = 4, 12, 53
 PARAMS = HeadParams(sparsity=20.0, learning_rate=0.02, epochs=4, batch_size=8)
 
 
 @pytest.fixture
-def problem() -> tuple[Tensor, Tensor, LinearHead]:
+def problem() -> tuple[Tensor, Tensor, LastLayer]:
     generator = torch.Generator().manual_seed(0)
     activations = 2 * torch.rand(IMAGES, FILTERS, generator=generator, dtype=torch.float64)
     weight = 0.3 * torch.randn(CLASSES, FILTERS, generator=generator, dtype=torch.float64)
-    return activations, torch.arange(IMAGES) % CLASSES, LinearHead(weight, torch.tensor([0.1, 0.0, -0.1, 0.2], dtype=torch.float64))
+    return (
+        activations,
+        torch.arange(IMAGES) % CLASSES,
+        LastLayer(weight, torch.tensor([0.1, 0.0, -0.1, 0.2], dtype=torch.float64)),
+    )
 
 
-def correct_loss(said: Tensor, a: Tensor, target: Tensor, head: LinearHead, through: bool) -> Tensor:
+def correct_loss(said: Tensor, a: Tensor, target: Tensor, head: LastLayer, through: bool) -> Tensor:
     gate = torch.sigmoid(said)
     mask = torch.where(gate > 0.5, gate, torch.zeros_like(gate))
     if through:
         mask = gate + (mask - gate).detach()
     logits = (a * mask) @ head.weight.T + head.bias
-    return cross_entropy(logits, target) + PARAMS.sparsity * PENALTY * mask.sum() - PENALTY * logits.gather(1, target[:, None]).sum()
+    return (
+        cross_entropy(logits, target)
+        + PARAMS.sparsity * PENALTY * mask.sum()
+        - PENALTY * logits.gather(1, target[:, None]).sum()
+    )
 
 
-def incorrect_loss(said: Tensor, a: Tensor, target: Tensor, head: LinearHead, _through: bool) -> Tensor:
+def incorrect_loss(said: Tensor, a: Tensor, target: Tensor, head: LastLayer, _through: bool) -> Tensor:
     added = said.relu()
     return cross_entropy((a + added) @ head.weight.T + head.bias, target) + PENALTY * added.abs().sum()
 
 
-def one_after_the_other(problem: tuple[Tensor, Tensor, LinearHead], variant: Variant, loss_of: Callable[..., Tensor]) -> Heads:
+def one_after_the_other(
+    problem: tuple[Tensor, Tensor, LastLayer], variant: Variant, loss_of: Callable[..., Tensor]
+) -> FilterHeads:
     """The same draws, then autograd and torch.optim.SGD for each head alone."""
     activations, labels, head = problem
     generator, count = torch.Generator().manual_seed(0), 1 if variant == "singular" else CLASSES
-    begin = torch.empty(count, FILTERS, FILTERS + 1).uniform_(-(FILTERS**-0.5), FILTERS**-0.5, generator=generator).double()
+    begin = (
+        torch.empty(count, FILTERS, FILTERS + 1).uniform_(-(FILTERS**-0.5), FILTERS**-0.5, generator=generator).double()
+    )
     steps = [index for epoch in module._orders(labels, CLASSES, PARAMS, variant, generator) for index in epoch]
     trained = []
     for number in range(count):
@@ -55,34 +76,42 @@ def one_after_the_other(problem: tuple[Tensor, Tensor, LinearHead], variant: Var
             loss_of(a @ weight.T + bias, a, target, head, variant == "straight_through").backward()
             optimizer.step()
         trained.append((weight.detach(), bias.detach()))
-    return Heads(torch.stack([weight for weight, _ in trained]), torch.stack([bias for _, bias in trained]))
+    return FilterHeads(torch.stack([weight for weight, _ in trained]), torch.stack([bias for _, bias in trained]))
 
 
 @pytest.mark.parametrize("variant", get_args(Variant))
-def test_heads_trained_together_are_those_trained_one_after_the_other(problem: tuple[Tensor, Tensor, LinearHead], variant: Variant) -> None:
+def test_heads_trained_together_are_those_trained_one_after_the_other(
+    problem: tuple[Tensor, Tensor, LastLayer], variant: Variant
+) -> None:
     slow, fast = one_after_the_other(problem, variant, correct_loss), train_heads(*problem, PARAMS, 0, variant)
-    assert torch.allclose(fast.weight, slow.weight, rtol=0, atol=1e-12) and torch.allclose(fast.bias, slow.bias, rtol=0, atol=1e-12)
+    assert torch.allclose(fast.weight, slow.weight, rtol=0, atol=1e-12) and torch.allclose(
+        fast.bias, slow.bias, rtol=0, atol=1e-12
+    )
     assert (slow.weight - slow.weight[:1]).abs().max() > 1e-3 or variant == "singular"
 
 
-def test_minimum_incorrect_heads_too(problem: tuple[Tensor, Tensor, LinearHead]) -> None:
+def test_minimum_incorrect_heads_too(problem: tuple[Tensor, Tensor, LastLayer]) -> None:
     slow, fast = one_after_the_other(problem, "all_classes", incorrect_loss), train_incorrect_heads(*problem, PARAMS, 0)
-    assert torch.allclose(fast.weight, slow.weight, rtol=0, atol=1e-12) and torch.allclose(fast.bias, slow.bias, rtol=0, atol=1e-12)
+    assert torch.allclose(fast.weight, slow.weight, rtol=0, atol=1e-12) and torch.allclose(
+        fast.bias, slow.bias, rtol=0, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("size", [1, 3, 50])
-def test_the_length_of_a_block_does_not_matter(problem: tuple[Tensor, Tensor, LinearHead], monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+def test_the_length_of_a_block_does_not_matter(
+    problem: tuple[Tensor, Tensor, LastLayer], monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
     usual = train_heads(*problem, PARAMS, 0)
     monkeypatch.setattr(module, "BLOCK", size)
     assert torch.allclose(train_heads(*problem, PARAMS, 0).weight, usual.weight, rtol=0, atol=1e-12)
 
 
-def test_two_trainings_from_one_seed_are_equal_to_the_last_bit(problem: tuple[Tensor, Tensor, LinearHead]) -> None:
+def test_two_trainings_from_one_seed_are_equal_to_the_last_bit(problem: tuple[Tensor, Tensor, LastLayer]) -> None:
     first, second, other = (train_heads(*problem, PARAMS, seed) for seed in (0, 0, 1))
     assert torch.equal(first.weight, second.weight) and not torch.equal(first.weight, other.weight)
 
 
-def test_a_head_does_not_see_the_others(problem: tuple[Tensor, Tensor, LinearHead]) -> None:
+def test_a_head_does_not_see_the_others(problem: tuple[Tensor, Tensor, LastLayer]) -> None:
     maps = torch.rand(3, FILTERS, FILTERS + 1, dtype=torch.float64) - 0.5
     inputs = [torch.rand(1, 5, FILTERS + 1, dtype=torch.float64) for _ in range(6)]
     together = Descent.begin(maps, 0.01)
@@ -103,10 +132,14 @@ def test_without_a_slope_a_map_only_coasts() -> None:
     )
 
 
-def test_every_class_takes_part_in_only_class_with_its_own_images_alone(problem: tuple[Tensor, Tensor, LinearHead]) -> None:
+def test_every_class_takes_part_in_only_class_with_its_own_images_alone(
+    problem: tuple[Tensor, Tensor, LastLayer],
+) -> None:
     _, labels, _ = problem
     epochs = list(module._orders(labels, CLASSES, PARAMS, "only_class", torch.Generator().manual_seed(0)))
-    assert len(epochs) == PARAMS.epochs and {len(epoch) for epoch in epochs} == {IMAGES // (CLASSES * PARAMS.batch_size)}
+    assert len(epochs) == PARAMS.epochs and {len(epoch) for epoch in epochs} == {
+        IMAGES // (CLASSES * PARAMS.batch_size)
+    }
     for step in (step for epoch in epochs for step in epoch):
         assert torch.equal(labels[step], torch.arange(CLASSES)[:, None].expand_as(step))
     with pytest.raises(ValueError, match="class number 4 has none"):
@@ -115,14 +148,21 @@ def test_every_class_takes_part_in_only_class_with_its_own_images_alone(problem:
 
 def test_the_mask_at_use_is_where_the_gate_exceeds_one_half_with_each_images_own_head() -> None:
     generator = torch.Generator().manual_seed(0)
-    activations, classes = torch.rand(20, FILTERS, generator=generator), torch.randint(CLASSES, (20,), generator=generator)
-    heads = Heads(torch.randn(CLASSES, FILTERS, FILTERS, generator=generator), torch.randn(CLASSES, FILTERS, generator=generator))
+    activations, classes = (
+        torch.rand(20, FILTERS, generator=generator),
+        torch.randint(CLASSES, (20,), generator=generator),
+    )
+    heads = FilterHeads(
+        torch.randn(CLASSES, FILTERS, FILTERS, generator=generator), torch.randn(CLASSES, FILTERS, generator=generator)
+    )
     found = heads.minimum_correct(activations, classes)
     for row, label in enumerate(classes.tolist()):
         gate = torch.sigmoid(heads.weight[label] @ activations[row] + heads.bias[label])
         assert torch.equal(found[row], gate > 0.5)
-    single = Heads(heads.weight[:1], heads.bias[:1])
-    assert torch.equal(single.minimum_correct(activations, classes), activations @ heads.weight[0].T + heads.bias[0] > 0)
+    single = FilterHeads(heads.weight[:1], heads.bias[:1])
+    assert torch.equal(
+        single.minimum_correct(activations, classes), activations @ heads.weight[0].T + heads.bias[0] > 0
+    )
 
 
 def test_a_slope_that_is_not_finite_names_its_step() -> None:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from everycause.explanation.regions import Masking, grid, partitions, random_sets, superpixels
+from everycause.explanation.regions import MaskedImages, grid, partitions, random_sets, superpixels
 
 
 def some_images(count: int = 3, size: int = 20) -> torch.Tensor:
@@ -13,8 +13,8 @@ def some_images(count: int = 3, size: int = 20) -> torch.Tensor:
 @pytest.mark.parametrize("with_stand_in", (False, True))
 def test_what_is_shown_is_composed_pixel_by_pixel(kind: str, with_stand_in: bool) -> None:
     raw = some_images()
-    images, stand_in = raw.float(), raw.flip(0).float() if with_stand_in else None
-    masking = Masking(images, partitions(kind, raw, 9), 9, stand_in)
+    images, baseline = raw.float(), raw.flip(0).float() if with_stand_in else None
+    masking = MaskedImages(images, partitions(kind, raw, 9), 9, baseline)
     owner = torch.tensor([2, 0, 0, 1])
     kept = torch.rand(4, 9, generator=torch.Generator().manual_seed(1))
     shown = masking.shown(owner, kept)
@@ -22,8 +22,10 @@ def test_what_is_shown_is_composed_pixel_by_pixel(kind: str, with_stand_in: bool
         partition = masking.partition[0 if kind == "grid" else image]
         for y, x in ((0, 0), (7, 13), (19, 19)):
             weight = kept[row, partition[y, x]]
-            other = stand_in[image, :, y, x] if stand_in is not None else 0.0
-            assert torch.allclose(shown[row, :, y, x], images[image, :, y, x] * weight + other * (1 - weight), rtol=1e-4, atol=1e-3)
+            other = baseline[image, :, y, x] if baseline is not None else 0.0
+            assert torch.allclose(
+                shown[row, :, y, x], images[image, :, y, x] * weight + other * (1 - weight), rtol=1e-4, atol=1e-3
+            )
     pixels = torch.rand(4, 20, 20, generator=torch.Generator().manual_seed(2))
     sums = masking.summed(owner, pixels)
     for row, image in enumerate(owner.tolist()):

@@ -19,16 +19,20 @@ def split(train: Split, classifier: Classifier) -> Split:
 
 def vision_transformer(classes: int) -> Classifier:
     torch.manual_seed(0)
-    params = ModelParams(name="test_vit", pretrained=False, explained_layer="blocks.5.norm1", head="published", dropout=0.0)
+    params = ModelParams(
+        name="test_vit", pretrained=False, explained_layer="blocks.5.norm1", head="published", dropout=0.0
+    )
     made = Classifier(params, tuple(f"class-{i}" for i in range(classes)), 32, STATISTICS)
     with torch.no_grad():
         made.network.get_classifier().weight.normal_(0, 1.0)
     return made.eval()
 
 
-def test_a_stored_flip_flips_the_stored_model_and_the_numbers_are_its_own(tmp_path: Path, classifier: Classifier, split: Split) -> None:
+def test_a_stored_flip_flips_the_stored_model_and_the_numbers_are_its_own(
+    tmp_path: Path, classifier: Classifier, split: Split
+) -> None:
     masks = generate(classifier, split, PARAMS, tmp_path, "model")
-    assert masks.flipped.any() and int(masks.screened[0]) == len(split)
+    assert masks.flipped.any() and int(masks.selection_counts[0]) == len(split)
     images = normalized(split.read(masks.index.numpy()), classifier.statistics, torch.device("cpu"))
     labels = split.labels[masks.index]
     with torch.inference_mode():
@@ -41,7 +45,9 @@ def test_a_stored_flip_flips_the_stored_model_and_the_numbers_are_its_own(tmp_pa
     assert masks.summary()["area_at_flip"] == pytest.approx(masks.summary()["regions_at_flip"] / 16)
 
 
-def test_one_image_or_many_one_shard_or_several_give_the_same_masks(tmp_path: Path, classifier: Classifier, split: Split) -> None:
+def test_one_image_or_many_one_shard_or_several_give_the_same_masks(
+    tmp_path: Path, classifier: Classifier, split: Split
+) -> None:
     whole = generate(classifier, split, PARAMS, fresh(tmp_path / "whole"), "model")
     shards = generate(classifier, split, PARAMS.model_copy(update={"shard": 3}), fresh(tmp_path / "shards"), "model")
     assert len(list((tmp_path / "shards").iterdir())) == 7
@@ -50,7 +56,9 @@ def test_one_image_or_many_one_shard_or_several_give_the_same_masks(tmp_path: Pa
     assert torch.equal(alone.order[0], whole.order[3]) and torch.equal(alone.after[0], whole.after[3])
 
 
-def test_a_killed_search_goes_on_and_ends_in_the_same_bytes(tmp_path: Path, classifier: Classifier, split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_search_goes_on_and_ends_in_the_same_bytes(
+    tmp_path: Path, classifier: Classifier, split: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
     params = PARAMS.model_copy(update={"shard": 5})
     generate(classifier, split, params, fresh(tmp_path / "whole"), "model")
     killed = fresh(tmp_path / "killed")
@@ -69,7 +77,9 @@ def test_a_killed_search_goes_on_and_ends_in_the_same_bytes(tmp_path: Path, clas
     assert len(finished) == 2
     monkeypatch.setattr(masks_module, "searched", real)
     generate(classifier, split, params, killed, "model")
-    assert {path.name: path.read_bytes() for path in killed.iterdir()} == {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
+    assert {path.name: path.read_bytes() for path in killed.iterdir()} == {
+        path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()
+    }
     assert all((killed / name).stat().st_mtime_ns == time for name, time in finished.items())
 
 
@@ -78,10 +88,18 @@ def fresh(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("fill", ("zeros", "blur", "background"))
+@pytest.mark.parametrize("background", ("zeros", "blur", "background"))
 @pytest.mark.parametrize("partition", ("grid", "slico"))
-def test_every_fill_and_partition_gives_flips(tmp_path: Path, classifier: Classifier, split: Split, fill: str, partition: str) -> None:
-    masks = generate(classifier, split, PARAMS.model_copy(update={"fill": fill, "partition": partition, "regions": 25, "max_regions": 6}), tmp_path, "model")
+def test_every_fill_and_partition_gives_flips(
+    tmp_path: Path, classifier: Classifier, split: Split, baseline: str, partition: str
+) -> None:
+    masks = generate(
+        classifier,
+        split,
+        PARAMS.model_copy(update={"baseline": baseline, "partition": partition, "regions": 25, "max_regions": 6}),
+        tmp_path,
+        "model",
+    )
     assert masks.flipped.any() and len(masks.partition) == (1 if partition == "grid" else len(masks.index))
     assert not (masks.removed & (masks.areas == 0)).any()
     assert 0 < masks.summary()["area_at_flip"] < 1
@@ -89,7 +107,9 @@ def test_every_fill_and_partition_gives_flips(tmp_path: Path, classifier: Classi
 
 @pytest.mark.parametrize("selector", ("factual", "bidirectional", "random", "grad_cam"))
 def test_other_selectors_come_as_masks_too(tmp_path: Path, classifier: Classifier, split: Split, selector: str) -> None:
-    masks = generate(classifier, split, PARAMS.model_copy(update={"selector": selector, "max_regions": 4}), tmp_path, "model")
+    masks = generate(
+        classifier, split, PARAMS.model_copy(update={"selector": selector, "max_regions": 4}), tmp_path, "model"
+    )
     images = normalized(split.read(masks.index.numpy()), classifier.statistics, torch.device("cpu"))
     with torch.inference_mode():
         flips = classifier(images * ~masks.pixels(masks.removed)[:, None]).argmax(dim=1) != split.labels[masks.index]
@@ -98,28 +118,36 @@ def test_other_selectors_come_as_masks_too(tmp_path: Path, classifier: Classifie
 
 @pytest.mark.parametrize("regions", (4, 64, 400))
 @pytest.mark.parametrize("classes", (2, 5))
-def test_transformers_any_number_of_regions_and_two_classes(tmp_path: Path, train: Split, regions: int, classes: int) -> None:
+def test_transformers_any_number_of_regions_and_two_classes(
+    tmp_path: Path, train: Split, regions: int, classes: int
+) -> None:
     model = vision_transformer(classes)
     small = train.subset(torch.arange(6).numpy())
     labels = logits_of(model, small).argmax(dim=1)
     split = Split(small.name, labels, model.class_names, 32, small.read, small.identity)
-    found = generate(model, split, PARAMS.model_copy(update={"regions": regions, "images": 3, "max_regions": 8}), tmp_path, "model")
+    found = generate(
+        model, split, PARAMS.model_copy(update={"regions": regions, "images": 3, "max_regions": 8}), tmp_path, "model"
+    )
     assert found.order.shape == (3, min(8, max(1, regions // 4)))
     cam = PARAMS.model_copy(update={"regions": regions, "images": 3, "selector": "grad_cam"})
     assert len(generate(model, split, cam, fresh(tmp_path / "cam"), "model").index) == 3
 
 
-def test_images_that_are_wrong_or_unsure_are_counted_and_not_searched(tmp_path: Path, classifier: Classifier, split: Split) -> None:
+def test_images_that_are_wrong_or_unsure_are_counted_and_not_searched(
+    tmp_path: Path, classifier: Classifier, split: Split
+) -> None:
     labels = split.labels.clone()
     labels[:5] = (labels[:5] + 1) % 4
     wrong = Split(split.name, labels, split.class_names, split.image_size, split.read, split.identity)
     masks = generate(classifier, wrong, PARAMS.model_copy(update={"images": 100}), tmp_path, "model")
-    assert masks.screened.tolist() == [24, 5, 0] and not set(masks.index.tolist()) & set(range(5))
+    assert masks.selection_counts.tolist() == [24, 5, 0] and not set(masks.index.tolist()) & set(range(5))
     with pytest.raises(ValueError, match="lower masks.confidence"):
         generate(classifier, split, PARAMS.model_copy(update={"confidence": 0.999999}), tmp_path, "model")
 
 
-def test_masks_of_another_model_or_of_other_data_are_refused(tmp_path: Path, classifier: Classifier, split: Split) -> None:
+def test_masks_of_another_model_or_of_other_data_are_refused(
+    tmp_path: Path, classifier: Classifier, split: Split
+) -> None:
     masks = generate(classifier, split, PARAMS, tmp_path, "this model")
     loaded = Masks.load(tmp_path, "this model", split.identity)
     assert all(torch.equal(value, getattr(masks, name)) for name, value in vars(loaded).items())
@@ -138,14 +166,17 @@ def test_one_image_is_explained_in_three_lines(classifier: Classifier, split: Sp
         image = split.read(torch.tensor([number]).numpy())[0]
         why = explain(classifier, image, params=params)
         assert why.label == int(split.labels[number]) and why.probabilities.shape == (len(why.order) + 1, 4)
-        assert why.probabilities[0].argmax() == why.label and bool(why.probabilities[-1].argmax() != why.label) == why.flipped
+        assert (
+            why.probabilities[0].argmax() == why.label
+            and bool(why.probabilities[-1].argmax() != why.label) == why.flipped
+        )
         assert {int(region) for region in why.partition[why.regions]} == set(why.order) and why.forwards > 0
         flipped += why.flipped
     assert flipped > 0
     with pytest.raises(ValueError, match="already misclassified"):
         explain(classifier, image, label=(why.label + 1) % 4, params=params)
     with pytest.raises(ValueError, match="one image has no other images"):
-        explain(classifier, image, params=params.model_copy(update={"fill": "background"}))
+        explain(classifier, image, params=params.model_copy(update={"background": "background"}))
 
 
 def test_images_are_chosen_evenly_over_the_classes() -> None:
@@ -158,7 +189,9 @@ def test_images_are_chosen_evenly_over_the_classes() -> None:
 
 
 def test_a_set_never_has_more_than_a_quarter_of_the_regions() -> None:
-    sizes = [PARAMS.model_copy(update={"regions": cells**2, "max_regions": 10}).largest_set for cells in (2, 3, 4, 6, 7)]
+    sizes = [
+        PARAMS.model_copy(update={"regions": cells**2, "max_regions": 10}).largest_set for cells in (2, 3, 4, 6, 7)
+    ]
     assert sizes == [1, 2, 4, 9, 10]
     with pytest.raises(ValueError, match="regions"):
         MaskParams(**{**PARAMS.model_dump(), "regions": 401})

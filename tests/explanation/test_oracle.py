@@ -7,23 +7,27 @@ import torch
 from torch import Tensor
 
 from everycause.explanation import exact_filters as oracle
-from everycause.explanation.exact_filters import Oracle, necessary, sufficient
-from everycause.explanation.heads import LinearHead
+from everycause.explanation.exact_filters import ExactFilters, necessary, sufficient
+from everycause.explanation.heads import LastLayer
 
 
-def problem(filters: int, classes: int, seed: int, bias: float = 0.5) -> tuple[Tensor, Tensor, LinearHead]:
+def problem(filters: int, classes: int, seed: int, bias: float = 0.5) -> tuple[Tensor, Tensor, LastLayer]:
     generator = torch.Generator().manual_seed(seed)
     activations = torch.rand(30, filters, generator=generator) * (torch.rand(30, filters, generator=generator) > 0.3)
-    head = LinearHead(torch.randn(classes, filters, generator=generator), bias * torch.randn(classes, generator=generator))
+    head = LastLayer(
+        torch.randn(classes, filters, generator=generator), bias * torch.randn(classes, generator=generator)
+    )
     labels = head.predictions(activations)
     labels[:8] = torch.randint(classes, (8,), generator=generator)  # some that the classifier does not predict
     return activations, labels, head
 
 
-def brute_force(activation: Tensor, label: int, head: LinearHead, kind: str) -> int | None:
+def brute_force(activation: Tensor, label: int, head: LastLayer, kind: str) -> int | None:
     """The smallest size over all subsets; None where no subset does it."""
     subsets = torch.tensor(list(product([False, True], repeat=len(activation))))
-    logits = (activation * (subsets if kind == "sufficient" else ~subsets)).double() @ head.weight.double().T + head.bias.double()
+    logits = (
+        activation * (subsets if kind == "sufficient" else ~subsets)
+    ).double() @ head.weight.double().T + head.bias.double()
     others = logits.clone()
     others[:, label] = -torch.inf
     does = logits[:, label] > others.amax(dim=1) if kind == "sufficient" else logits[:, label] < others.amax(dim=1)
@@ -44,7 +48,10 @@ def test_the_sets_are_as_small_as_any_subset(kind: str, filters: int, classes: i
 def test_the_sets_do_what_they_are_for(seed: int) -> None:
     activations, labels, head = problem(40, 10, seed)
     kept, gone = sufficient(activations, labels, head), necessary(activations, labels, head)
-    assert torch.equal((head.predictions(activations * kept.chosen) == labels)[kept.exists], torch.ones(int(kept.exists.sum()), dtype=torch.bool))
+    assert torch.equal(
+        (head.predictions(activations * kept.chosen) == labels)[kept.exists],
+        torch.ones(int(kept.exists.sum()), dtype=torch.bool),
+    )
     assert not (head.predictions(activations * ~gone.chosen) == labels)[gone.exists].any()
     assert kept.exists[8:].all()  # a prediction has a sufficient set: all filters
 
@@ -58,18 +65,22 @@ def test_integer_programming_is_asked_only_where_the_bound_is_not_met(monkeypatc
 
 
 def test_a_class_that_wins_without_any_filter_needs_none_and_one_that_cannot_lose_has_no_set() -> None:
-    head = LinearHead(torch.ones(2, 3), torch.tensor([1.0, 0.0]))
+    head = LastLayer(torch.ones(2, 3), torch.tensor([1.0, 0.0]))
     activations, labels = torch.rand(4, 3), torch.zeros(4, dtype=torch.int64)
     assert sufficient(activations, labels, head).exists.all() and not sufficient(activations, labels, head).chosen.any()
-    assert not necessary(activations, labels, head).exists.any() and not necessary(activations, labels, head).chosen.any()
+    assert (
+        not necessary(activations, labels, head).exists.any() and not necessary(activations, labels, head).chosen.any()
+    )
 
 
 def test_permuting_the_filters_permutes_the_sets_and_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     activations, labels, head = problem(12, 4, 7)
     order = torch.randperm(12, generator=torch.Generator().manual_seed(1))
-    moved = LinearHead(head.weight[:, order], head.bias)
-    assert torch.equal(necessary(activations[:, order], labels, moved).chosen, necessary(activations, labels, head).chosen[:, order])
+    moved = LastLayer(head.weight[:, order], head.bias)
+    assert torch.equal(
+        necessary(activations[:, order], labels, moved).chosen, necessary(activations, labels, head).chosen[:, order]
+    )
     usual = sufficient(activations, labels, head)
     assert torch.equal(sufficient(activations[:, order], labels, moved).chosen.sum(dim=1), usual.chosen.sum(dim=1))
     monkeypatch.setattr(oracle, "CHUNK", 7)
-    assert torch.equal(Oracle("sufficient", head).minimum_correct(activations, labels), usual.chosen)
+    assert torch.equal(ExactFilters("sufficient", head).minimum_correct(activations, labels), usual.chosen)

@@ -6,9 +6,9 @@ import torch
 from everycause.data.split import Split
 from everycause.evaluation.faithfulness import minimum_sizes
 from everycause.explanation.objectives import OBJECTIVES, Logits, log_odds
-from everycause.explanation.regions import Masking, grid
+from everycause.explanation.regions import MaskedImages, grid
 from everycause.explanation.scoring import Scorer
-from everycause.explanation.search import CAREFUL, FAST, Found, Task, search
+from everycause.explanation.search import CAREFUL, FAST, SearchInputs, SearchResult, search
 from everycause.models import Classifier
 from tests.conftest import make_classifier
 from tests.explanation.searching import slow_search, task_of, undecided, without
@@ -17,47 +17,64 @@ LARGEST = 4
 
 
 @pytest.fixture
-def task(classifier: Classifier, train: Split) -> Task:
+def task(classifier: Classifier, train: Split) -> SearchInputs:
     return task_of(classifier, train)
 
 
-def found_by(classifier: Classifier, task: Task, method: str, objective: str = "deletion", largest: int = LARGEST, **options: object) -> Found:
-    return search(task, Scorer(classifier, 16, fast=True, **options), Scorer(classifier, 16), objective, largest, method)
+def found_by(
+    classifier: Classifier,
+    task: SearchInputs,
+    method: str,
+    objective: str = "deletion",
+    largest: int = LARGEST,
+    **options: object,
+) -> SearchResult:
+    return search(
+        task, Scorer(classifier, 16, fast=True, **options), Scorer(classifier, 16), objective, largest, method
+    )
 
 
-def sets_of(found: Found) -> list[list[int]]:
+def sets_of(found: SearchResult) -> list[list[int]]:
     return [[region for region in row if region >= 0] for row in found.order.tolist()]
 
 
-def flips(classifier: Classifier, task: Task, row: int, regions: list[int]) -> bool:
+def flips(classifier: Classifier, task: SearchInputs, row: int, regions: list[int]) -> bool:
     with torch.inference_mode():
         image = without(task.masking.images[row], task.masking.partition[0], regions)
         return int(classifier(image[None]).argmax()) != int(task.labels[row])
 
 
-def test_the_greedy_search_is_the_papers(classifier: Classifier, task: Task) -> None:
+def test_the_greedy_search_is_the_papers(classifier: Classifier, task: SearchInputs) -> None:
     found = found_by(classifier, task, "greedy")
     assert found.flipped.sum() > 2
     for row, chosen in enumerate(sets_of(found)):
         with torch.inference_mode():
-            order, flipped, forwards = slow_search(classifier, task.masking.images[row], int(task.labels[row]), task.masking.partition[0], LARGEST)
+            order, flipped, forwards = slow_search(
+                classifier, task.masking.images[row], int(task.labels[row]), task.masking.partition[0], LARGEST
+            )
         assert chosen == order and bool(found.flipped[row]) == flipped
         assert int(found.forwards[row]) == forwards + flipped  # one more to confirm the flip
 
 
 @pytest.mark.parametrize("objective", list(OBJECTIVES))
 @pytest.mark.parametrize("method", ("fast", "exhaustive"))
-def test_every_flip_is_a_flip_of_the_stored_model_and_irreducible(classifier: Classifier, task: Task, method: str, objective: str) -> None:
+def test_every_flip_is_a_flip_of_the_stored_model_and_irreducible(
+    classifier: Classifier, task: SearchInputs, method: str, objective: str
+) -> None:
     found = found_by(classifier, task, method, objective)
     assert found.flipped.any()
     for row, chosen in enumerate(sets_of(found)):
         assert len(set(chosen)) == len(chosen) <= LARGEST
         if found.flipped[row]:
             assert flips(classifier, task, row, chosen)
-            assert not any(flips(classifier, task, row, [other for other in chosen if other != region]) for region in chosen if len(chosen) > 1)
+            assert not any(
+                flips(classifier, task, row, [other for other in chosen if other != region])
+                for region in chosen
+                if len(chosen) > 1
+            )
 
 
-def test_what_bfloat16_proposes_flips_the_float32_model(classifier: Classifier, task: Task) -> None:
+def test_what_bfloat16_proposes_flips_the_float32_model(classifier: Classifier, task: SearchInputs) -> None:
     found = found_by(classifier, task, "fast", precision="bfloat16")
     assert found.flipped.any()
     for row, chosen in enumerate(sets_of(found)):
@@ -65,7 +82,11 @@ def test_what_bfloat16_proposes_flips_the_float32_model(classifier: Classifier, 
 
 
 def test_the_fast_search_flips_as_much_as_the_exhaustive_one_for_less(train: Split) -> None:
-    sizes, spent, flipped = {"fast": 0.0, "exhaustive": 0.0}, {"fast": 0.0, "exhaustive": 0.0}, {"fast": 0, "exhaustive": 0}
+    sizes, spent, flipped = (
+        {"fast": 0.0, "exhaustive": 0.0},
+        {"fast": 0.0, "exhaustive": 0.0},
+        {"fast": 0, "exhaustive": 0},
+    )
     for seed in range(3):
         classifier = undecided(train, seed)
         task = task_of(classifier, train, cells=6, count=16)
@@ -80,27 +101,39 @@ def test_the_fast_search_flips_as_much_as_the_exhaustive_one_for_less(train: Spl
 
 
 @pytest.mark.parametrize("method", ("fast", "exhaustive"))
-def test_neither_the_batch_size_nor_the_other_images_matter(classifier: Classifier, task: Task, method: str) -> None:
+def test_neither_the_batch_size_nor_the_other_images_matter(
+    classifier: Classifier, task: SearchInputs, method: str
+) -> None:
     whole = found_by(classifier, task, method)
     for size in (1, 7, 500):
         other = search(task, Scorer(classifier, size, fast=True), Scorer(classifier, size), "deletion", LARGEST, method)
-        assert torch.equal(whole.order, other.order) and torch.equal(whole.flipped, other.flipped) and torch.equal(whole.forwards, other.forwards)
+        assert (
+            torch.equal(whole.order, other.order)
+            and torch.equal(whole.flipped, other.flipped)
+            and torch.equal(whole.forwards, other.forwards)
+        )
     rows = torch.tensor([7, 3])
-    some = Task(task.masking.rows(rows), task.labels[rows], task.runner_up[rows], task.log_odds[rows])
+    some = SearchInputs(task.masking.rows(rows), task.labels[rows], task.runner_up[rows], task.log_odds[rows])
     few = found_by(classifier, some, method)
     assert torch.equal(few.order, whole.order[rows]) and torch.equal(few.forwards, whole.forwards[rows])
 
 
-def test_no_set_is_smaller_than_the_true_minimum(classifier: Classifier, task: Task) -> None:
+def test_no_set_is_smaller_than_the_true_minimum(classifier: Classifier, task: SearchInputs) -> None:
     least = minimum_sizes(task, Scorer(classifier, 16), LARGEST)
     for row in range(4):
-        sizes = [size for size in range(1, LARGEST + 1) if any(flips(classifier, task, row, list(chosen)) for chosen in combinations(range(16), size))]
+        sizes = [
+            size
+            for size in range(1, LARGEST + 1)
+            if any(flips(classifier, task, row, list(chosen)) for chosen in combinations(range(16), size))
+        ]
         assert int(least[row]) == (min(sizes) if sizes else 0)
     for method in ("fast", "exhaustive", "greedy"):
         found = found_by(classifier, task, method)
         assert (least[found.flipped] > 0).all() and ((found.order >= 0).sum(dim=1) >= least)[found.flipped].all()
     with pytest.raises(ValueError, match="at most 16 regions"):
-        minimum_sizes(Task(Masking(task.masking.images, grid(32, 5)[None], 25), *task[1:]), Scorer(classifier, 16), 2)
+        minimum_sizes(
+            SearchInputs(MaskedImages(task.masking.images, grid(32, 5)[None], 25), *task[1:]), Scorer(classifier, 16), 2
+        )
 
 
 def test_equal_scores_go_to_the_lowest_region_and_a_blind_model_never_flips(train: Split) -> None:
@@ -114,20 +147,24 @@ def test_equal_scores_go_to_the_lowest_region_and_a_blind_model_never_flips(trai
         assert found.order.tolist() == [[0, 1, 2, 3]] * 3 and not found.flipped.any()
 
 
-def test_more_effort_costs_more_and_a_careful_search_trusts_nothing(classifier: Classifier, task: Task) -> None:
+def test_more_effort_costs_more_and_a_careful_search_trusts_nothing(classifier: Classifier, task: SearchInputs) -> None:
     assert CAREFUL.trust == 0
-    plain = search(task, Scorer(classifier, 16), Scorer(classifier, 16), "deletion", LARGEST, "fast", FAST._replace(swaps=0))
-    swapped = search(task, Scorer(classifier, 16), Scorer(classifier, 16), "deletion", LARGEST, "fast", FAST._replace(swaps=3))
+    plain = search(
+        task, Scorer(classifier, 16), Scorer(classifier, 16), "deletion", LARGEST, "fast", FAST._replace(swaps=0)
+    )
+    swapped = search(
+        task, Scorer(classifier, 16), Scorer(classifier, 16), "deletion", LARGEST, "fast", FAST._replace(swaps=3)
+    )
     assert swapped.forwards.sum() > plain.forwards.sum()
     assert ((swapped.order >= 0).sum(dim=1) <= (plain.order >= 0).sum(dim=1))[plain.flipped].all()
 
 
 @pytest.mark.parametrize("objective", list(OBJECTIVES))
-def test_a_slope_is_the_derivative_of_the_objective(classifier: Classifier, task: Task, objective: str) -> None:
+def test_a_slope_is_the_derivative_of_the_objective(classifier: Classifier, task: SearchInputs, objective: str) -> None:
     goal = OBJECTIVES[objective]
     state = torch.rand(4, 16, generator=torch.Generator().manual_seed(0)) * 0.5
-    some = Task(task.masking.rows(torch.arange(4)), task.labels[:4], task.runner_up[:4], task.log_odds[:4])
-    slopes = Scorer(classifier, 3).slopes(some.masking, state, some.labels, some.runner_up, goal)
+    some = SearchInputs(task.masking.rows(torch.arange(4)), task.labels[:4], task.runner_up[:4], task.log_odds[:4])
+    gradients = Scorer(classifier, 3).gradients(some.masking, state, some.labels, some.runner_up, goal)
 
     def value(removed: torch.Tensor) -> torch.Tensor:
         def seen(kept: torch.Tensor) -> torch.Tensor:
@@ -141,7 +178,7 @@ def test_a_slope_is_the_derivative_of_the_objective(classifier: Classifier, task
             nudge = torch.zeros(4, 16)
             nudge[:, region] = 1e-4
             measured = (value(state + nudge) - value(state - nudge)) / (2 * nudge[:, region].double())
-            assert torch.allclose(slopes[:, region].double(), measured, rtol=2e-2, atol=2e-3)
+            assert torch.allclose(gradients[:, region].double(), measured, rtol=2e-2, atol=2e-3)
     classifier.float()
 
 
@@ -159,7 +196,9 @@ def test_the_objectives_are_those_of_the_papers() -> None:
             "deletion": -(p[i, y] / (1 - p[i, y])).log(),
         }
         for name, value in expected.items():
-            assert float(OBJECTIVES[name].value(Logits(without_, alone), labels, runner_up)[i]) == pytest.approx(float(value), abs=1e-4)
+            assert float(OBJECTIVES[name].value(Logits(without_, alone), labels, runner_up)[i]) == pytest.approx(
+                float(value), abs=1e-4
+            )
     order = (1 - p[torch.arange(5), labels]).argsort()
     assert torch.equal(OBJECTIVES["deletion"].value(Logits(without_, None), labels, runner_up).argsort(), order)
     confident = torch.tensor([[200.0, 0.0], [190.0, 0.0]])
@@ -167,7 +206,7 @@ def test_the_objectives_are_those_of_the_papers() -> None:
     assert odds[0] > odds[1]  # although both probabilities round to 1
 
 
-def test_folding_changes_no_prediction_and_not_the_model(classifier: Classifier, task: Task) -> None:
+def test_folding_changes_no_prediction_and_not_the_model(classifier: Classifier, task: SearchInputs) -> None:
     before = {name: value.clone() for name, value in classifier.state_dict().items()}
     classifier.train()
     everyone, kept = torch.arange(12), torch.ones(12, 16, dtype=torch.bool)

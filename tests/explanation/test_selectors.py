@@ -4,7 +4,7 @@ import torch
 from everycause.data.split import Split
 from everycause.explanation.objectives import OBJECTIVES
 from everycause.explanation.scoring import Scorer
-from everycause.explanation.search import Task
+from everycause.explanation.search import SearchInputs
 from everycause.explanation.selectors import SELECTORS, Request, area_under, bidirectional, curves, cut_at_flip
 from everycause.models import Classifier, ModelParams, Seen
 from tests.conftest import STATISTICS
@@ -12,24 +12,34 @@ from tests.explanation.searching import task_of
 
 
 @pytest.fixture
-def task(classifier: Classifier, train: Split) -> Task:
+def task(classifier: Classifier, train: Split) -> SearchInputs:
     return task_of(classifier, train, cells=3, count=6)
 
 
-def request_of(classifier: Classifier, task: Task, filters: torch.Tensor | None = None) -> Request:
-    return Request(task, Scorer(classifier, 16, fast=True), Scorer(classifier, 16), torch.arange(len(task.labels)) + 40, 2, "deletion", filters)
+def request_of(classifier: Classifier, task: SearchInputs, filters: torch.Tensor | None = None) -> Request:
+    return Request(
+        task,
+        Scorer(classifier, 16, fast=True),
+        Scorer(classifier, 16),
+        torch.arange(len(task.labels)) + 40,
+        2,
+        "deletion",
+        filters,
+    )
 
 
 @pytest.mark.parametrize("name", list(SELECTORS))
-def test_a_selector_ranks_every_region_once(classifier: Classifier, task: Task, name: str) -> None:
-    request = request_of(classifier, task, torch.ones(4, 96, dtype=torch.bool)[:, : classifier.network.get_classifier().in_features])
+def test_a_selector_ranks_every_region_once(classifier: Classifier, task: SearchInputs, name: str) -> None:
+    request = request_of(
+        classifier, task, torch.ones(4, 96, dtype=torch.bool)[:, : classifier.network.get_classifier().in_features]
+    )
     ranking = SELECTORS[name](request)
     assert torch.equal(ranking.order.sort(dim=1).values, torch.arange(9).expand(6, -1))
     again = SELECTORS[name](request)
     assert torch.equal(ranking.order, again.order)
 
 
-def test_an_order_is_cut_at_its_first_flip(classifier: Classifier, task: Task) -> None:
+def test_an_order_is_cut_at_its_first_flip(classifier: Classifier, task: SearchInputs) -> None:
     request = request_of(classifier, task)
     ranking = SELECTORS["random"](request)
     found = cut_at_flip(request, ranking, 9)
@@ -44,14 +54,14 @@ def test_an_order_is_cut_at_its_first_flip(classifier: Classifier, task: Task) -
             assert flips == (bool(found.flipped[row]) and length == len(chosen))
 
 
-def test_random_orders_depend_on_the_image_alone(classifier: Classifier, task: Task) -> None:
+def test_random_orders_depend_on_the_image_alone(classifier: Classifier, task: SearchInputs) -> None:
     whole = SELECTORS["random"](request_of(classifier, task)).order
     rows = torch.tensor([4, 1])
-    some = Task(task.masking.rows(rows), task.labels[rows], task.runner_up[rows], task.log_odds[rows])
+    some = SearchInputs(task.masking.rows(rows), task.labels[rows], task.runner_up[rows], task.log_odds[rows])
     assert torch.equal(SELECTORS["random"](request_of(classifier, some)._replace(index=rows + 40)).order, whole[rows])
 
 
-def slow_bidirectional(scorer: Scorer, task: Task, row: int, pending: int) -> list[int]:
+def slow_bidirectional(scorer: Scorer, task: SearchInputs, row: int, pending: int) -> list[int]:
     """LIMA's search for one image, one trial at a time."""
     goal = OBJECTIVES["factual"]
 
@@ -59,7 +69,9 @@ def slow_bidirectional(scorer: Scorer, task: Task, row: int, pending: int) -> li
         removed = torch.zeros(1, 9, dtype=torch.bool)
         removed[0, regions] = True
         one = torch.tensor([row])
-        return float(goal.value(scorer.judged(task.masking, one, removed, goal), task.labels[one], task.runner_up[one]))
+        return float(
+            goal.value(scorer.set_logits(task.masking, one, removed, goal), task.labels[one], task.runner_up[one])
+        )
 
     front: list[int] = []
     back: list[int] = []
@@ -76,7 +88,7 @@ def slow_bidirectional(scorer: Scorer, task: Task, row: int, pending: int) -> li
 
 
 @pytest.mark.parametrize("pending", (1, 3, 12))
-def test_the_bidirectional_search_is_limas(classifier: Classifier, task: Task, pending: int) -> None:
+def test_the_bidirectional_search_is_limas(classifier: Classifier, task: SearchInputs, pending: int) -> None:
     scorer = Scorer(classifier, 16)
     order, forwards = bidirectional(task, scorer, "factual", pending)
     assert [slow_bidirectional(scorer, task, row, pending) for row in range(3)] == order[:3].tolist()
@@ -84,19 +96,33 @@ def test_the_bidirectional_search_is_limas(classifier: Classifier, task: Task, p
     assert forwards.tolist() == [2 * trials] * 6
 
 
-def test_curves_begin_and_end_with_the_whole_and_the_empty_image(classifier: Classifier, task: Task) -> None:
+def test_curves_begin_and_end_with_the_whole_and_the_empty_image(classifier: Classifier, task: SearchInputs) -> None:
     scorer, everyone = Scorer(classifier, 16), torch.arange(6)
     order = SELECTORS["random"](request_of(classifier, task)).order
     deletion, share = curves(scorer, task.masking, task.labels, order, insertion=False)
     insertion, _ = curves(scorer, task.masking, task.labels, order, insertion=True)
-    whole = scorer.logits(task.masking, everyone, torch.ones(6, 9, dtype=torch.bool)).softmax(dim=1).gather(1, task.labels[:, None])[:, 0]
-    assert torch.allclose(deletion[:, 0], whole) and torch.allclose(insertion[:, -1], whole) and torch.allclose(deletion[:, -1], insertion[:, 0])
+    whole = (
+        scorer.logits(task.masking, everyone, torch.ones(6, 9, dtype=torch.bool))
+        .softmax(dim=1)
+        .gather(1, task.labels[:, None])[:, 0]
+    )
+    assert (
+        torch.allclose(deletion[:, 0], whole)
+        and torch.allclose(insertion[:, -1], whole)
+        and torch.allclose(deletion[:, -1], insertion[:, 0])
+    )
     assert torch.allclose(share[:, -1], torch.ones(6)) and (share[:, 0] == 0).all() and (share.diff(dim=1) > 0).all()
-    assert torch.allclose(insertion.flip(1), curves(scorer, task.masking, task.labels, order.flip(1), insertion=False)[0], atol=1e-6)
-    assert torch.allclose(area_under(torch.full((2, 4), 0.3), torch.tensor([[0, 0.1, 0.7, 1.0]]).expand(2, -1)), torch.tensor(0.3))
+    assert torch.allclose(
+        insertion.flip(1), curves(scorer, task.masking, task.labels, order.flip(1), insertion=False)[0], atol=1e-6
+    )
+    assert torch.allclose(
+        area_under(torch.full((2, 4), 0.3), torch.tensor([[0, 0.1, 0.7, 1.0]]).expand(2, -1)), torch.tensor(0.3)
+    )
 
 
-def test_grad_cam_finds_the_planted_region(classifier: Classifier, train: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_grad_cam_finds_the_planted_region(
+    classifier: Classifier, train: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
     task = task_of(classifier, train, cells=2, count=4)
 
     def planted(_classifier: Classifier, images: torch.Tensor) -> Seen:
@@ -109,11 +135,14 @@ def test_grad_cam_finds_the_planted_region(classifier: Classifier, train: Split,
     assert (SELECTORS["grad_cam"](request_of(classifier, task)).order[:, 0] == 3).all()
 
 
-def test_a_selector_that_lacks_something_says_what(classifier: Classifier, task: Task) -> None:
+def test_a_selector_that_lacks_something_says_what(classifier: Classifier, task: SearchInputs) -> None:
     with pytest.raises(ValueError, match="needs the filters of each class"):
         SELECTORS["filter_cam"](request_of(classifier, task))
     flat = Classifier(
-        ModelParams(name="test_resnet", pretrained=False, explained_layer="fc", head="published", dropout=0.0), classifier.class_names, 32, STATISTICS
+        ModelParams(name="test_resnet", pretrained=False, explained_layer="fc", head="published", dropout=0.0),
+        classifier.class_names,
+        32,
+        STATISTICS,
     )
     with pytest.raises(ValueError, match="neither feature maps nor a square of patch tokens"):
         SELECTORS["grad_cam"](request_of(flat, task))

@@ -13,7 +13,7 @@ from everycause.data.split import Split
 from everycause.evaluation.predictions import Predictions
 from everycause.explanation.exact_filters import Oracle
 from everycause.explanation.filters import FilterBank
-from everycause.explanation.heads import LinearHead
+from everycause.explanation.heads import LastLayer
 from everycause.models import Classifier
 from everycause.reporting import explanations as doubts
 from everycause.reporting import figures
@@ -25,14 +25,22 @@ from tests.training.invented import invented_bank
 
 def bank_of(histogram: list[list[int]]) -> FilterBank:
     counts = torch.tensor(histogram)
-    return FilterBank(counts, counts * 0.5, torch.full((len(counts),), 10), Oracle("necessary", LinearHead(torch.zeros(1, 1), torch.zeros(1))), "model")
+    return FilterBank(
+        counts,
+        counts * 0.5,
+        torch.full((len(counts),), 10),
+        Oracle("necessary", LastLayer(torch.zeros(1, 1), torch.zeros(1))),
+        "model",
+    )
 
 
 def test_overlap_is_shared_over_all_filters_and_is_read_against_the_shared_parts() -> None:
     shared = concepts.overlap(bank_of([[9, 9, 0, 0], [9, 0, 9, 0], [0, 0, 1, 9]]).global_filters(0.15))
 
     assert np.allclose(shared, [[1, 1 / 3, 0], [1 / 3, 1, 0], [0, 0, 1]])
-    assert np.allclose(concepts.overlap(bank_of([[9, 9, 0, 0], [9, 0, 9, 0], [0, 0, 1, 9]]).global_filters(0.0))[1, 2], 1 / 3)
+    assert np.allclose(
+        concepts.overlap(bank_of([[9, 9, 0, 0], [9, 0, 9, 0], [0, 0, 1, 9]]).global_filters(0.0))[1, 2], 1 / 3
+    )
     code = Code(3, 2, 2)
     everywhere = concepts.overlap_by_shared_parts(np.full((4, 4), 0.25), code)
     assert set(everywhere.values()) == {0.25} and max(everywhere) < code.length
@@ -46,25 +54,44 @@ def test_top_filters_go_by_count_and_then_by_activation() -> None:
 
 @pytest.mark.parametrize(("name", "layer"), [("resnet10t", "layer4"), ("test_vit", "maps")])
 def test_filters_are_drawn_where_they_have_places(train: Split, tmp_path: Path, name: str, layer: str) -> None:
-    params = MODEL.model_copy(update={"name": name, "explained_layer": layer, "head": "linear" if layer == "maps" else "published"})
+    params = MODEL.model_copy(
+        update={"name": name, "explained_layer": layer, "head": "linear" if layer == "maps" else "published"}
+    )
     classifier = Classifier(params, train.class_names, 64, STATISTICS).eval()
-    larger = Split("train", train.labels, train.class_names, 64, lambda index: train.read(index).repeat_interleave(2, 2).repeat_interleave(2, 3), "twice")
+    larger = Split(
+        "train",
+        train.labels,
+        train.class_names,
+        64,
+        lambda index: train.read(index).repeat_interleave(2, 2).repeat_interleave(2, 3),
+        "twice",
+    )
     count = classifier.head()[0].shape[1]
     histogram = torch.randint(0, 9, (4, count), generator=torch.Generator().manual_seed(0))
     bank = dataclasses.replace(invented_bank(), histogram=histogram, magnitude=histogram.float())
     figure = concepts.filters_on_images(classifier, bank, larger, [0, 2], 0.15)
     figures.save(figure, tmp_path / "top.png")
-    assert (tmp_path / "top.png").stat().st_size > 20_000 and len(figure.axes) == 2 * concepts.IMAGES * (concepts.TOP + 2)
+    assert (tmp_path / "top.png").stat().st_size > 20_000 and len(figure.axes) == 2 * concepts.IMAGES * (
+        concepts.TOP + 2
+    )
     maps = concepts.maps_of(classifier, larger.read(np.arange(2)))
     assert maps.shape == (2, count, 64, 64)
 
 
 def history(mc: list[float]) -> list[dict[str, float]]:
-    return [{"step": number, "train/mc": value, "train/nonmc": 1.0, "train/active": 40.0} for number, value in enumerate(mc, 1)]
+    return [
+        {"step": number, "train/mc": value, "train/nonmc": 1.0, "train/active": 40.0}
+        for number, value in enumerate(mc, 1)
+    ]
 
 
 def test_terms_that_do_not_move_show_in_table_and_figure() -> None:
-    histories = {"continued": history([0.4913, 0.4912]), "filters": history([0.4913, 0.6]), "plain": [{"step": 1, "train/loss": 1.0}], "lost": []}
+    histories = {
+        "continued": history([0.4913, 0.4912]),
+        "filters": history([0.4913, 0.6]),
+        "plain": [{"step": 1, "train/loss": 1.0}],
+        "lost": [],
+    }
     lines = concepts.terms_table(histories).splitlines()
     assert len(lines) == 4 and "0.4913 → 0.4912" in lines[2] and "0.4913 → 0.6" in lines[3]
     assert len(concepts.terms_figure(histories).axes[0].lines) == 2
@@ -80,9 +107,15 @@ def predictions(right: list[bool]) -> Predictions:
 def test_winners_and_losers_are_named_class_by_class() -> None:
     import pandas as pd
 
-    stored = {("base", 0): [True] * 6, ("continued", 0): [True, True, False, True, True, False], ("filters", 0): [True, False, True, True, True, True]}
+    stored = {
+        ("base", 0): [True] * 6,
+        ("continued", 0): [True, True, False, True, True, False],
+        ("filters", 0): [True, False, True, True, True, True],
+    }
     frame = pd.DataFrame([{"row": row, "seed": 0, "accuracy/test": 0.5} for row, _ in stored])
-    results = Results(frame, {key: predictions(right) for key, right in stored.items()}, ("base", "continued", "filters"), (0,))
+    results = Results(
+        frame, {key: predictions(right) for key, right in stored.items()}, ("base", "continued", "filters"), (0,)
+    )
     assert concepts.recalls(results, "continued", "test").tolist() == [1.0, 1.0, 0.0]
     lines = concepts.winners_table(results, ("a", "word-b", "c")).splitlines()
     assert lines[2:] == ["| `filters` | test | 1 | c +100.0 | 1 | b -50.0 |"]
@@ -96,9 +129,18 @@ def test_detection_tables_leave_out_what_cannot_be_measured(tmp_path: Path) -> N
         for judge in ("filters", "filters_random", "runner_up")
         for key, value in (("accuracy", 0.6), ("corrected", 2.0), ("broken", 1.0))
     }
-    by_class = [{"class": "a", "predicted": 4, "errors": 0, "flagged": 0, "found": 0}, {"class": "b", "predicted": 4, "errors": 1, "flagged": 1, "found": 1}]
+    by_class = [
+        {"class": "a", "predicted": 4, "errors": 0, "flagged": 0, "found": 0},
+        {"class": "b", "predicted": 4, "errors": 1, "flagged": 1, "found": 1},
+    ]
     report = {
-        "test": {"images": 8, "errors": 1, "detectors": dict.fromkeys(doubts.COLORS, full), "relabelling": new, "by_class": by_class},
+        "test": {
+            "images": 8,
+            "errors": 1,
+            "detectors": dict.fromkeys(doubts.COLORS, full),
+            "relabelling": new,
+            "by_class": by_class,
+        },
         "easy": {"images": 8, "errors": 0, "detectors": dict.fromkeys(doubts.COLORS, few), "relabelling": new},
     }
     report = json.loads(json.dumps(report, sort_keys=True))  # as it comes from the disk

@@ -33,7 +33,10 @@ def results(tmp_path: Path) -> Results:
             predictions = stored(right + seed)
             predictions.save(folder)
             accuracy = float(predictions.correct("test").double().mean())
-            write_json(folder / "metrics.json", {"accuracy/test": accuracy, "accuracy/foggy": accuracy, "accuracy/corruptions/jpeg_compression/1": 0.5})
+            write_json(
+                folder / "metrics.json",
+                {"accuracy/test": accuracy, "accuracy/foggy": accuracy, "accuracy/corruptions/jpeg_compression/1": 0.5},
+            )
     return Results.load(tmp_path, ROWS, SEEDS)
 
 
@@ -87,7 +90,12 @@ def test_the_rounds_are_drawn_with_and_without_known_parts(tmp_path: Path, parts
 
 def test_a_summary_shows_measures_that_there_are_and_no_others() -> None:
     text = summary_table({"searched": 1200.0, "flip_rate": 0.93, "unknown": 1.0}, MASKS)
-    assert "| images searched | 1200 |" in text and "| share whose prediction flips | 0.93 |" in text and "parts" not in text and "unknown" not in text
+    assert (
+        "| images searched | 1200 |" in text
+        and "| share whose prediction flips | 0.93 |" in text
+        and "parts" not in text
+        and "unknown" not in text
+    )
 
 
 def test_significance_is_left_out_with_fewer_than_six_seeds_and_adjusted_with_more(tmp_path: Path) -> None:
@@ -98,7 +106,9 @@ def test_significance_is_left_out_with_fewer_than_six_seeds_and_adjusted_with_mo
             stored(right).save(folder)
             write_json(folder / "metrics.json", {"accuracy/test": 0.5})
     many = Results.load(tmp_path, ["continued", "masks"], list(range(6)))
-    assert tables.significance_table(many).splitlines()[2] == "| `masks` | 0.062 | 0.062 |"  # 2 / 64 twice, Holm over two splits
+    assert (
+        tables.significance_table(many).splitlines()[2] == "| `masks` | 0.062 | 0.062 |"
+    )  # 2 / 64 twice, Holm over two splits
     assert tables.significance_table(Results.load(tmp_path, ["continued", "masks"], list(range(5)))) == ""
 
 
@@ -106,11 +116,19 @@ def test_differences_on_natural_sketches_draw_whole_classes(results: Results) ->
     interval = results.difference("masks", "foggy")
     assert interval is not None and interval.mean == pytest.approx(0.2)
     renamed = {
-        key: Predictions({"test": one.logits["test"], "sketch": one.logits["foggy"]}, {"test": one.labels["test"], "sketch": one.labels["foggy"]}, None)
+        key: Predictions(
+            {"test": one.logits["test"], "sketch": one.logits["foggy"]},
+            {"test": one.labels["test"], "sketch": one.labels["foggy"]},
+            None,
+        )
         for key, one in results.predictions.items()
     }
     classes = dataclasses.replace(results, predictions=renamed).difference("masks", "sketch")
-    assert classes is not None and classes.mean == interval.mean and (classes.low, classes.high) != (interval.low, interval.high)
+    assert (
+        classes is not None
+        and classes.mean == interval.mean
+        and (classes.low, classes.high) != (interval.low, interval.high)
+    )
 
 
 def test_shift_is_drawn_per_corruption_as_scatter_and_as_differences(tmp_path: Path) -> None:
@@ -118,7 +136,11 @@ def test_shift_is_drawn_per_corruption_as_scatter_and_as_differences(tmp_path: P
         folder = tmp_path / row / "seed-0"
         folder.mkdir(parents=True)
         stored(right).save(folder)
-        corruptions = {f"accuracy/corruptions/{name}{level}": 0.5 for name in ("fog", "snow", "pixelate") for level in ("", "/1", "/3")}
+        corruptions = {
+            f"accuracy/corruptions/{name}{level}": 0.5
+            for name in ("fog", "snow", "pixelate")
+            for level in ("", "/1", "/3")
+        }
         write_json(folder / "metrics.json", {"accuracy/test": 0.5, "accuracy/corruptions": 0.5} | corruptions)
     results = Results.load(tmp_path, ["base", "continued", "masks"], [0])
     assert robustness.corruption_names(results) == ["snow", "fog", "pixelate"]

@@ -9,11 +9,11 @@ from everycause.data.sources import DataParams
 from everycause.data.split import AugmentationParams, Split, Statistics
 from everycause.explanation.masks import Masks, searched
 from everycause.explanation.regions import grid
-from everycause.training.background import Bank, MeanFill, OwnFill, background_bank, fill_of, plates, vicinity
+from everycause.training.background import Bank, MeanColor, OwnScene, background_bank, background_of, plates, vicinity
 from everycause.training.counterfactuals import CutMix, Erasing, OracleParts, Pool, Removals
 from everycause.training.steps import training_steps
 from tests.explanation.searching import PARAMS, always_right, undecided
-from tests.training.invented import FILL, invented_masks
+from tests.training.invented import BACKGROUND, invented_masks
 from tests.training.invented import PARAMS as TRAINING
 
 REGIONS = 16
@@ -32,7 +32,7 @@ def removals(train: Split) -> Removals:
     """Masks for the first forty images, two or three regions each."""
     masks = invented_masks(train)
     pool = Pool(dict(enumerate(masks.removed[:, None])), masks.partition, {})
-    return Removals(pool, background_bank(train, masks, FILL), 1.0)
+    return Removals(pool, background_bank(train, masks, BACKGROUND), 1.0)
 
 
 def test_only_removed_pixels_change_and_come_from_one_plate(train: Split, removals: Removals) -> None:
@@ -43,12 +43,12 @@ def test_only_removed_pixels_change_and_come_from_one_plate(train: Split, remova
     for row in range(6):
         removed = removals.pool.sets[row][0][removals.pool.partition[0]]
         assert torch.equal(composed[row][:, ~removed], images[row][:, ~removed])
-        assert any(torch.equal(plate[:, removed], composed[row][:, removed]) for plate in removals.fill.plates)
+        assert any(torch.equal(plate[:, removed], composed[row][:, removed]) for plate in removals.background.plates)
 
 
 def test_an_empty_set_changes_nothing_and_a_full_one_everything(train: Split) -> None:
     images, labels, index = train.read(np.arange(2)), train.labels[:2], torch.arange(2)
-    gray = MeanFill(Statistics((128 / 255,) * 3, (0.2,) * 3))
+    gray = MeanColor(Statistics((128 / 255,) * 3, (0.2,) * 3))
     for filled, expected in ((torch.zeros, images), (torch.ones, torch.full_like(images, 128))):
         pool = Pool({i: filled(1, REGIONS, dtype=torch.bool) for i in range(2)}, grid(32, 4)[None], {})
         assert torch.equal(Removals(pool, gray, 1.0).composed(index, images, labels, generator())[0], expected)
@@ -74,14 +74,14 @@ def test_a_place_is_background_where_it_matters_little_to_all_and_lies_away_from
     masks.effect.copy_(corner)
     masks.order.fill_(-1)
     masks.order[:, 0] = 0  # far away from it
-    bank = background_bank(train, masks, FILL.model_copy(update={"background_share": 0.25}))
+    bank = background_bank(train, masks, BACKGROUND.model_copy(update={"background_share": 0.25}))
     images = train.read(np.arange(40))
     assert torch.equal(bank.plates[:, :, 24:], images[:, :, 24:])
     cell = bank.plates[5, :, :8, :8]
     assert any(torch.equal(cell, images[5, :, 24:, x : x + 8]) for x in (0, 8, 16, 24))
     masks.order[:, 0] = 8  # its neighbor below is no background any more
-    with pytest.raises(ValueError, match="raise fill.background_share"):
-        background_bank(train, masks, FILL.model_copy(update={"background_share": 0.25}))
+    with pytest.raises(ValueError, match="raise background.share"):
+        background_bank(train, masks, BACKGROUND.model_copy(update={"background_share": 0.25}))
 
 
 def test_the_vicinity_is_a_regions_width() -> None:
@@ -91,22 +91,32 @@ def test_the_vicinity_is_a_regions_width() -> None:
     assert near.sum() == 49 and near[0, 3:10, 3:10].all()
 
 
-def test_donors_follow_the_wish_for_a_class(train: Split) -> None:
+def test_source_images_follow_the_wish_for_a_class(train: Split) -> None:
     masks = invented_masks(train)
-    for donors, expected in (("other_class", {0, 1, 3}), ("same_class", {2}), ("any_class", {0, 1, 2, 3})):
-        bank = background_bank(train, masks, FILL.model_copy(update={"donors": donors}))
-        colored = Bank(bank.labels.to(torch.uint8)[:, None, None, None].expand_as(bank.plates).contiguous(), bank.labels, bank.donors, bank.classes)
-        drawn = colored.draw(bank.plates[:1].expand(200, -1, -1, -1), torch.zeros(200, 32, 32, dtype=torch.bool), torch.full((200,), 2), generator())
+    for wanted, expected in (("other_class", {0, 1, 3}), ("same_class", {2}), ("any_class", {0, 1, 2, 3})):
+        bank = background_bank(train, masks, BACKGROUND.model_copy(update={"source_classes": wanted}))
+        colored = Bank(
+            bank.labels.to(torch.uint8)[:, None, None, None].expand_as(bank.plates).contiguous(),
+            bank.labels,
+            bank.source_classes,
+            bank.classes,
+        )
+        drawn = colored.draw(
+            bank.plates[:1].expand(200, -1, -1, -1),
+            torch.zeros(200, 32, 32, dtype=torch.bool),
+            torch.full((200,), 2),
+            generator(),
+        )
         assert set(drawn[:, 0, 0, 0].tolist()) == expected
     one = bank.labels == 1
-    with pytest.raises(ValueError, match="donors is 'other_class'"):
+    with pytest.raises(ValueError, match="source_classes is 'other_class'"):
         Bank(bank.plates[one], bank.labels[one], "other_class", 4)
 
 
-def test_donors_are_independent_of_the_class(removals: Removals) -> None:
-    images, nothing = removals.fill.plates[:1].expand(50, -1, -1, -1), torch.zeros(50, 32, 32, dtype=torch.bool)
-    first = removals.fill.draw(images, nothing, torch.zeros(50, dtype=torch.int64), generator())
-    assert torch.equal(first, removals.fill.draw(images, nothing, torch.full((50,), 3), generator()))
+def test_source_images_are_independent_of_the_class(removals: Removals) -> None:
+    images, nothing = removals.background.plates[:1].expand(50, -1, -1, -1), torch.zeros(50, 32, 32, dtype=torch.bool)
+    first = removals.background.draw(images, nothing, torch.zeros(50, dtype=torch.int64), generator())
+    assert torch.equal(first, removals.background.draw(images, nothing, torch.full((50,), 3), generator()))
 
 
 def test_the_own_fill_takes_its_colors_from_what_is_left() -> None:
@@ -114,13 +124,18 @@ def test_the_own_fill_takes_its_colors_from_what_is_left() -> None:
     removed = torch.zeros(1, 32, 32, dtype=torch.bool)
     removed[:, 8:24, 8:24] = True
     images[:, :, 8:24, 8:24] = 250
-    assert OwnFill().draw(images, removed, torch.tensor([0]), generator()).sub(60).abs().max() <= 1
+    assert OwnScene().draw(images, removed, torch.tensor([0]), generator()).sub(60).abs().max() <= 1
 
 
 def test_every_source_of_fill_is_at_hand(train: Split) -> None:
     statistics = Statistics((0.5,) * 3, (0.2,) * 3)
-    kinds = {source: type(fill_of(invented_masks(train), train, statistics, FILL.model_copy(update={"source": source}))) for source in ("bank", "own", "mean")}
-    assert kinds == {"bank": Bank, "own": OwnFill, "mean": MeanFill}
+    kinds = {
+        source: type(
+            background_of(invented_masks(train), train, statistics, BACKGROUND.model_copy(update={"source": source}))
+        )
+        for source in ("bank", "own", "mean")
+    }
+    assert kinds == {"bank": Bank, "own": OwnScene, "mean": MeanColor}
 
 
 def test_a_pool_grows_by_new_sets_and_draws_each_of_them_or_none(train: Split) -> None:
@@ -142,21 +157,25 @@ def test_a_pool_grows_by_new_sets_and_draws_each_of_them_or_none(train: Split) -
 def test_a_new_scene_surrounds_what_is_kept(train: Split, removals: Removals) -> None:
     index = torch.arange(4)
     images = train.read(index.numpy())
-    scene = Removals(removals.pool, MeanFill(Statistics((0.0,) * 3, (0.2,) * 3)), 1.0, scene=True, none=True)
+    scene = Removals(removals.pool, MeanColor(Statistics((0.0,) * 3, (0.2,) * 3)), 1.0, scene=True, none=True)
     lost = []
     for seed in range(8):
         composed, _ = scene.composed(index, images, train.labels[:4], generator(seed))
         for row in range(4):
             known = removals.pool.sets[row][0][removals.pool.partition[0]]
             near = vicinity(known[None], 4)[0]
-            assert (composed[row][:, ~near] == 0).all() and torch.equal(composed[row][:, near & ~known], images[row][:, near & ~known])
+            assert (composed[row][:, ~near] == 0).all() and torch.equal(
+                composed[row][:, near & ~known], images[row][:, near & ~known]
+            )
             lost.append(bool((composed[row][:, known] == 0).all()))
     assert {True, False} == set(lost)
 
 
 @pytest.mark.parametrize("rate", (1.0, 0.5))
-def test_every_step_has_the_same_number_of_images_whatever_the_row(train: Split, data_params: DataParams, removals: Removals, rate: float) -> None:
-    some = Removals(removals.pool, removals.fill, rate)
+def test_every_step_has_the_same_number_of_images_whatever_the_row(
+    train: Split, data_params: DataParams, removals: Removals, rate: float
+) -> None:
+    some = Removals(removals.pool, removals.background, rate)
     oracle = OracleParts(Codebirds(data_params.codebirds), rate)
     for counterfactuals in (None, some, oracle, Erasing((0.5, 0.5, 0.5), rate), CutMix(4, rate)):
         seen = 0
@@ -169,7 +188,7 @@ def test_every_step_has_the_same_number_of_images_whatever_the_row(train: Split,
 
 def test_a_counterfactual_shares_mirror_and_shift_with_its_original(train: Split) -> None:
     nothing = Pool({i: torch.zeros(1, REGIONS, dtype=torch.bool) for i in range(len(train))}, grid(32, 4)[None], {})
-    step = next(training_steps(train, 32, shifted(3), Removals(nothing, OwnFill(), 1.0), generator()))
+    step = next(training_steps(train, 32, shifted(3), Removals(nothing, OwnScene(), 1.0), generator()))
     assert torch.equal(step.images, step.counterfactuals) and torch.equal(step.labels, step.counterfactual_labels)
 
 
@@ -180,7 +199,11 @@ def test_erasing_and_cutmix_follow_the_generator_and_leave_torchs_own_alone(trai
     erased, same = Erasing((0.0, 0.0, 0.0), 1.0).composed(index, images, labels, generator())
     mixed, shares = CutMix(4, 1.0).composed(index, images, labels, generator())
     assert torch.equal(before, torch.random.get_rng_state())
-    assert torch.equal(same, labels) and ((erased != images).any(dim=1).flatten(1).any(dim=1)).all() and (erased[erased != images] == 0).all()
+    assert (
+        torch.equal(same, labels)
+        and ((erased != images).any(dim=1).flatten(1).any(dim=1)).all()
+        and (erased[erased != images] == 0).all()
+    )
     assert torch.allclose(shares.sum(dim=1), torch.ones(16)) and (shares.gather(1, labels[:, None]) > 0).all()
     assert torch.equal(mixed, CutMix(4, 1.0).composed(index, images, labels, generator())[0])
 
@@ -206,11 +229,17 @@ def test_the_stream_shows_every_image_once_per_round(train: Split) -> None:
 def test_images_with_partitions_of_their_own_lose_the_same_pixels_in_training_as_in_the_search(train: Split) -> None:
     classifier = undecided(train)
     split = always_right(train, classifier, 24)
-    masks = Masks.joined(list(searched(classifier, split, torch.arange(24), PARAMS.model_copy(update={"partition": "slico"}))))
+    masks = Masks.joined(
+        list(searched(classifier, split, torch.arange(24), PARAMS.model_copy(update={"partition": "slico"})))
+    )
     assert len(masks.partition) == 24 and masks.flipped.any()
     flips = masks.rows(masks.flipped.nonzero()[:, 0])
     pool = Pool({}, masks.partition[:0], {}).joined(masks)
     expected = flips.pixels(flips.removed)
     assert torch.equal(pool.pixels(flips.index, pool.draw(flips.index, generator(), none=False)), expected)
-    composed, _ = Removals(pool, background_bank(split, masks, FILL), 1.0).composed(flips.index, split.read(flips.index.numpy()), flips.runner_up, generator())
-    assert torch.equal(composed.permute(0, 2, 3, 1)[~expected], split.read(flips.index.numpy()).permute(0, 2, 3, 1)[~expected])
+    composed, _ = Removals(pool, background_bank(split, masks, BACKGROUND), 1.0).composed(
+        flips.index, split.read(flips.index.numpy()), flips.runner_up, generator()
+    )
+    assert torch.equal(
+        composed.permute(0, 2, 3, 1)[~expected], split.read(flips.index.numpy()).permute(0, 2, 3, 1)[~expected]
+    )

@@ -8,8 +8,17 @@ import yaml
 from everycause.data.sources import DataParams, open_split
 from everycause.data.split import Split
 from everycause.models import Classifier
-from everycause.training.fit import PLAIN, BaseParams, Training, fit, fit_base, learned, learning, optimizer
-from everycause.training.objective import ObjectiveParams
+from everycause.training.fit import (
+    PLAIN,
+    BaseParams,
+    Training,
+    fit,
+    fit_base,
+    optimizer,
+    trainable_parameters,
+    training_mode,
+)
+from everycause.training.loss import LossParams
 from everycause.training.rows import ROWS, goal_of
 from tests.conftest import ROOT, make_classifier
 from tests.training.invented import PARAMS, WEIGHTS, invented_bank, invented_masks, invented_upstream, recipe
@@ -29,7 +38,9 @@ def smoke_data() -> DataParams:
     return DataParams(**yaml.safe_load((ROOT / "profiles" / "smoke.yaml").read_text())["data"])
 
 
-def trained(small: Split, validation: Split, row: str | None, seed: int = 0, weights: ObjectiveParams = WEIGHTS) -> tuple[Classifier, list]:
+def trained(
+    small: Split, validation: Split, row: str | None, seed: int = 0, weights: LossParams = WEIGHTS
+) -> tuple[Classifier, list]:
     classifier = make_classifier()
     goal = PLAIN
     if row is not None:
@@ -40,28 +51,38 @@ def trained(small: Split, validation: Split, row: str | None, seed: int = 0, wei
 @pytest.mark.parametrize("row", ROWS)
 def test_two_fits_from_one_seed_are_equal_to_the_last_bit(small: Split, validation: Split, row: str) -> None:
     (first, epochs), (second, again) = (trained(small, validation, row) for _ in range(2))
-    assert all(torch.equal(*pair) for pair in zip(first.state_dict().values(), second.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(*pair) for pair in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    )
     assert epochs == again and [epoch.number for epoch in epochs] == [1, 2]
     other, _ = trained(small, validation, row, seed=1)
-    assert not all(torch.equal(*pair) for pair in zip(first.state_dict().values(), other.state_dict().values(), strict=True))
+    assert not all(
+        torch.equal(*pair) for pair in zip(first.state_dict().values(), other.state_dict().values(), strict=True)
+    )
 
 
 def test_continued_is_plain_training_and_filters_of_weight_zero_too(small: Split, validation: Split) -> None:
     plain, _ = trained(small, validation, None)
-    zero = ObjectiveParams(lambda_augment=0.0, lambda_mc=0.0, lambda_nonmc=0.0, surrogate="sigmoid_threshold")
+    zero = LossParams(lambda_augment=0.0, lambda_mc=0.0, lambda_nonmc=0.0, surrogate="sigmoid_threshold")
     for row, weights in (("continued", WEIGHTS), ("filters", zero)):
         other, _ = trained(small, validation, row, weights=weights)
-        assert all(torch.equal(*pair) for pair in zip(plain.state_dict().values(), other.state_dict().values(), strict=True)), row
+        assert all(
+            torch.equal(*pair) for pair in zip(plain.state_dict().values(), other.state_dict().values(), strict=True)
+        ), row
 
 
-@pytest.mark.parametrize(("row", "terms"), [("continued", set()), ("filters", set()), ("masks", {"augment"}), ("joint", {"augment"})])
+@pytest.mark.parametrize(
+    ("row", "terms"), [("continued", set()), ("filters", set()), ("masks", {"augment"}), ("joint", {"augment"})]
+)
 def test_every_term_of_a_row_is_recorded_by_name(small: Split, validation: Split, row: str, terms: set[str]) -> None:
     _, epochs = trained(small, validation, row)
     expected = {"loss", "cross_entropy", "mc", "nonmc", "active", *terms}  # the filter terms are watched in every row
     assert set(epochs[0].measures) == {f"train/{name}" for name in expected} | {"validation/accuracy"}
 
 
-def test_only_flipped_images_have_a_counterfactual_and_other_selectors_take_as_many_regions(small: Split, data_params: DataParams) -> None:
+def test_only_flipped_images_have_a_counterfactual_and_other_selectors_take_as_many_regions(
+    small: Split, data_params: DataParams
+) -> None:
     upstream = invented_upstream(small)
     goals = {row: goal_of(ROWS[row], upstream, recipe(data_params), 0) for row in ROWS}
     own = goals["masks"].counterfactuals.pool.sets
@@ -80,12 +101,16 @@ def test_filters_are_the_classs_own_or_a_control_of_the_same_size(small: Split, 
     assert torch.equal(goals["filters"].filters, own) and torch.equal(goals["joint"].filters, own)
     random, other = goals["filters_random"].filters, goals["filters_permuted"].filters
     assert torch.equal(random.sum(dim=1), own.sum(dim=1)) and not torch.equal(random, own)
-    assert sorted(other.tolist()) == sorted(own.tolist()) and not any(torch.equal(*pair) for pair in zip(other, own, strict=True))
+    assert sorted(other.tolist()) == sorted(own.tolist()) and not any(
+        torch.equal(*pair) for pair in zip(other, own, strict=True)
+    )
     for row, goal in goals.items():
         assert (goal.weights.lambda_mc > 0) == (row in ("filters", "filters_random", "filters_permuted", "joint")), row
 
 
-def test_a_training_that_is_taken_up_ends_as_if_it_had_not_stopped(small: Split, validation: Split, data_params: DataParams) -> None:
+def test_a_training_that_is_taken_up_ends_as_if_it_had_not_stopped(
+    small: Split, validation: Split, data_params: DataParams
+) -> None:
     goal = goal_of(ROWS["masks"], invented_upstream(small), recipe(data_params), 0)
 
     def begun() -> Training:
@@ -98,7 +123,10 @@ def test_a_training_that_is_taken_up_ends_as_if_it_had_not_stopped(small: Split,
     resumed = begun()
     resumed.take_up(copy.deepcopy(stopped.state()))
     assert list(resumed.epochs(goal, 1)) == epochs[1:]
-    assert all(torch.equal(*pair) for pair in zip(whole.classifier.state_dict().values(), resumed.classifier.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(*pair)
+        for pair in zip(whole.classifier.state_dict().values(), resumed.classifier.state_dict().values(), strict=True)
+    )
 
 
 def test_a_loss_that_is_not_finite_names_row_epoch_and_batch(small: Split, validation: Split) -> None:
@@ -150,16 +178,24 @@ def test_only_what_is_trainable_moves_its_statistics_too_and_nothing_stays_froze
 
 def test_what_learns_is_restored_after_an_exception() -> None:
     classifier = make_classifier()
-    with pytest.raises(RuntimeError), learning(classifier, ["head"]):
-        assert [name for name, value in classifier.network.named_parameters() if value.requires_grad] == ["fc.weight", "fc.bias"]
+    with pytest.raises(RuntimeError), training_mode(classifier, ["head"]):
+        assert [name for name, value in classifier.network.named_parameters() if value.requires_grad] == [
+            "fc.weight",
+            "fc.bias",
+        ]
         raise RuntimeError
-    assert all(value.requires_grad for value in classifier.parameters()) and not any(module.training for module in classifier.modules())
+    assert all(value.requires_grad for value in classifier.parameters()) and not any(
+        module.training for module in classifier.modules()
+    )
 
 
-@pytest.mark.parametrize(("names", "message"), [(["layer9"], "neither 'all' nor 'head' nor a module of test_resnet"), (["maxpool"], "holds no weights")])
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [(["layer9"], "neither 'all' nor 'head' nor a module of test_resnet"), (["maxpool"], "holds no weights")],
+)
 def test_trainable_names_that_mean_nothing_are_refused(names: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        learned(make_classifier(), names)
+        trainable_parameters(make_classifier(), names)
 
 
 @pytest.mark.parametrize(("keep", "expected"), [("last", 3), ("best", 1)])
@@ -185,7 +221,11 @@ def test_the_base_trains_its_head_first_and_counts_all_epochs(small: Split, vali
 
 
 def test_a_constant_schedule_of_sgd_keeps_its_rate(small: Split, validation: Split) -> None:
-    params = PARAMS.model_copy(update={"optimizer": PARAMS.optimizer.model_copy(update={"name": "sgd", "schedule": "constant"})})
+    params = PARAMS.model_copy(
+        update={"optimizer": PARAMS.optimizer.model_copy(update={"name": "sgd", "schedule": "constant"})}
+    )
     training = Training(make_classifier(), small, validation, params, 0, "base")
     list(training.epochs(PLAIN, 1))
-    assert isinstance(training.optimizer, torch.optim.SGD) and {group["lr"] for group in training.optimizer.param_groups} == {1e-3}
+    assert isinstance(training.optimizer, torch.optim.SGD) and {
+        group["lr"] for group in training.optimizer.param_groups
+    } == {1e-3}

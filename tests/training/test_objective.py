@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from everycause.training.objective import PAPER_BATCH, ObjectiveParams, accuracy, filter_terms, joint_terms
+from everycause.training.loss import PAPER_BATCH, LossParams, accuracy, filter_terms, joint_terms
 
 BATCH, CLASSES, FILTERS = 12, 4, 6
 
@@ -17,13 +17,15 @@ def example() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     return logits, labels, activations, filters
 
 
-def weights(augment: float, mc: float, nonmc: float) -> ObjectiveParams:
-    return ObjectiveParams(lambda_augment=augment, lambda_mc=mc, lambda_nonmc=nonmc, surrogate="sigmoid_threshold")
+def weights(augment: float, mc: float, nonmc: float) -> LossParams:
+    return LossParams(lambda_augment=augment, lambda_mc=mc, lambda_nonmc=nonmc, surrogate="sigmoid_threshold")
 
 
 def test_the_joint_loss_is_that_of_the_papers() -> None:
     logits, labels, activations, filters = example()
-    terms = joint_terms(logits, labels, logits[:5] * 2, labels[:5], filter_terms(activations, labels, filters), weights(0.7, 1e-2, 2e-2))
+    terms = joint_terms(
+        logits, labels, logits[:5] * 2, labels[:5], filter_terms(activations, labels, filters), weights(0.7, 1e-2, 2e-2)
+    )
     expected = 0.0
     for row, label in zip(logits.tolist(), labels.tolist(), strict=True):
         expected += (math.log(sum(map(math.exp, row))) - row[label]) / BATCH
@@ -39,10 +41,14 @@ def test_the_joint_loss_is_that_of_the_papers() -> None:
 
 def test_with_all_weights_zero_it_is_cross_entropy_to_the_last_bit() -> None:
     logits, labels, activations, filters = example()
-    terms = joint_terms(logits, labels, logits, labels, filter_terms(activations, labels, filters), weights(0.0, 0.0, 0.0))
+    terms = joint_terms(
+        logits, labels, logits, labels, filter_terms(activations, labels, filters), weights(0.0, 0.0, 0.0)
+    )
     assert torch.equal(terms["loss"], torch.nn.functional.cross_entropy(logits, labels))
     none = torch.zeros(0, dtype=torch.int64)
-    assert torch.equal(joint_terms(logits, labels, logits[:0], none, None, weights(1.0, 1.0, 1.0))["loss"], terms["cross_entropy"])
+    assert torch.equal(
+        joint_terms(logits, labels, logits[:0], none, None, weights(1.0, 1.0, 1.0))["loss"], terms["cross_entropy"]
+    )
 
 
 def test_the_weight_of_an_image_does_not_depend_on_the_batch() -> None:
@@ -61,7 +67,9 @@ def test_more_activity_on_own_filters_lowers_the_loss_and_dead_filters_get_no_gr
     terms = filter_terms(activations, labels, filters)
     (-terms.mc + terms.nonmc).backward()
     own = filters[labels]
-    assert (activations.grad[own & (activations > 0)] < 0).all() and (activations.grad[~own & (activations > 0)] > 0).all()
+    assert (activations.grad[own & (activations > 0)] < 0).all() and (
+        activations.grad[~own & (activations > 0)] > 0
+    ).all()
     assert (activations.grad[activations == 0] == 0).all()
 
 
@@ -69,13 +77,19 @@ def test_accuracy_counts_exactly() -> None:
     assert accuracy(torch.eye(4), torch.tensor([0, 1, 2, 0])) == 0.75
 
 
-def slow_terms(activations: torch.Tensor, labels: torch.Tensor, filters: torch.Tensor, surrogate: str) -> tuple[float, float, float]:
+def slow_terms(
+    activations: torch.Tensor, labels: torch.Tensor, filters: torch.Tensor, surrogate: str
+) -> tuple[float, float, float]:
     mc = nonmc = active = 0.0
     for row, label in zip(activations.tolist(), labels.tolist(), strict=True):
         positive = [max(value, 0.0) for value in row]
         active += sum(value > 0 for value in row) / len(labels)
         if surrogate == "share":
-            share = sum(value for k, value in enumerate(positive) if filters[label, k]) / sum(positive) if sum(positive) else 1.0
+            share = (
+                sum(value for k, value in enumerate(positive) if filters[label, k]) / sum(positive)
+                if sum(positive)
+                else 1.0
+            )
             share = max(share, 1e-6)
             mc += math.log(share) * PAPER_BATCH / len(labels)
             nonmc += (1 - share) * PAPER_BATCH / len(labels)
@@ -94,7 +108,9 @@ def test_every_surrogate_is_that_of_its_slow_reference_and_its_gradient_is_finit
     _, labels, activations, filters = example()
     activations = activations.clone().requires_grad_()
     terms = filter_terms(activations, labels, filters, surrogate)
-    assert [float(term) for term in terms] == pytest.approx(slow_terms(activations.detach(), labels, filters, surrogate), rel=1e-5)
+    assert [float(term) for term in terms] == pytest.approx(
+        slow_terms(activations.detach(), labels, filters, surrogate), rel=1e-5
+    )
     (terms.nonmc - terms.mc).backward()
     assert activations.grad.isfinite().all() and (activations.grad != 0).any()
 
@@ -102,7 +118,9 @@ def test_every_surrogate_is_that_of_its_slow_reference_and_its_gradient_is_finit
 def test_a_share_does_not_change_with_the_scale_and_survives_an_image_without_activity() -> None:
     _, labels, activations, filters = example()
     once, thousandfold = (filter_terms(activations * scale, labels, filters, "share") for scale in (1.0, 1e3))
-    assert torch.allclose(once.mc, thousandfold.mc, rtol=1e-4) and torch.allclose(once.nonmc, thousandfold.nonmc, rtol=1e-4)
+    assert torch.allclose(once.mc, thousandfold.mc, rtol=1e-4) and torch.allclose(
+        once.nonmc, thousandfold.nonmc, rtol=1e-4
+    )
     dark = torch.zeros_like(activations).requires_grad_()
     filter_terms(dark, labels, filters, "share").mc.backward()
     assert dark.grad.isfinite().all()
@@ -112,5 +130,7 @@ def test_a_share_does_not_change_with_the_scale_and_survives_an_image_without_ac
 
 def test_watching_the_terms_with_weight_zero_does_not_change_the_loss() -> None:
     logits, labels, activations, filters = example()
-    watched = joint_terms(logits, labels, logits[:0], labels[:0], filter_terms(activations, labels, filters), weights(1.0, 0.0, 0.0))
+    watched = joint_terms(
+        logits, labels, logits[:0], labels[:0], filter_terms(activations, labels, filters), weights(1.0, 0.0, 0.0)
+    )
     assert torch.equal(watched["loss"], watched["cross_entropy"]) and {"mc", "nonmc", "active"} <= set(watched)

@@ -16,7 +16,9 @@ def postgresql() -> Iterator[str]:
     if not shutil.which("pg_virtualenv"):
         missing("Debian's package postgresql")
     said = 'echo "postgresql://$PGUSER:$PGPASSWORD@127.0.0.1:$PGPORT/postgres"; cat'
-    with subprocess.Popen(["pg_virtualenv", "sh", "-c", said], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+    with subprocess.Popen(
+        ["pg_virtualenv", "sh", "-c", said], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as server:
         assert server.stdout is not None and server.stdin is not None
         address = next((line.strip() for line in server.stdout if line.startswith("postgresql://")), "")
         assert address, "pg_virtualenv started no server"

@@ -24,7 +24,13 @@ def proposed(folder: Path, values: dict) -> Path:
 
 
 def test_only_the_lines_of_the_proposed_values_change(params: Path, tmp_path: Path) -> None:
-    values = {"objective.lambda_mc": 3.49e-05, "filters.heads.sparsity": 4.0, "fill.source": "own", "masks.regions": 64, "model.pretrained": True}
+    values = {
+        "loss.lambda_mc": 3.49e-05,
+        "filters.heads.sparsity": 4.0,
+        "background.source": "own",
+        "masks.regions": 64,
+        "model.pretrained": True,
+    }
     before = params.read_text().splitlines()
     changed = adopt(proposed(tmp_path, values), params)
     after = params.read_text().splitlines()
@@ -32,15 +38,19 @@ def test_only_the_lines_of_the_proposed_values_change(params: Path, tmp_path: Pa
     differing = [(old, new) for old, new in zip(before, after, strict=True) if old != new]
     assert len(differing) == len(values)
     for old, new in differing:  # key, comment and the comment's column stay
-        assert old.split(":")[0] == new.split(":")[0] and old.partition("#")[2] == new.partition("#")[2] and old.find("#") == new.find("#")
+        assert (
+            old.split(":")[0] == new.split(":")[0]
+            and old.partition("#")[2] == new.partition("#")[2]
+            and old.find("#") == new.find("#")
+        )
     flat = flattened(yaml.safe_load(params.read_text()))
     assert {path: flat[path] for path in values} == values
-    assert read("objective", path=params).objective.lambda_mc == 3.49e-05
+    assert read("loss", path=params).loss.lambda_mc == 3.49e-05
 
 
 def test_nothing_changes_where_the_present_values_won(params: Path, tmp_path: Path) -> None:
     before = params.read_bytes()
-    assert adopt(proposed(tmp_path, {"objective.lambda_augment": 1.0}), params) == {} and params.read_bytes() == before
+    assert adopt(proposed(tmp_path, {"loss.lambda_augment": 1.0}), params) == {} and params.read_bytes() == before
 
 
 def test_values_in_braces_and_at_the_end_of_the_file_are_replaced_alone() -> None:
@@ -52,12 +62,14 @@ def test_values_in_braces_and_at_the_end_of_the_file_are_replaced_alone() -> Non
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"objective.lambda_new": 1.0}, "params.yaml has no key 'objective.lambda_new'"),
+        ({"loss.lambda_new": 1.0}, "params.yaml has no key 'loss.lambda_new'"),
         ({"filters.confidence_threshold": 7.0}, "'filters.confidence_threshold' is 7.0"),
         (None, "does not exist: `make sweep` proposes first"),
     ],
 )
-def test_what_cannot_be_adopted_is_one_sentence_and_the_file_stays(params: Path, tmp_path: Path, values: dict | None, message: str) -> None:
+def test_what_cannot_be_adopted_is_one_sentence_and_the_file_stays(
+    params: Path, tmp_path: Path, values: dict | None, message: str
+) -> None:
     before = params.read_bytes()
     path = tmp_path / "none.yaml" if values is None else proposed(tmp_path, values)
     with pytest.raises(ValueError, match=message) as caught:
@@ -76,8 +88,8 @@ def test_a_proposal_that_is_not_one_is_one_sentence(params: Path, tmp_path: Path
 
 
 def test_the_stage_says_what_it_changed(params: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    adopt_stage.main(proposed(tmp_path, {"objective.lambda_augment": 0.25, "objective.lambda_mc": 1e-3}), params)
+    adopt_stage.main(proposed(tmp_path, {"loss.lambda_augment": 0.25, "loss.lambda_mc": 1e-3}), params)
     assert capsys.readouterr().out.splitlines() == [
-        "objective.lambda_augment: 1.0 → 0.25",
+        "loss.lambda_augment: 1.0 → 0.25",
         f"1 value changed in {params}: `git diff {params}` shows it, `dvc repro` uses it",
     ]

@@ -18,7 +18,11 @@ from everycause.params import validated
         ("trials", 0, "'tuning.trials' is 0"),
         ("parameters", {"a.b": {"low": 1.0, "high": 1.0, "log": False}}, "must be below"),
         ("parameters", {"a.b": {"low": 0.0, "high": 1.0, "log": True}}, "must begin above 0"),
-        ("parameters", {"a.b": {"low": 0.0, "high": 1.0, "log": False, "published": 2.0}}, "excludes the published value 2.0"),
+        (
+            "parameters",
+            {"a.b": {"low": 0.0, "high": 1.0, "log": False, "published": 2.0}},
+            "excludes the published value 2.0",
+        ),
         ("parameters", {"a.b": {"values": [1.0, 1.0]}}, "repeat themselves"),
         ("parameters", {"a.b": {"values": ["x", "y"], "published": "z"}}, "lack the published value z"),
     ],

@@ -7,7 +7,7 @@ from typing import Any
 import optuna
 import pytest
 
-from everycause.tuning.loop import Asked, lost, optimize
+from everycause.tuning.loop import RunningTrial, lost, optimize
 from everycause.tuning.space import Plan, Range, Values, starts
 from everycause.tuning.study import differences, open_storage, open_study, pruner_of, sampler_of, shown
 from tests.tuning.toy import PARAMETERS, PRESENT, plan_of, value_of
@@ -16,8 +16,12 @@ SUBJECT = {"data": "d", "base": {"seed-0": "m"}, "params": {"retraining.epochs":
 COMPLETE = optuna.trial.TrialState.COMPLETE
 
 
-def measured(asked: Asked) -> dict[str, float]:
-    return {"validation accuracy": value_of(asked.values), "validation completeness": asked.values["a.x"] ** 2, "train/mc": 3.0}
+def measured(asked: RunningTrial) -> dict[str, float]:
+    return {
+        "validation accuracy": value_of(asked.values),
+        "validation completeness": asked.values["a.x"] ** 2,
+        "train/mc": 3.0,
+    }
 
 
 def opened(folder: Path, plan: Plan, subject: dict[str, Any] = SUBJECT) -> optuna.Study:
@@ -25,7 +29,9 @@ def opened(folder: Path, plan: Plan, subject: dict[str, Any] = SUBJECT) -> optun
     return open_study(storage, plan, subject, starts(plan, PRESENT), folder / "lock")
 
 
-def finished(folder: Path, plan: Plan, measures: Any = measured, steps: int = 1, worker: int | None = None) -> optuna.Study:
+def finished(
+    folder: Path, plan: Plan, measures: Any = measured, steps: int = 1, worker: int | None = None
+) -> optuna.Study:
     study = opened(folder, plan)
     optimize(study, plan, PRESENT, measures, steps, lambda _: None, worker)
     return study
@@ -41,7 +47,9 @@ def test_a_study_starts_at_the_present_and_the_published_values_and_goes_on_wher
     assert len({str(trial.params) for trial in second.trials}) == 6
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "random"])  # nsga2 counts the trial that was cut short as one of a generation
+@pytest.mark.parametrize(
+    "sampler", ["tpe", "random"]
+)  # nsga2 counts the trial that was cut short as one of a generation
 def test_one_worker_draws_the_same_trials_whether_it_was_stopped_or_not(tmp_path: Path, sampler: str) -> None:
     """A sampler with one seed for the study would begin its draws again after each stop."""
     plan = plan_of(14)._replace(sampler=sampler)
@@ -51,7 +59,7 @@ def test_one_worker_draws_the_same_trials_whether_it_was_stopped_or_not(tmp_path
 
     for stop in (4, 9):
 
-        def stops(asked: Asked, stop: int = stop) -> dict[str, float]:
+        def stops(asked: RunningTrial, stop: int = stop) -> dict[str, float]:
             if asked.number == stop:
                 raise KeyboardInterrupt
             return measured(asked)
@@ -73,7 +81,7 @@ def test_two_workers_draw_different_values_at_the_same_moment() -> None:
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, RuntimeError])
 def test_a_trial_that_is_cut_short_is_queued_again_with_its_values(tmp_path: Path, error: type[BaseException]) -> None:
-    def dies(asked: Asked) -> dict[str, float]:
+    def dies(asked: RunningTrial) -> dict[str, float]:
         if asked.number == 0:
             raise error
         return measured(asked)
@@ -86,8 +94,10 @@ def test_a_trial_that_is_cut_short_is_queued_again_with_its_values(tmp_path: Pat
     assert again.trials[0].state == optuna.trial.TrialState.FAIL
 
 
-def test_a_trial_that_fails_for_a_reason_of_its_own_fails_alone_and_counts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    def diverges(asked: Asked) -> dict[str, float]:
+def test_a_trial_that_fails_for_a_reason_of_its_own_fails_alone_and_counts(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def diverges(asked: RunningTrial) -> dict[str, float]:
         if asked.number == 1:
             raise ValueError("the loss is nan at epoch 1, batch 3")
         return measured(asked)
@@ -102,7 +112,7 @@ def test_a_trial_that_was_given_to_another_worker_is_let_go(tmp_path: Path) -> N
     """A machine that stalls and comes back finds its trial closed by a heartbeat and queued again."""
     plan, study = plan_of(3), opened(tmp_path, plan_of(3))
 
-    def stalls(asked: Asked) -> dict[str, float]:
+    def stalls(asked: RunningTrial) -> dict[str, float]:
         if asked.number == 0:
             other = opened(tmp_path, plan)
             other.tell(0, state=optuna.trial.TrialState.FAIL)
@@ -114,7 +124,9 @@ def test_a_trial_that_was_given_to_another_worker_is_let_go(tmp_path: Path) -> N
     assert len(complete) == 3 and [trial.params for trial in complete].count(PRESENT) == 1
 
 
-def test_a_trial_whose_worker_died_before_it_said_its_name_is_waited_for_and_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trial_whose_worker_died_before_it_said_its_name_is_waited_for_and_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("everycause.tuning.loop.NAMELESS", timedelta(seconds=1))
     opened(tmp_path, plan_of(3)).ask()
     study = finished(tmp_path, plan_of(3))
@@ -126,8 +138,10 @@ def test_the_second_of_two_workers_that_ask_for_the_last_trial_leaves_it(tmp_pat
     plan = plan_of(3)
     study = opened(tmp_path, plan)
 
-    def asks_too(asked: Asked) -> dict[str, float]:
-        if asked.number == 0:  # two others take one each, as if at the same moment: one too many for this loop's next question
+    def asks_too(asked: RunningTrial) -> dict[str, float]:
+        if (
+            asked.number == 0
+        ):  # two others take one each, as if at the same moment: one too many for this loop's next question
             for _ in range(2):
                 other = study.ask()
                 other.set_user_attr("worker", {"host": "elsewhere", "pid": 1, "started": 0.0})
@@ -142,7 +156,7 @@ def test_the_second_of_two_workers_that_ask_for_the_last_trial_leaves_it(tmp_pat
 def test_poor_trials_are_pruned_by_their_epochs_and_counted(tmp_path: Path, pruner: str) -> None:
     epochs: dict[int, int] = {}
 
-    def learns(asked: Asked) -> dict[str, float] | None:
+    def learns(asked: RunningTrial) -> dict[str, float] | None:
         for epoch in range(1, 9):
             epochs[asked.number] = epoch
             if epoch in asked.watched and not asked.goes_on(epoch * (1.0 if asked.number < 5 else 0.1), epoch):
@@ -165,7 +179,10 @@ def test_two_objectives_make_a_front(tmp_path: Path) -> None:
     study = finished(tmp_path, plan)
     front = study.best_trials
     for one in study.trials:  # slow reference: the front are the trials that no other dominates
-        dominated = any(all(a >= b for a, b in zip(other.values, one.values, strict=True)) and other.values != one.values for other in study.trials)
+        dominated = any(
+            all(a >= b for a, b in zip(other.values, one.values, strict=True)) and other.values != one.values
+            for other in study.trials
+        )
         assert dominated == (one.number not in {trial.number for trial in front})
 
 
@@ -176,13 +193,23 @@ def test_two_objectives_make_a_front(tmp_path: Path) -> None:
         (SUBJECT | {"data": "e"}, {}, "data: d → e"),
         (SUBJECT | {"params": {"retraining.epochs": 4}}, {}, "params.retraining.epochs: 8 → 4"),
         (SUBJECT | {"params": {"retraining.epochs": 8, "masks.new": 1}}, {}, "params.masks.new: absent → 1"),
-        (SUBJECT, {"objectives": ["validation completeness"]}, "objectives: .'validation accuracy'. → .'validation completeness'."),
+        (
+            SUBJECT,
+            {"objectives": ["validation completeness"]},
+            "objectives: .'validation accuracy'. → .'validation completeness'.",
+        ),
         (SUBJECT, {"seeds": [0, 1]}, r"seeds: \[0\] → \[0, 1\]"),
         (SUBJECT, {"row": "masks"}, "row: joint → masks"),
-        (SUBJECT, {"parameters": PARAMETERS | {"a.x": Range(low=0.0, high=2.0, log=False)}}, "parameters.a.x.high: 1.0 → 2.0"),
+        (
+            SUBJECT,
+            {"parameters": PARAMETERS | {"a.x": Range(low=0.0, high=2.0, log=False)}},
+            "parameters.a.x.high: 1.0 → 2.0",
+        ),
     ],
 )
-def test_a_study_about_something_else_is_refused_and_every_difference_named(tmp_path: Path, subject: dict, change: dict, message: str) -> None:
+def test_a_study_about_something_else_is_refused_and_every_difference_named(
+    tmp_path: Path, subject: dict, change: dict, message: str
+) -> None:
     opened(tmp_path, plan_of(1))
     with pytest.raises(ValueError, match=message) as caught:
         opened(tmp_path, plan_of(1)._replace(**change), subject)
@@ -238,27 +265,44 @@ def test_a_storage_that_cannot_be_reached_is_one_sentence_without_its_password(
     with pytest.raises(ValueError, match=reason) as caught:
         open_storage(address, lambda *_: None)
     said = str(caught.value)
-    assert shown(address) in said and "secret" not in said and "\n" not in said and "start it, or give --storage" in said
+    assert (
+        shown(address) in said and "secret" not in said and "\n" not in said and "start it, or give --storage" in said
+    )
 
 
 @pytest.mark.parametrize("values", [(1e-4, 1e-3, 2e-3), ("bank", "own", "mean")])
 def test_an_ablation_tries_every_combination_once_and_goes_on_where_it_stopped(tmp_path: Path, values: tuple) -> None:
     plan = Plan(
-        "grid", "filters", ["validation accuracy"], 6, [0], "random", "none", 0, {"a.x": Values(values=list(values)), "a.n": Values(values=[1, 2])}, grid=True
+        "grid",
+        "filters",
+        ["validation accuracy"],
+        6,
+        [0],
+        "random",
+        "none",
+        0,
+        {"a.x": Values(values=list(values)), "a.n": Values(values=[1, 2])},
+        grid=True,
     )
     present = {"a.x": values[0], "a.n": 1}
     calls: list[dict] = []
 
-    def stops(asked: Asked) -> dict[str, float]:
+    def stops(asked: RunningTrial) -> dict[str, float]:
         if len(calls) == 2:
             raise KeyboardInterrupt
         calls.append(asked.values)
         return {"validation accuracy": 0.5 + 0.1 * asked.values["a.n"]}
 
     def study() -> optuna.Study:
-        return open_study(open_storage(str(tmp_path / "journal.log"), lambda *_: None), plan, SUBJECT, starts(plan, present), tmp_path / "lock")
+        return open_study(
+            open_storage(str(tmp_path / "journal.log"), lambda *_: None),
+            plan,
+            SUBJECT,
+            starts(plan, present),
+            tmp_path / "lock",
+        )
 
-    def fails_once(asked: Asked) -> dict[str, float]:
+    def fails_once(asked: RunningTrial) -> dict[str, float]:
         if len(calls) == 2:
             calls.append(asked.values)
             raise ValueError("the loss is nan")

@@ -50,7 +50,9 @@ def check(address: str, folder: Path, trials: int) -> list[optuna.trial.FrozenTr
     complete = [trial for trial in everything if trial.state.name == "COMPLETE"]
     measured = [json.loads(line) for line in (folder / "measured").read_text().splitlines()]
     assert sorted(number for number, _ in measured) == [trial.number for trial in complete]
-    assert [value_of(values) for _, values in sorted(measured, key=lambda one: one[0])] == pytest.approx([trial.value for trial in complete])
+    assert [value_of(values) for _, values in sorted(measured, key=lambda one: one[0])] == pytest.approx(
+        [trial.value for trial in complete]
+    )
     return complete
 
 
@@ -92,12 +94,12 @@ def test_a_killed_sweep_is_taken_up_by_the_next_one(address: str, tmp_path: Path
 
 
 @pytest.mark.parametrize("told", [signal.SIGINT, signal.SIGTERM])
-def test_a_sweep_that_is_told_to_stop_leaves_nothing_behind(tmp_path: Path, told: signal.Signals) -> None:
+def test_a_sweep_that_is_told_to_stop_leaves_nothing_behind(tmp_path: Path, enqueued: signal.Signals) -> None:
     address = str(tmp_path / "journal.log")
     (tmp_path / "hang").touch()
     sweep = toy(address, tmp_path, 3, "--workers", "2", "--seconds", "0.3")
     pid, number = map(int, waits(tmp_path / "hanging").split())
-    sweep.send_signal(told)
+    sweep.send_signal(enqueued)
     sweep.communicate(timeout=60)
     for _ in range(100):
         if not psutil.pid_exists(pid):
@@ -105,7 +107,9 @@ def test_a_sweep_that_is_told_to_stop_leaves_nothing_behind(tmp_path: Path, told
         time.sleep(0.05)
     done(toy(address, tmp_path, 3))
     check(address, tmp_path, 3)
-    assert [trial.user_attrs["retries"] for trial in study_of(address).trials if "retries" in trial.user_attrs].count(number) == 1
+    assert [trial.user_attrs["retries"] for trial in study_of(address).trials if "retries" in trial.user_attrs].count(
+        number
+    ) == 1
 
 
 @pytest.mark.parametrize("address", ["sqlite", "postgresql"], indirect=True)
@@ -127,13 +131,19 @@ def test_workers_killed_at_random_moments_lose_nothing_and_run_nothing_twice(tmp
     waits(tmp_path / "measured")
     for _ in range(4):
         time.sleep(draw.uniform(0.2, 0.9))
-        workers = [child for child in psutil.Process(sweep.pid).children(recursive=True) if child.status() != psutil.STATUS_ZOMBIE]
+        workers = [
+            child
+            for child in psutil.Process(sweep.pid).children(recursive=True)
+            if child.status() != psutil.STATUS_ZOMBIE
+        ]
         if workers:
             draw.choice(workers).kill()
     done(sweep)
     everything = study_of(address).trials
     counts = Counter(trial.state.name for trial in everything)
-    assert counts["COMPLETE"] >= 30 and counts["RUNNING"] == counts["WAITING"] == 0, counts  # one more where a trial was given up and asked for at once
+    assert counts["COMPLETE"] >= 30 and counts["RUNNING"] == counts["WAITING"] == 0, (
+        counts
+    )  # one more where a trial was given up and asked for at once
     retried = [trial.user_attrs["retries"] for trial in everything if "retries" in trial.user_attrs]
     assert len(retried) == len(set(retried))
 
@@ -149,7 +159,9 @@ def test_values_that_end_every_worker_are_given_up_in_words(tmp_path: Path) -> N
         sweep.communicate()
     done(toy(address, tmp_path, 1))
     assert [trial.state.name for trial in study_of(address).trials if trial.params == PRESENT] == ["FAIL"] * 3
-    assert [json.loads(line)[1] for line in (tmp_path / "measured").read_text().splitlines()] == [PRESENT | {"a.x": 0.25}]  # its third attempt
+    assert [json.loads(line)[1] for line in (tmp_path / "measured").read_text().splitlines()] == [
+        PRESENT | {"a.x": 0.25}
+    ]  # its third attempt
 
 
 def test_a_worker_with_an_error_of_its_own_stops_the_sweep_in_one_sentence(tmp_path: Path) -> None:

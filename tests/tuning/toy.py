@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from everycause.tuning.loop import Asked, lost, optimize
+from everycause.tuning.loop import RunningTrial, lost, optimize
 from everycause.tuning.space import Plan, Range, Values, starts
 from everycause.tuning.study import open_storage, open_study
 from everycause.tuning.workers import run_workers
@@ -40,35 +40,45 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.05)
     parser.add_argument("--host")
     parser.add_argument("--heartbeat", type=int, default=20)
-    told = parser.parse_args()
+    enqueued = parser.parse_args()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell would have it ignored
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # as everycause.tracking does
-    folder, plan = told.folder, plan_of(told.trials)
-    if told.host:
-        socket.gethostname = lambda: told.host
+    folder, plan = enqueued.folder, plan_of(enqueued.trials)
+    if enqueued.host:
+        socket.gethostname = lambda: enqueued.host
 
     def closed(run: str) -> None:
         with (folder / "closed").open("a") as file:
             file.write(run + "\n")
 
-    def measures(asked: Asked) -> dict[str, float]:
+    def measures(asked: RunningTrial) -> dict[str, float]:
         asked.has_run(f"run-{asked.number}")
         if (folder / "hang").exists():
             (folder / "hang").unlink(missing_ok=True)
             (folder / "hanging").write_text(f"{os.getpid()} {asked.number}")
             time.sleep(60)
-        time.sleep(told.seconds)
+        time.sleep(enqueued.seconds)
         with (folder / "measured").open("a") as file:
             file.write(json.dumps([asked.number, asked.values]) + "\n")
         return {"validation accuracy": value_of(asked.values)}
 
-    storage = open_storage(told.storage, lambda study, trial: lost(study, plan, trial, closed), heartbeat=told.heartbeat)
+    storage = open_storage(
+        enqueued.storage, lambda study, trial: lost(study, plan, trial, closed), heartbeat=enqueued.heartbeat
+    )
     study = open_study(storage, plan, {"data": "d"}, starts(plan, PRESENT), folder / "lock")
-    if told.worker is None and told.workers > 1:
-        command = ["-m", "tests.tuning.toy", told.storage, str(folder), str(told.trials), "--seconds", str(told.seconds)]
-        run_workers(study, plan, command, told.workers, 2, 0, closed)
+    if enqueued.worker is None and enqueued.workers > 1:
+        command = [
+            "-m",
+            "tests.tuning.toy",
+            enqueued.storage,
+            str(folder),
+            str(enqueued.trials),
+            "--seconds",
+            str(enqueued.seconds),
+        ]
+        run_workers(study, plan, command, enqueued.workers, 2, 0, closed)
     else:
-        optimize(study, plan, PRESENT, measures, 1, closed, told.worker)
+        optimize(study, plan, PRESENT, measures, 1, closed, enqueued.worker)
 
 
 if __name__ == "__main__":

@@ -8,12 +8,12 @@ Papers: arXiv 2511.12100 (second term), arXiv 2501.11087 section "debugging loss
 from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int64
 from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from everycause.params import Section
+from everycause.shapes import Bool, Float, Int64
 
 PAPER_BATCH = 16
 """Batch over which arXiv 2501.11087 sums its terms: with it, λ1 and λ2 keep their meaning at any batch size."""
@@ -24,7 +24,7 @@ SMALLEST = 1e-6
 Surrogate = Literal["sigmoid_threshold", "raw", "share"]
 
 
-class ObjectiveParams(Section):
+class LossParams(Section):
     """The weights of the terms."""
 
     lambda_augment: float = Field(ge=0)
@@ -68,7 +68,9 @@ def filter_terms(
     active = (activations > 0).sum() / len(labels)
     if surrogate == "share":
         total = positive.sum(dim=1)
-        share = torch.where(total > SMALLEST, (positive * own).sum(dim=1) / total.clamp_min(SMALLEST), 1.0)  # nothing to share is no fault
+        share = torch.where(
+            total > SMALLEST, (positive * own).sum(dim=1) / total.clamp_min(SMALLEST), 1.0
+        )  # nothing to share is no fault
         return FilterTerms(share.clamp_min(SMALLEST).log().sum() * scale, (1 - share).sum() * scale, active)
     activity_of = activity(activations) if surrogate == "sigmoid_threshold" else positive
     return FilterTerms((activity_of * own).sum() * scale, (activity_of * (1 - own)).sum() * scale, active)
@@ -80,7 +82,7 @@ def joint_terms(
     counterfactual_logits: Float[Tensor, "augmented classes"],
     counterfactual_labels: Int64[Tensor, "augmented"] | Float[Tensor, "augmented classes"],
     activity_terms: FilterTerms | None,
-    weights: ObjectiveParams,
+    weights: LossParams,
 ) -> dict[str, Float[Tensor, ""]]:
     """Every term by name, unweighted, and their weighted sum as `loss`.
 
