@@ -12,7 +12,8 @@ from everycause.explanation.masks import select_images
 from everycause.explanation.objectives import log_odds
 from everycause.explanation.regions import MaskedImages, grid
 from everycause.explanation.search import SearchInputs
-from everycause.models import Classifier, ModelParams, evaluating, load
+from everycause.hooks import evaluating
+from everycause.models import Classifier, ModelParams, load
 from everycause.training.fit import BaseParams, fit_base
 
 ROOT = Path(__file__).parents[1]

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from everycause.data.split import Images, Split, batches, normalized
-from everycause.models import Classifier, Readout, evaluating
+from everycause.hooks import evaluating
+from everycause.models import Classifier, Readout
 from everycause.shapes import Float
 
 BATCH = {"cpu": 64, "cuda": 512}

@@ -2,8 +2,6 @@
 
 import difflib
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from math import isqrt
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -16,34 +14,9 @@ from torch import Tensor, nn
 from everycause.artifacts import fingerprint, load_tensors, save_tensors
 from everycause.data.split import Statistics
 from everycause.errors import UserError
+from everycause.hooks import evaluating, recording
 from everycause.params import Section
 from everycause.shapes import Float
-
-# MERGED DOC: """Reading a layer's output without leaving a trace."""
-
-
-@contextmanager
-def recorded(layer: nn.Module) -> Iterator[list[Tensor]]:
-    """The outputs of `layer`, appended at each forward pass within the block; the hook never outlives it."""
-    outputs: list[Tensor] = []
-    handle = layer.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
-    try:
-        yield outputs
-    finally:
-        handle.remove()
-
-
-@contextmanager
-def evaluating(network: nn.Module) -> Iterator[None]:
-    """Evaluation mode within the block; every module's own mode is restored afterwards."""
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
 
 FILE = "model.safetensors"
 
@@ -152,7 +125,7 @@ class Classifier(nn.Module):
 
     def seen(self, images: Float[Tensor, "batch 3 height width"]) -> LayerOutput:
         """Output of the explained layer and logits of normalized images."""
-        with recorded(self.explained_layer) as outputs:
+        with recording(self.explained_layer) as outputs:
             logits = self.network(images)
         return LayerOutput(outputs[-1], logits)
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from everycause.artifacts import atomic_folder, load_tensors, save_tensors
-from everycause.models import Classifier, ModelParams, evaluating, load, model_fingerprint, recorded
+from everycause.hooks import evaluating, recording
+from everycause.models import Classifier, ModelParams, load, model_fingerprint, recorded
 from tests.conftest import MODEL, STATISTICS, make_classifier
 
 
@@ -130,7 +131,7 @@ def test_a_missing_model_names_the_stage_to_run(tmp_path: Path) -> None:
 
 def test_no_hook_is_left_behind_even_after_an_exception(classifier: Classifier) -> None:
     classifier.readout(images())
-    with pytest.raises(RuntimeError), recorded(classifier.explained_layer):
+    with pytest.raises(RuntimeError), recording(classifier.explained_layer):
         raise RuntimeError
     assert not any(module._forward_hooks for module in classifier.modules())
 

@@ -14,7 +14,8 @@ from torch.fx.experimental.optimization import fuse
 
 from everycause.explanation.objectives import Logits, Objective
 from everycause.explanation.regions import MaskedImages
-from everycause.models import Classifier, evaluating
+from everycause.hooks import evaluating
+from everycause.models import Classifier
 from everycause.shapes import Bool, Float, Int64
 
 GRADIENT = 3

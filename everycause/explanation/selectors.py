@@ -16,7 +16,7 @@ from everycause.explanation.objectives import OBJECTIVES, ObjectiveName
 from everycause.explanation.regions import MaskedImages
 from everycause.explanation.scoring import GRADIENT, Scorer
 from everycause.explanation.search import FAST, Search, SearchInputs, SearchResult
-from everycause.models import evaluating
+from everycause.hooks import evaluating
 from everycause.shapes import Bool, Float, Int64
 
 # MERGED DOC: """Full rankings of an image's regions, and the curves by which rankings are judged."""

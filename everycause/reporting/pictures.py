@@ -16,7 +16,8 @@ from everycause.data.split import Split, Statistics, normalized
 from everycause.explanation.filters import FilterBank
 from everycause.explanation.heads import Variant
 from everycause.explanation.masks import Masks
-from everycause.models import Classifier, evaluating
+from everycause.hooks import evaluating
+from everycause.models import Classifier
 from everycause.reporting import figures
 from everycause.reporting.figures import color
 from everycause.reporting.results import REFERENCE, Results

@@ -88,7 +88,7 @@ def fresh(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("background", ("zeros", "blur", "background"))
+@pytest.mark.parametrize("baseline", ("zeros", "blur", "background"))
 @pytest.mark.parametrize("partition", ("grid", "slico"))
 def test_every_fill_and_partition_gives_flips(
     tmp_path: Path, classifier: Classifier, split: Split, baseline: str, partition: str
@@ -176,7 +176,7 @@ def test_one_image_is_explained_in_three_lines(classifier: Classifier, split: Sp
     with pytest.raises(ValueError, match="already misclassified"):
         explain(classifier, image, label=(why.label + 1) % 4, params=params)
     with pytest.raises(ValueError, match="one image has no other images"):
-        explain(classifier, image, params=params.model_copy(update={"background": "background"}))
+        explain(classifier, image, params=params.model_copy(update={"baseline": "background"}))
 
 
 def test_images_are_chosen_evenly_over_the_classes() -> None:
