@@ -6,24 +6,26 @@ STAMP := .venv/.complete
 export PATH := $(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
-export HF_HUB_OFFLINE := 1
 port ?= 5000
 name ?= lambdas
 workers ?= 1
 storage ?= tuning/journal.log
+# commands read these from the environment, in quotes: nothing that stands in them is run by the shell
+export port name workers storage
 
 .PHONY: help setup repro test ui smoke sweep adopt dashboard ablation bench readme lock lint
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/ —/'
 
-setup: $(STAMP)  ## .venv with requirements.txt, once
+setup: $(STAMP)  ## .venv with requirements.txt and this project, once
 
-$(STAMP): requirements.txt
+$(STAMP): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "error: Python 3.11 or newer is needed, this is " + sys.version.split()[0])'
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --upgrade pip 2>&1 | { grep -v "^WARNING: Location" || true; }
 	set -o pipefail; .venv/bin/python -m pip install --quiet -r requirements.txt 2>&1 | { grep -v "^WARNING: Location" || true; }
+	set -o pipefail; .venv/bin/python -m pip install --quiet --no-deps --no-build-isolation -e . 2>&1 | { grep -v "^WARNING: Location" || true; }
 	touch $@
 
 repro: setup  ## the whole pipeline, cached: dvc repro
@@ -33,12 +35,12 @@ test: setup  ## the tests
 	python -m pytest
 
 ui: setup  ## the MLflow UI on 127.0.0.1 (port=5000)
-	@python -m stages.address --port $(port)
-	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --host 127.0.0.1 --port $(port) --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}"
+	@python -m stages.address --port "$$port"
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --host 127.0.0.1 --port "$$port" --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}"
 
 smoke: setup  ## every stage at tiny sizes in .smoke, in about two minutes
 	rm -rf .smoke && mkdir -p .smoke/.dvc .smoke/reports
-	cp -r dvc.yaml .dvcignore everycause stages data .smoke/
+	cp -r dvc.yaml .dvcignore codebirds everycause stages data .smoke/
 	cp .dvc/config .smoke/.dvc/config && printf '[core]\n    no_scm = true\n' > .smoke/.dvc/config.local
 	cp profiles/smoke.yaml .smoke/params.yaml
 	cd .smoke && dvc repro --quiet
@@ -46,17 +48,17 @@ smoke: setup  ## every stage at tiny sizes in .smoke, in about two minutes
 
 sweep: setup  ## an Optuna study over params, resumable (workers=1, storage=tuning/journal.log)
 	dvc repro --quiet train_base accumulate_filters generate_masks
-	python -m stages.tune --artifacts artifacts --out reports/tuning --storage '$(storage)' --workers $(workers)
+	python -m stages.tune --artifacts artifacts --out reports/tuning --storage "$$storage" --workers "$$workers"
 
 adopt: setup  ## write what the sweep proposes into params.yaml
 	@python -m stages.adopt
 
 dashboard: setup  ## optuna-dashboard on the study, 127.0.0.1 (storage=tuning/journal.log, port=5000)
-	optuna-dashboard --host 127.0.0.1 --port $(port) '$(storage)'
+	optuna-dashboard --host 127.0.0.1 --port "$$port" "$$storage"
 
 ablation: setup  ## a grid of tuning.ablations (name=lambdas | augment | confidence | frequency | sparsity); resumable
 	dvc repro --quiet train_base accumulate_filters generate_masks
-	python -m stages.tune --artifacts artifacts --out reports/ablations --ablation $(name) --storage '$(storage)' --workers $(workers)
+	python -m stages.tune --artifacts artifacts --out reports/ablations --ablation "$$name" --storage "$$storage" --workers "$$workers"
 
 bench: setup  ## one line per measure, and benchmarks/results.json
 	python -m benchmarks.run

@@ -1,47 +1,134 @@
-"""Artifacts on disk: written beside and renamed, so that nothing half-written is ever seen."""
+"""Artifacts on disk: folders that are whole or absent, tensors and JSON with reproducible bytes, and fingerprints.
 
+An artifact is a folder that one stage wrote. It is written beside its final place and renamed when it is complete, so
+nobody ever reads half of one. A marker in it says who wrote it: a stage given a wrong --out refuses to replace the
+work of another.
+"""
+
+import ast
+import errno
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from everycause.errors import UserError
 
+HISTORY = "history.jsonl"
+"""File in the artifact of a recorded stage: one line of measures per step."""
+MARKER = ".artifact"
+"""File in every artifact: the stage, row and seed that wrote it."""
+ROOT = Path(__file__).parents[1]
+"""The folder that holds the packages below."""
+PACKAGES = ("codebirds", "everycause", "stages")
+NOT_FINGERPRINTED = {"everycause", "everycause.errors", "everycause.params", "everycause.tracking", "stages.entry"}
+"""Modules that can stop a stage or record it, but cannot change what it writes."""
+
 
 @contextmanager
-def atomic_folder(out: Path, resume: str | None = None) -> Iterator[Path]:
-    """A folder to write into; it becomes `out` when the block succeeds and vanishes when it does not.
+def atomic_folder(out: Path, owner: str | None = None, resume: str | None = None) -> Iterator[Path]:
+    """A folder to write into, which becomes `out` when the block succeeds and is removed when it does not.
 
-    With a `resume` key the folder stays when the block is cut short by anything but a user's mistake, and the next call
-    with the same key finds what was finished; another key starts anew.
+    Args:
+        out: The final place.
+        owner: Who writes, such as "retrain/joint/seed-0". What stands at `out` is replaced only if this owner wrote it;
+            without an owner the place is private to the caller and nothing is checked.
+        resume: Key of the unfinished work. With it, finished parts stay when the block is cut short for any reason,
+            and the next call with the same key finds them; another key starts anew.
+
+    Raises:
+        UserError: `out` is a file or another owner's artifact, another process is writing it, or the disk is full.
     """
-    partial, key = out.with_name(out.name + ".partial"), out.with_name(out.name + ".resume")
-    if resume is None or not key.is_file() or key.read_text() != resume:
-        shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True, exist_ok=True)
-    if resume is not None:
-        key.write_text(resume)
-    try:
-        yield partial
-    except BaseException as error:
-        if resume is None or isinstance(error, ValueError):
+    if owner is not None:
+        check_replaceable(out, owner)
+    partial, key = (out.with_name(out.name + suffix) for suffix in (".partial", ".resume"))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with _only_writer(out):
+        if resume is None or not key.is_file() or key.read_text() != resume:
             shutil.rmtree(partial, ignore_errors=True)
-            key.unlink(missing_ok=True)
-        raise
-    shutil.rmtree(out, ignore_errors=True)
+        try:
+            partial.mkdir(exist_ok=True)
+            if resume is not None:
+                key.write_text(resume)
+            if owner is not None:
+                (partial / MARKER).write_text(owner + "\n")
+            yield partial
+            _replace(out, partial)
+        except (OSError, SafetensorError) as error:
+            if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
+                free = shutil.disk_usage(out.parent).free / 2**20
+                raise UserError(
+                    f"the disk is full: '{partial}' could not be written whole ({free:.0f} MiB are free): "
+                    "make room and run this again; what stood there before is untouched"
+                ) from error
+            raise
+        finally:
+            if resume is None or not partial.exists() or not _has_finished_parts(partial):
+                shutil.rmtree(partial, ignore_errors=True)
+                key.unlink(missing_ok=True)
+
+
+def check_replaceable(out: Path, owner: str) -> None:
+    """Refuse to write where something else stands.
+
+    Raises:
+        UserError: `out` is a file, or a folder that this owner did not write.
+    """
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise UserError(f"--out '{out}' is a file: name a folder that does not exist yet")
+    marker = out / MARKER
+    found = marker.read_text().strip() if marker.is_file() else None
+    if found != owner and any(out.iterdir()):
+        holder = f"was written by {found}" if found else "holds files that no stage of this project wrote"
+        raise UserError(f"--out '{out}' {holder}, not by {owner}: name another folder, or remove it yourself first")
+
+
+@contextmanager
+def _only_writer(out: Path) -> Iterator[None]:
+    """Hold the lock of a place. When `dvc` alone is killed its stage lives on, and a second one must not join it."""
+    lock = FileLock(out.with_name(f".{out.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise UserError(
+            f"another process is still writing '{out}' (a stage lives on when only `dvc` is killed): "
+            "wait until it has ended, or end it, and run this again"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _replace(out: Path, partial: Path) -> None:
+    """Put the finished folder in place of the old one, which is renamed aside first: one of them always exists."""
+    aside = out.with_name(out.name + ".replaced")
+    shutil.rmtree(aside, ignore_errors=True)
+    if out.exists():
+        out.rename(aside)
     partial.rename(out)
-    key.unlink(missing_ok=True)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _has_finished_parts(partial: Path) -> bool:
+    """Whether a cut-off run left more than its marker and its record."""
+    return any(entry.name not in (MARKER, HISTORY) for entry in partial.iterdir())
 
 
 def fingerprint(*parts: str | bytes | Path) -> str:
-    """A short hash of texts, bytes and files."""
+    """A short hash of texts, bytes and the contents of files."""
     digest = hashlib.sha256()
     for part in parts:
         data = part.read_bytes() if isinstance(part, Path) else part.encode() if isinstance(part, str) else part
@@ -49,14 +136,90 @@ def fingerprint(*parts: str | bytes | Path) -> str:
     return digest.hexdigest()[:16]
 
 
+def code_fingerprint(*modules: str) -> str:
+    """A hash of what some modules and everything of the project that they import do.
+
+    Comments, docstrings and layout do not count, so that editing them makes no stage run again.
+    """
+    names = sorted(import_closure(*modules, stop=frozenset(NOT_FINGERPRINTED)))
+    return fingerprint(*(f"{name} {_meaning(name)}" for name in names))
+
+
+def import_closure(*modules: str, stop: frozenset[str] = frozenset()) -> set[str]:
+    """The modules and every module of the project that they import, directly or not; `stop` is not entered."""
+    seen: set[str] = set()
+    pending = list(modules)
+    while pending:
+        name = pending.pop()
+        if name not in seen and name not in stop:
+            seen.add(name)
+            pending.extend(imported_modules(name))
+    return seen
+
+
+@lru_cache
+def imported_modules(module: str) -> frozenset[str]:
+    """The modules of the project that a module names in import statements, anywhere but under TYPE_CHECKING."""
+    found: set[str] = set()
+    pending: list[ast.AST] = [ast.parse(source_of(module))]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        pending.extend(ast.iter_child_nodes(node))
+    return frozenset(name for name in found if name.split(".")[0] in PACKAGES and _path(name) is not None)
+
+
+def source_of(module: str) -> str:
+    """The text of a module of this project."""
+    path = _path(module)
+    assert path is not None, module
+    return path.read_text(encoding="utf-8")
+
+
+def _path(module: str) -> Path | None:
+    base = ROOT.joinpath(*module.split("."))
+    return next((path for path in (base.with_suffix(".py"), base / "__init__.py") if path.is_file()), None)
+
+
+@lru_cache
+def _meaning(module: str) -> str:
+    """A module's syntax tree as text, without docstrings. Empty fields are left out: Python versions differ in them."""
+    return repr(_plain(ast.parse(source_of(module))))
+
+
+def _plain(node: Any) -> Any:
+    if isinstance(node, list):
+        return [_plain(one) for one in node if not _is_docstring(one)]
+    if not isinstance(node, ast.AST):
+        return node
+    fields = [(name, value) for name, value in ast.iter_fields(node) if name not in ("ctx", "kind", "type_comment")]
+    return (
+        type(node).__name__,
+        *((name, _plain(value)) for name, value in fields if value is not None and value != []),
+    )
+
+
+def _is_docstring(node: Any) -> bool:
+    """Whether a statement is a text that nothing uses: the docstring of a module, class, function or field."""
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+
+
 def save_tensors(path: Path, tensors: dict[str, Tensor], description: dict[str, Any]) -> None:
     """Tensors and a JSON description in one safetensors file with reproducible bytes."""
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     save_file(plain, path, metadata={"description": json.dumps(description, sort_keys=True)})
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)  # save_file makes files that only their owner can read
 
 
 def load_tensors(path: Path, made_by: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What save_tensors wrote.
+    """Tensors and description as save_tensors wrote them.
 
     Raises:
         UserError: the file is missing or not readable; the sentence names the stage that makes it.
@@ -65,23 +228,25 @@ def load_tensors(path: Path, made_by: str) -> tuple[dict[str, Tensor], dict[str,
         raise UserError(f"{path} does not exist: run the stage {made_by} first (`dvc repro {made_by}`)")
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["description"])
-    except (SafetensorError, KeyError, TypeError) as error:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            return tensors, json.loads(file.metadata()["description"])
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{path} is not a readable artifact ({error}): delete it and run the stage {made_by} again"
         ) from error
 
 
 def load_explanation(path: Path, made_by: str, model: str, data: str | None = None) -> dict[str, Tensor]:
-    """The tensors of an explanation, whose description names the model that it explains, and the data where that matters.
+    """The tensors of an explanation, whose description names the model that it explains and the data it is made from.
 
     Raises:
         UserError: the file is missing or not readable, or explains a model or data with another fingerprint.
     """
     tensors, description = load_tensors(path, made_by)
-    if description["model"] != model:
+    if description.get("model") != model:
         raise UserError(
-            f"{path} was made for another model ({description['model']}, not {model}): run the stage {made_by} again"
+            f"{path} was made for another model ({description.get('model')}, not {model}): "
+            f"run the stage {made_by} again"
         )
     if data is not None and description.get("data") != data:
         raise UserError(
@@ -92,15 +257,18 @@ def load_explanation(path: Path, made_by: str, model: str, data: str | None = No
 
 def write_json(path: Path, value: Any) -> None:
     """Indented JSON with sorted keys."""
-    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
+    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path, made_by: str) -> Any:
-    """What write_json wrote.
+    """A value as write_json wrote it.
 
     Raises:
-        UserError: the file is missing; the sentence names the stage that makes it.
+        UserError: the file is missing or damaged; the sentence names the stage that makes it.
     """
     if not path.is_file():
         raise UserError(f"{path} does not exist: run the stage {made_by} first (`dvc repro {made_by}`)")
-    return json.loads(path.read_text())
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}): delete it and run the stage {made_by} again") from error

@@ -1,4 +1,4 @@
-"""Any classifier, ready for evaluation: one of ours, a timm model with its published weights, or a state dict on disk."""
+"""Open any classifier: one of ours, a timm model with its published weights, or a state dict on disk."""
 
 import pickle
 from pathlib import Path
@@ -10,9 +10,11 @@ from safetensors.torch import load_file
 
 from everycause.data.split import Statistics
 from everycause.errors import UserError
-from everycause.models import FILE, Classifier, ModelParams, load
+from everycause.models import FILE, Classifier, ModelParams, load, own_statistics
 
 TIMM = "timm:"
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+"""Channel means and standard deviations of ImageNet, for networks of which timm knows none."""
 UNREADABLE = (
     SafetensorError,
     OSError,
@@ -23,13 +25,13 @@ UNREADABLE = (
     AttributeError,
     pickle.UnpicklingError,
 )
-"""What the readers raise over a file that holds no weights: an unpickler stumbles in many ways."""
+"""What the readers raise over a file that holds no weights; the unpickler fails in many ways."""
 
 
-def opened(
+def open_classifier(
     place: str, params: ModelParams, class_names: tuple[str, ...], image_size: int, device: torch.device
 ) -> Classifier:
-    """The classifier at `place`: a folder that a stage wrote, `timm:NAME`, or the path of a state dict for `model.name`.
+    """The classifier at `place`: a stage's folder, `timm:NAME`, or the path of a state dict for `model.name`.
 
     Weights from elsewhere see images normalized as timm's configuration of that model says.
 
@@ -45,25 +47,25 @@ def opened(
         return load(path, device)
     if not path.is_file():
         raise UserError(
-            f"--model: '{path}' does not exist: give a folder with {FILE}, a state dict (.pth, .pt, .safetensors), or timm:NAME"
+            f"--model: '{path}' does not exist: give a folder with {FILE}, a state dict (.pth, .pt, .safetensors), "
+            "or timm:NAME"
         )
     classifier = _foreign(params.model_copy(update={"pretrained": False}), class_names, image_size, device)
     try:
         classifier.network.load_state_dict(_state(path))
     except RuntimeError as error:
-        first = str(error).strip().splitlines()[1].strip() if len(str(error).strip().splitlines()) > 1 else str(error)
+        lines = str(error).strip().splitlines()
+        first = lines[min(1, len(lines) - 1)].strip()
         raise UserError(
-            f"--model: '{path}' is no state dict of {params.name} with {len(class_names)} classes ({first[:160]}): set model.name and model.head to what it was trained as"
+            f"--model: '{path}' is no state dict of {params.name} with {len(class_names)} classes ({first[:160]}): "
+            "set model.name and model.head to what it was trained as"
         ) from error
     return classifier
 
 
 def _foreign(params: ModelParams, class_names: tuple[str, ...], image_size: int, device: torch.device) -> Classifier:
-    published = timm.get_pretrained_cfg(params.name) if timm.is_model(params.name) else None
-    mean, deviation = (
-        (published.mean, published.std) if published is not None else ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    )
-    classifier = Classifier(params, class_names, image_size, Statistics(tuple(mean), tuple(deviation)))
+    statistics = own_statistics(params.name) or Statistics(*IMAGENET)
+    classifier = Classifier(params, class_names, image_size, statistics)
     return classifier.to(device=device, memory_format=torch.channels_last).eval()
 
 
@@ -72,7 +74,8 @@ def _same_classes(name: str, class_names: tuple[str, ...]) -> None:
     published = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
     if published is not None and published.num_classes != len(class_names):
         raise UserError(
-            f"--model: the published {name} has {published.num_classes} classes and the data {len(class_names)}: retrain it on these data first"
+            f"--model: the published {name} has {published.num_classes} classes and the data {len(class_names)}: "
+            "retrain it on these data first"
         )
 
 

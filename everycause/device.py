@@ -1,16 +1,17 @@
-"""Where and how the mathematics runs: device, threads, determinism."""
+"""Where and how the mathematics runs: device, threads, deterministic algorithms, full float32 precision."""
 
+import os
 import random
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 from pydantic import Field
 
-from everycause.artifacts import fingerprint
 from everycause.errors import UserError
 from everycause.params import Section
+
+MOST_THREADS = 256
 
 
 class RunParams(Section):
@@ -18,18 +19,30 @@ class RunParams(Section):
 
     device: Literal["auto", "cpu", "cuda"]
     """`auto` takes a GPU where there is one."""
-    threads: int = Field(ge=1)
-    """CPU threads. Another number may give other bytes."""
+    threads: int = Field(ge=1, le=MOST_THREADS)
+    """CPU threads, at most 256 (this machine's cores are the sensible limit). Another number may give other bytes."""
 
 
 def start(params: RunParams, seed: int) -> torch.device:
-    """Fix threads, seeds and deterministic algorithms, and name the device.
+    """Set threads, seeds and deterministic algorithms, and return the device.
+
+    Results are bitwise reproducible on CPUs of one kind with one number of threads. On a GPU the algorithms are
+    deterministic as well and matrix products are true float32 (no TF32), but another kind of GPU gives other bytes.
 
     Raises:
-        UserError: CUDA was asked for where there is none.
+        UserError: CUDA was asked for where there is none, or more threads than make sense on this machine.
     """
     if params.device == "cuda" and not torch.cuda.is_available():
         raise UserError("run.device is 'cuda', but torch sees no CUDA device here: set run.device to 'auto' or 'cpu'")
+    cores = os.cpu_count() or 1
+    if params.threads > 4 * cores:
+        raise UserError(
+            f"run.threads is {params.threads}, and this machine has {cores} cores: set it to {cores} or less"
+        )
+    # cuBLAS reads this when CUDA starts; without it some of its products are not deterministic
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
     torch.set_num_threads(params.threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
     random.seed(seed)
@@ -42,8 +55,3 @@ def start(params: RunParams, seed: int) -> torch.device:
 def device_name(device: torch.device) -> str:
     """The device in words, for records."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-
-
-def code_fingerprint() -> str:
-    """Identifies the code of the package: what was half done by other code is not gone on with."""
-    return fingerprint(*sorted(Path(__file__).parent.rglob("*.py")))

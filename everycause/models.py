@@ -1,24 +1,32 @@
-"""A timm classifier with its explained layer named: logits, activations, save, load."""
+"""Classifiers: a timm network with a named layer to explain, and with everything that is needed to use it again.
+
+A classifier knows its classes, its image size and the channel statistics that its images are normalized by, and saves
+all of them with its weights. Filters are the channels of its explained layer, averaged over places.
+"""
 
 import difflib
-import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from math import isqrt
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import timm
 import torch
-from pydantic import Field
+from huggingface_hub import constants as hub
+from pydantic import Field, ValidationError
 from torch import Tensor, nn
 
 from everycause.artifacts import fingerprint, load_tensors, save_tensors
-from everycause.data.split import Statistics
+from everycause.data.split import Split, Statistics, statistics
 from everycause.errors import UserError
 from everycause.hooks import evaluating, recording
 from everycause.params import Section
 from everycause.shapes import Float
 
 FILE = "model.safetensors"
+ABSENT = (OSError, RuntimeError, KeyError, ValueError)
+"""What timm raises, by family and version, over weights that are not there or do not fit."""
 
 
 class ModelParams(Section):
@@ -27,17 +35,18 @@ class ModelParams(Section):
     name: str = Field(min_length=1)
     """Any timm model."""
     pretrained: bool
-    """Start from timm's pretrained weights; they must already be in the local cache."""
+    """Start from timm's pretrained weights, which must already be in the local cache."""
     explained_layer: str = Field(min_length=1)
     """Dotted name of the layer whose channels are the filters; `maps` with a linear head."""
     head: Literal["published", "linear"]
-    """What follows the features: timm's own head, or average pooling, dropout and one linear layer, from which filters can always be read."""
+    """What follows the features: timm's own head, or average pooling, dropout and one linear layer, which always has
+    filters."""
     dropout: float = Field(ge=0, lt=1)
     """Share of the pooled features that is dropped in training, before the last layer."""
 
 
 class Readout(NamedTuple):
-    """One forward pass, seen at the explained layer and at the end."""
+    """What one forward pass gives at the explained layer and at the end."""
 
     logits: Float[Tensor, "batch classes"]
     activations: Float[Tensor, "batch filters"]
@@ -45,15 +54,15 @@ class Readout(NamedTuple):
 
 
 class LayerOutput(NamedTuple):
-    """One forward pass with what the explained layer said."""
+    """What one forward pass gives at the explained layer, as it comes, and at the end."""
 
     output: Tensor
-    """As the layer gives it; Classifier.as_maps lays it out."""
+    """As the layer gives it; Classifier.as_maps brings it into the layout of maps."""
     logits: Float[Tensor, "batch classes"]
 
 
 class LinearOnMaps(nn.Module):
-    """The features of a timm network, averaged over their places, with dropout and one linear layer: a network cut after its last block."""
+    """A timm network cut after its last block: its features, averaged over places, dropout and one linear layer."""
 
     def __init__(self, params: ModelParams, trunk: nn.Module, num_classes: int) -> None:
         super().__init__()
@@ -78,7 +87,7 @@ class LinearOnMaps(nn.Module):
 
 
 class Classifier(nn.Module):
-    """A network together with everything that is needed to use it on images again.
+    """A network with its classes, image size and channel statistics.
 
     Raises:
         UserError: timm does not know the name, or the network has no such layer.
@@ -97,7 +106,8 @@ class Classifier(nn.Module):
         if params.explained_layer not in layers:
             names = [name for name, _ in self.network.named_children()]
             raise UserError(
-                f"model.explained_layer '{params.explained_layer}' does not exist in {params.name}: its top-level layers are {', '.join(names)}"
+                f"model.explained_layer '{params.explained_layer}' does not exist in {params.name}: "
+                f"its top-level layers are {', '.join(names)}"
             )
 
     @property
@@ -115,22 +125,25 @@ class Classifier(nn.Module):
         return self.network(images)
 
     def readout(self, images: Float[Tensor, "batch 3 height width"]) -> Readout:
-        """Logits and pooled activations of normalized images: what is already pooled stays, maps and patch tokens are averaged.
+        """Logits and pooled activations of normalized images. Maps and patch tokens are averaged over places.
 
         Raises:
             UserError: the explained layer gives neither feature maps nor a square of patch tokens nor a pooled vector.
         """
-        output, logits = self.seen(images)
+        output, logits = self.layer_output(images)
         return Readout(logits, output if output.ndim == 2 else self.as_maps(output).mean(dim=(2, 3)))
 
-    def seen(self, images: Float[Tensor, "batch 3 height width"]) -> LayerOutput:
+    def layer_output(self, images: Float[Tensor, "batch 3 height width"]) -> LayerOutput:
         """Output of the explained layer and logits of normalized images."""
         with recording(self.explained_layer) as outputs:
             logits = self.network(images)
         return LayerOutput(outputs[-1], logits)
 
     def as_maps(self, output: Tensor) -> Float[Tensor, "batch filters rows columns"]:
-        """The explained layer's output, or its gradient, as maps; patch tokens are laid out as the grid that they are.
+        """The explained layer's output, or its gradient, as maps with the channels first.
+
+        Patch tokens become the grid that they are. Images are square, so maps are too: that tells networks with the
+        channels last (Swin and others) from the usual ones.
 
         Raises:
             UserError: it is neither maps nor a square of patch tokens.
@@ -142,10 +155,14 @@ class Classifier(nn.Module):
                 return patches.transpose(1, 2).unflatten(2, (side, side))
         if output.ndim != 4:
             raise UserError(
-                f"model.explained_layer '{self.params.explained_layer}' of {self.params.name} gives {output.ndim}-dimensional output, neither feature maps nor a square "
-                "of patch tokens: name a convolutional layer or a transformer block"
+                f"model.explained_layer '{self.params.explained_layer}' of {self.params.name} gives "
+                f"{output.ndim}-dimensional output, neither feature maps nor a square of patch tokens: name a "
+                "convolutional layer or a transformer block"
             )
-        return output
+        _, second, third, fourth = output.shape
+        says_last = getattr(self.network, "output_fmt", "NCHW") == "NHWC"
+        channels_last = second == third and (third != fourth or says_last)
+        return output.permute(0, 3, 1, 2) if channels_last else output
 
     def head(self) -> tuple[Float[Tensor, "classes filters"], Float[Tensor, "classes"]]:
         """Weight and bias of the linear map from pooled activations to logits, checked on noise.
@@ -157,28 +174,27 @@ class Classifier(nn.Module):
         if isinstance(linear, nn.Linear):
             noise = torch.randn(2, 3, self.image_size, self.image_size, generator=torch.Generator().manual_seed(0))
             with evaluating(self), torch.no_grad():
-                seen = self.readout(noise.to(self.device))
-            if seen.activations.shape[1] == linear.in_features and torch.allclose(
-                linear(seen.activations), seen.logits, rtol=1e-3, atol=1e-4
-            ):
+                readout = self.readout(noise.to(self.device))
+            fits = readout.activations.shape[1] == linear.in_features
+            if fits and torch.allclose(linear(readout.activations), readout.logits, rtol=1e-3, atol=1e-4):
                 return linear.weight.detach(), linear.bias.detach()
         raise UserError(
-            f"filters need logits that are linear in the averaged channels of '{self.params.explained_layer}', and those of {self.params.name} are not: "
-            "name the layer whose average the last layer reads (in a transformer that averages its patch tokens, or a ConvNeXt, the normalization before it), "
-            "or set model.head to linear and model.explained_layer to maps"
+            f"filters need logits that are linear in the averaged channels of '{self.params.explained_layer}', and "
+            f"those of {self.params.name} are not: name the layer whose average the last layer reads (in a transformer "
+            "that averages its patch tokens, or a ConvNeXt, the normalization before it), or set model.head to linear "
+            "and model.explained_layer to maps"
         )
 
     @torch.no_grad()
     def places(self) -> tuple[int, ...]:
-        """Rows and columns of the explained layer's maps, the number of tokens, or nothing where it gives a pooled vector."""
+        """Rows and columns of the explained layer's maps, the number of tokens, or nothing for a pooled vector."""
         with evaluating(self):
-            output = self.seen(torch.zeros(1, 3, self.image_size, self.image_size, device=self.device)).output
-        match output.ndim:
-            case 4 if output.shape[2] * output.shape[3] > 1:
-                return tuple(output.shape[2:])
-            case 3:
-                return (output.shape[1],)
-        return ()
+            black = torch.zeros(1, 3, self.image_size, self.image_size, device=self.device)
+            output = self.layer_output(black).output
+        if output.ndim == 3:
+            return (output.shape[1],)
+        maps = self.as_maps(output) if output.ndim == 4 else output[:, :, None, None]
+        return tuple(maps.shape[2:]) if maps.shape[2] * maps.shape[3] > 1 else ()
 
     def filters_are(self) -> str:
         """What a filter of the explained layer is, in words."""
@@ -187,60 +203,137 @@ class Classifier(nn.Module):
             case 2:
                 return f"channels of {layer}, averaged over {places[0]} × {places[1]} places"
             case 1:
-                return f"channels of the mean patch token of {layer}: not localized as those of a convolution are, since every token has seen the whole image"
+                return (
+                    f"channels of the mean patch token of {layer}: not localized as those of a convolution are, "
+                    "since every token has seen the whole image"
+                )
         return f"units of the pooled vector of {layer}: they have no place in the image"
 
     def save(self, folder: Path) -> None:
         """Write weights and description into a folder, as one file."""
         description = {
-            "params": self.params.model_dump(), "class_names": list(self.class_names), "image_size": self.image_size,
-            "mean": list(self.statistics.mean), "standard_deviation": list(self.statistics.standard_deviation),
-        }  # fmt: skip
+            "params": self.params.model_dump(),
+            "class_names": list(self.class_names),
+            "image_size": self.image_size,
+            "mean": list(self.statistics.mean),
+            "standard_deviation": list(self.statistics.standard_deviation),
+        }
         save_tensors(folder / FILE, self.network.state_dict(), description)
+
+
+def new_classifier(params: ModelParams, train: Split) -> Classifier:
+    """A classifier that is about to be trained on a split.
+
+    A network that starts from pretrained weights keeps the normalization that it was trained with. One that starts
+    from nothing gets the mean and the standard deviation of its training images.
+
+    Raises:
+        UserError: as Classifier.
+    """
+    own = own_statistics(params.name) if params.pretrained else None
+    return Classifier(params, train.class_names, train.image_size, own or statistics(train))
+
+
+def own_statistics(name: str) -> Statistics | None:
+    """The channel statistics that a timm model was trained with, where timm knows them."""
+    published = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    return Statistics(tuple(published.mean), tuple(published.std)) if published is not None else None
 
 
 def load(folder: Path, device: torch.device | str = "cpu") -> Classifier:
     """A saved classifier, in evaluation mode.
 
     Raises:
-        UserError: there is none; the sentence names the stage to run.
+        UserError: there is none, or the file does not hold one; the sentence names the stage to run.
     """
     made_by = "train_base" if "base" in folder.parts else "retrain"
     tensors, description = load_tensors(folder / FILE, made_by)
-    params = ModelParams(**description["params"]).model_copy(update={"pretrained": False})
-    statistics = Statistics(tuple(description["mean"]), tuple(description["standard_deviation"]))
-    classifier = Classifier(params, tuple(description["class_names"]), description["image_size"], statistics)
-    classifier.network.load_state_dict(tensors)
+    again = f"delete it and run the stage {made_by} again"
+    try:
+        params = ModelParams(**description["params"]).model_copy(update={"pretrained": False})
+        means = Statistics(tuple(description["mean"]), tuple(description["standard_deviation"]))
+        names, size = tuple(description["class_names"]), description["image_size"]
+    except (KeyError, TypeError, ValidationError) as error:
+        raise UserError(f"{folder / FILE} does not describe a classifier of this project ({error}): {again}") from error
+    classifier = Classifier(params, names, size, means)
+    try:
+        classifier.network.load_state_dict(tensors)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{folder / FILE} does not hold the weights of {params.name} ({reason}): {again}") from error
+    if broken := [name for name, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()]:
+        raise UserError(f"{folder / FILE} holds weights that are not finite ('{broken[0]}'): {again}")
     return classifier.to(device=device, memory_format=torch.channels_last).eval()
 
 
 def model_fingerprint(folder: Path) -> str:
-    """Identifies the weights in a folder."""
+    """A hash of the weights in a folder.
+
+    Raises:
+        UserError: there are none; the sentence names the stage to run.
+    """
+    if not (folder / FILE).is_file():
+        load_tensors(folder / FILE, "train_base" if "base" in folder.parts else "retrain")
     return fingerprint(folder / FILE)
 
 
 def _create(params: ModelParams, num_classes: int, image_size: int) -> nn.Module:
+    """The network that the params name, with weights from the cache or newly drawn ones."""
     if not timm.is_model(params.name):
         close = difflib.get_close_matches(params.name, timm.list_models(), n=3)
         hint = f": did you mean {' or '.join(close)}?" if close else ": timm.list_models() lists them"
         raise UserError(f"model.name '{params.name}' is not a timm model{hint}")
+    tags = timm.list_pretrained(params.name.split(".")[0] + "*") if "." in params.name else []
+    if "." in params.name and params.name not in tags:
+        known = f" (known: {', '.join(tags)})" if tags else ""
+        raise UserError(f"model.name '{params.name}' has a tag that timm does not know{known}")
     published = timm.get_pretrained_cfg(params.name)
-    sized = {"img_size": image_size} if published is not None and published.fixed_input_size else {}
+    options = {"img_size": image_size} if published is not None and published.fixed_input_size else {}
     if params.dropout and params.head == "published":
-        sized["drop_rate"] = params.dropout
+        options["drop_rate"] = params.dropout
     if not params.pretrained:
-        return _with_head(params, timm.create_model(params.name, num_classes=num_classes, **sized), num_classes)
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # without it, timm retries for most of a minute before it fails
+        network = timm.create_model(params.name, num_classes=num_classes, **options)
+        return network if params.head == "published" else LinearOnMaps(params, network, num_classes)
+    return _pretrained(params, num_classes, options)
+
+
+def _pretrained(params: ModelParams, num_classes: int, options: dict[str, int | float]) -> nn.Module:
+    """The network with its published weights. A new last layer starts at zero.
+
+    timm draws the last layer of some families (EfficientNet) so large that its first gradients destroy the features.
+    At zero, the first loss is the logarithm of the number of classes and the features learn slowly at first.
+    """
+    if not timm.is_model_pretrained(params.name):
+        raise UserError(f"timm has no pretrained weights of {params.name}: set model.pretrained to false")
     try:
-        return _with_head(
-            params, timm.create_model(params.name, pretrained=True, num_classes=num_classes, **sized), num_classes
-        )
-    except (OSError, RuntimeError) as error:
+        with _offline():
+            network = timm.create_model(params.name, pretrained=True, num_classes=num_classes, **options)
+    except ABSENT as error:
         raise UserError(
-            f"the pretrained weights of {params.name} are not in the local Hugging Face cache and nothing is downloaded here: "
-            "put them there (huggingface_hub.snapshot_download on a machine with network) or set model.pretrained to false"
+            f"the pretrained weights of {params.name} are not in the local Hugging Face cache and nothing is "
+            "downloaded here: put them there (huggingface_hub.snapshot_download on a machine with network) or set "
+            "model.pretrained to false"
         ) from error
+    published = timm.get_pretrained_cfg(params.name)
+    new_last_layer = published is None or published.num_classes != num_classes
+    if params.head == "linear":
+        network, new_last_layer = LinearOnMaps(params, network, num_classes), True
+    last = network.get_classifier()
+    if new_last_layer and isinstance(last, nn.Linear):
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+    return network
 
 
-def _with_head(params: ModelParams, network: nn.Module, num_classes: int) -> nn.Module:
-    return network if params.head == "published" else LinearOnMaps(params, network, num_classes)
+@contextmanager
+def _offline() -> Iterator[None]:
+    """Keep the hub's client from asking the network, which it would do for most of a minute before it gives up.
+
+    The client reads its environment variable when it is imported, so setting that variable here would be too late.
+    """
+    before = hub.HF_HUB_OFFLINE
+    hub.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        hub.HF_HUB_OFFLINE = before

@@ -1,25 +1,28 @@
-"""params.yaml → frozen, strict, validated sections.
+"""Read params.yaml into frozen, strict, validated sections.
 
-Every reader validates the whole file, so that a mistake in the last stage's section stops the first stage; but it
-imports the sections' owners by name, at run time, so that a stage depends on the code of its own sections only.
+Each section's class lives beside the code that it configures. Every reader validates the whole file, so that a mistake
+in the last stage's section stops the first stage. Section classes are found by name at run time: importing this module
+imports none of them.
 """
 
 import difflib
+import math
 from pathlib import Path
 from pkgutil import resolve_name
 from types import SimpleNamespace
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator, model_validator
 
 from everycause.errors import UserError
 
-# MERGED DOC: """What every section of params.yaml has in common."""
+LARGEST = 2**32
+"""Numbers beyond this are mistakes: no count, size, rate or seed of an experiment comes near it."""
 
 
 class Section(BaseModel):
-    """A frozen, strict, closed set of parameters: an unknown key or a wrong type is an error."""
+    """A frozen, strict set of parameters: an unknown key or a wrong type is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -41,7 +44,7 @@ SECTIONS = {
     "evaluation": "everycause.evaluation.predictions:EvaluationParams",
     "tuning": "everycause.tuning.space:TuningParams",
 }
-"""The owner of each section's class."""
+"""Section of params.yaml → module and class that define it."""
 
 
 class Matrix(Section):
@@ -52,7 +55,17 @@ class Matrix(Section):
     rows: list[str] = Field(min_length=1)
     """The retraining rows of the results table."""
     evaluated: list[str] = Field(min_length=1)
-    """The rows that are evaluated and reported, `base` among them."""
+    """The rows that are evaluated and reported: `base` and any of `rows`."""
+
+    @field_validator("seeds", "rows", "evaluated")
+    @classmethod
+    def _named_once(cls, values: list[Any]) -> list[Any]:
+        for value in values:
+            if values.count(value) > 1:
+                raise ValueError(f"{value!r} is named twice")
+            if isinstance(value, int) and not 0 <= value < 2**32:
+                raise ValueError(f"a seed lies between 0 and {2**32 - 1}, not {value}")
+        return values
 
     @model_validator(mode="after")
     def _rows_are_known(self) -> "Matrix":
@@ -61,15 +74,31 @@ class Matrix(Section):
             if row not in known:
                 close = difflib.get_close_matches(row, known, n=1)
                 hint = f", did you mean '{close[0]}'?" if close else ""
-                raise UserError(f"rows: '{row}' is not a retraining row{hint} (known: {', '.join(known)})")
-        rounds = resolve_name("everycause.training.rows:ROUNDS")
-        if missing := [row for row in self.evaluated if row not in ("base", rounds, *self.rows)]:
-            raise UserError(
-                f"evaluated: '{missing[0]}' is neither 'base' nor '{rounds}' nor one of rows ({', '.join(self.rows)})"
-            )
+                raise ValueError(f"rows: '{row}' is not a retraining row{hint} (known: {', '.join(known)})")
+        if missing := [row for row in self.evaluated if row not in ("base", *self.rows)]:
+            raise ValueError(f"evaluated: '{missing[0]}' is neither 'base' nor one of rows ({', '.join(self.rows)})")
         if "base" not in self.evaluated:
-            raise UserError("evaluated: 'base' is missing, and every other row is read against it")
+            raise ValueError("evaluated: 'base' is missing, and every other row is read against it")
         return self
+
+
+class UniqueKeys(yaml.SafeLoader):
+    """YAML in which a key may be given only once: PyYAML would silently take the last, and DVC refuses the file."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A mapping as a dict.
+
+        Raises:
+            ConstructorError: a key is given twice.
+        """
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key '{key.value}' is given twice", key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 def read(*names: str, path: Path = Path("params.yaml")) -> SimpleNamespace:
@@ -78,16 +107,24 @@ def read(*names: str, path: Path = Path("params.yaml")) -> SimpleNamespace:
     Raises:
         UserError: the file is missing or anything in it is wrong; the sentence gives the dotted path.
     """
+    whole = validated(raw_params(path), str(path))
+    return SimpleNamespace(**{name: getattr(whole, name) for name in names})
+
+
+def raw_params(path: Path = Path("params.yaml")) -> Any:
+    """The file as YAML gives it, not validated.
+
+    Raises:
+        UserError: the file is missing, is no YAML, or gives a key twice.
+    """
     if not path.is_file():
         raise UserError(
             f"{path} does not exist: run from the repository root, or copy one of profiles/*.yaml to {path}"
         )
     try:
-        raw = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+        return yaml.load(path.read_text(encoding="utf-8"), UniqueKeys)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    whole = validated(raw, str(path))
-    return SimpleNamespace(**{name: getattr(whole, name) for name in names})
 
 
 def validated(raw: Any, source: str) -> Any:
@@ -98,11 +135,20 @@ def validated(raw: Any, source: str) -> Any:
     """
     if not isinstance(raw, dict):
         raise UserError(f"{source} holds no keys: start from one of profiles/*.yaml")
+    for path, value in flattened({str(key): value for key, value in raw.items()}).items():
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, int | float) and not (math.isfinite(number) and abs(number) <= LARGEST):
+                raise UserError(f"{source}: '{path}' is {number!r}, and every number must be finite and sensible")
     sections = {name: (resolve_name(owner), ...) for name, owner in SECTIONS.items()}
     try:
-        return create_model("Params", __base__=Matrix, **sections)(**raw)
+        whole = create_model("Params", __base__=Matrix, **sections)(**{str(key): value for key, value in raw.items()})
     except ValidationError as error:
         raise UserError(f"{source}: " + "; ".join(_sentence(problem) for problem in error.errors())) from error
+    if missing := [row for row in whole.faithfulness.rows if row not in ("base", *whole.rows)]:
+        raise UserError(
+            f"{source}: faithfulness.rows: '{missing[0]}' is neither 'base' nor one of rows ({', '.join(whole.rows)})"
+        )
+    return whole
 
 
 def flattened(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,5 +1,6 @@
-"""How every stage starts and ends: a user's mistake is one sentence, an artifact is whole or absent, a run is recorded."""
+"""How every stage starts and ends: a user's mistake is a sentence, an artifact whole or absent, a run recorded."""
 
+import json
 import logging
 import sys
 from collections.abc import Callable, Iterator
@@ -11,13 +12,13 @@ import torch
 import tyro
 
 from everycause import tracking
-from everycause.artifacts import atomic_folder
+from everycause.artifacts import HISTORY, atomic_folder
 from everycause.errors import UserError
 from everycause.params import flattened
 
 
 def run(main: Callable[..., None]) -> None:
-    """Make a stage's signature its command line; a ValueError becomes a sentence and exit code 1, a Ctrl-C a word."""
+    """Make a stage's signature its command line. A user's error becomes a sentence and exit code 1."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
         tyro.cli(main)
@@ -27,23 +28,39 @@ def run(main: Callable[..., None]) -> None:
         sys.exit("stopped")
 
 
+def asked(inputs: Path | None) -> bool:
+    """Whether params.yaml asks for a stage, as check_inputs wrote it; a stage called by hand is asked for."""
+    return inputs is None or not inputs.is_file() or bool(json.loads(inputs.read_text())["asked"])
+
+
 @contextmanager
 def recorded(
-    name: str, params: SimpleNamespace, out: Path, seed: int, device: torch.device, data: str, resume: str | None = None
+    name: str,
+    params: SimpleNamespace,
+    out: Path,
+    seed: int,
+    device: torch.device,
+    data: str,
+    resume: str | None = None,
 ) -> Iterator[tuple[Path, tracking.Record]]:
-    """A folder that becomes `out`, and the record of the run that fills it; with a `resume` key a killed run goes on."""
-    sections = {key: value.model_dump() for key, value in vars(params).items()}
-    tags = {
-        "stage": name.split("/")[0],
-        "row": name.split("/")[-1],
-        "seed": str(seed),
-        **tracking.identity(device, data),
-    }
+    """A folder that becomes `out`, and the record of the run that fills it.
+
+    Args:
+        name: stage/row.
+        params: The sections that the stage reads; they are logged.
+        out: The folder.
+        seed: The training seed.
+        device: Where the stage computes.
+        data: Fingerprint of its data.
+        resume: With this key, a killed run goes on where it was.
+    """
+    sections = {key: value.model_dump() for key, value in vars(params).items() if hasattr(value, "model_dump")}
+    tags = {"stage": name.split("/")[0], "row": name.split("/")[-1], "seed": str(seed)}
+    tags |= tracking.identity(device, data)
+    run_name, logged = f"{name}/seed-{seed}", flattened(sections)
     with (
-        atomic_folder(out, resume) as folder,
-        tracking.run(
-            f"{name}/seed-{seed}", params.tracking, tags, flattened(sections), folder / tracking.HISTORY
-        ) as record,
+        atomic_folder(out, run_name, resume) as folder,
+        tracking.run(run_name, params.tracking, tags, logged, folder / HISTORY) as record,
     ):
         yield folder, record
         record.artifacts(folder)

@@ -8,7 +8,7 @@ Paper   the protocols stand in reports/deviations.md.  Cost: about 30 s on two c
 from pathlib import Path
 
 from everycause.artifacts import fingerprint, write_json
-from everycause.checkpoints import opened
+from everycause.checkpoints import open_classifier
 from everycause.data.shifts import test_view
 from everycause.device import start
 from everycause.evaluation.metrics import metrics
@@ -29,7 +29,7 @@ def main(row: str, seed: int, model: str, out: Path, cache: Path = Path(".cache/
     """
     params = read("run", "tracking", "data", "model", "evaluation")
     device = start(params.run, seed)
-    classifier = opened(
+    classifier = open_classifier(
         model,
         params.model,
         test_view(params.data, params.run.threads).split.class_names,

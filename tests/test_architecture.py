@@ -1,21 +1,19 @@
 """Who may import whom, and how large things may grow."""
 
 import ast
+import re
 import tomllib
 from pathlib import Path
 
 import pytest
 
+from everycause.artifacts import import_closure, imported_modules, source_of
+from everycause.data.sources import SOURCES
 from everycause.params import SECTIONS
-from tests.imports import ROOT, closure, imported, path_of
+from tests.imports import MODULES, ROOT, STAGES, libraries, tree_of
 
-MODULES = sorted(
-    ".".join(path.relative_to(ROOT).with_suffix("").parts)
-    for path in (ROOT / "everycause").rglob("*.py")
-    if path.name != "__init__.py"
-)
-STAGES = sorted(path.stem for path in (ROOT / "stages").glob("*.py") if path.name != "__init__.py")
 LAYERS = (
+    "codebirds",
     "everycause.data",
     "everycause.models",
     "everycause.explanation",
@@ -23,87 +21,69 @@ LAYERS = (
     "everycause.evaluation",
     "everycause.reporting",
 )
-MAY_SEE_SHIFTS = ("everycause.evaluation.", "everycause.reporting.")
+"""From the bottom up: a module imports its own layer and those below it."""
+MAY_SEE_SHIFTS = ("everycause.evaluation.", "everycause.data.shifts")
+TRAINING_STAGES = ("train_base", "accumulate_filters", "generate_masks", "retrain", "measure_faithfulness", "tune")
 FORBIDDEN_WORDS = {"utils", "helpers", "common", "misc", "manager", "handler", "processor", "v2"}
 TIMMS = "get_classifier"
 """A name that timm calls: a network of ours must answer to it."""
-
-
-def source(module: str) -> str:
-    path = path_of(module)
-    assert path is not None
-    return path.read_text()
+MOST_MODULES = 64
+BUDGETS = {
+    "codebirds": 1000,
+    "everycause.data": 2000,
+    "everycause.explanation": 2300,
+    "everycause.training": 1500,
+    "everycause.evaluation": 1200,
+    "everycause.reporting": 1300,
+    "everycause.tuning": 1800,
+}
+"""Lines of a package, at 120 columns: a little above what stands, and meant to fall."""
 
 
 def words(name: str) -> set[str]:
     return set(name.replace(".", "_").split("_"))
 
 
-def libraries(module: str) -> set[str]:
-    nodes = list(ast.walk(ast.parse(source(module))))
-    named = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
-    return {
-        name.split(".")[0]
-        for name in named | {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
-    }
-
-
 @pytest.mark.parametrize("module", MODULES)
-def test_only_evaluation_and_reporting_touch_shifted_splits(module: str) -> None:
+def test_only_evaluation_touches_shifted_splits(module: str) -> None:
     if not module.startswith(MAY_SEE_SHIFTS):
-        assert "everycause.data.shifts" not in imported(module) - {module}
+        assert "everycause.data.shifts" not in imported_modules(module)
 
 
-def test_training_explanation_and_sweeps_cannot_reach_a_shifted_split() -> None:
-    for stage in (
-        "train_base",
-        "accumulate_filters",
-        "generate_masks",
-        "retrain",
-        "retrain_rounds",
-        "measure_faithfulness",
-        "tune",
-    ):
-        assert "everycause.data.shifts" not in closure(f"stages.{stage}"), stage
+@pytest.mark.parametrize("stage", TRAINING_STAGES)
+def test_training_explanation_and_sweeps_cannot_reach_a_shifted_split(stage: str) -> None:
+    assert "everycause.data.shifts" not in import_closure(f"stages.{stage}")
 
 
-def test_only_the_sweep_and_the_rounds_reach_the_erasures_of_validation_images() -> None:
-    users = {
-        module
-        for module in [*MODULES, *(f"stages.{stage}" for stage in STAGES)]
-        if "everycause.data.codebirds" in closure(module)
-    }
-    assert users == {
-        "everycause.data.codebirds", "everycause.tuning.trial", "everycause.evaluation.faithfulness", "everycause.tuning.trial", "stages.tune", "stages.retrain_rounds",
-    }  # fmt: skip
-
-
-def test_the_test_split_is_opened_by_shifts_alone() -> None:
+def test_shifted_splits_of_a_reader_are_opened_by_one_module_alone() -> None:
     for module in [*MODULES, *(f"stages.{stage}" for stage in STAGES)]:
-        if module not in (
-            "everycause.data.shifts",
-            "everycause.data.images",
-            "codebirds.factors",
-            "everycause.data.sources",
-        ):
-            for node in ast.walk(ast.parse(source(module))):
-                if isinstance(node, ast.Call) and getattr(node.func, "id", "") in (
-                    "open_split",
-                    "folder_split",
-                    "cub_split",
-                    "imagenet_split",
-                    "waterbirds_split",
-                ):
-                    assert "test" not in [
-                        argument.value for argument in node.args if isinstance(argument, ast.Constant)
-                    ], module
+        if module != "everycause.data.shifts" and module not in SOURCES.values():
+            assert not re.search(r"\.(shifted_views|test_view)\(", source_of(module)), module
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_no_stage_imports_a_reader_by_itself(stage: str) -> None:
+    readers = set(SOURCES.values()) - {SOURCES["codebirds"]}
+    assert not import_closure(f"stages.{stage}") & readers
+
+
+def test_the_report_reads_artifacts_and_nothing_else() -> None:
+    closure = import_closure("stages.report")
+    forbidden = ("codebirds", "everycause.explanation", "everycause.training", "everycause.models", "everycause.data.")
+    allowed = {"everycause.data.split"}
+    assert not {name for name in closure if name.startswith(forbidden)} - allowed
+
+
+def test_masks_are_generated_without_evaluation_and_filters() -> None:
+    closure = import_closure("stages.generate_masks")
+    assert not {name for name in closure if name.startswith(("everycause.evaluation", "everycause.explanation.heads"))}
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_imports_point_from_later_to_earlier_layers(module: str) -> None:
     level = next((number for number, layer in enumerate(LAYERS) if module.startswith(layer)), None)
     if level is not None:
-        for other in imported(module):
+        for other in imported_modules(module):
             for number, layer in enumerate(LAYERS):
                 if other.startswith(layer) and other != layer:
                     assert number <= level, f"{module} imports {other}"
@@ -117,49 +97,55 @@ def test_each_tool_has_one_door(library: str, door: str | None) -> None:
     assert bool(users) == bool(door) and all(user == door or user.startswith(f"{door}.") for user in users)
 
 
-@pytest.mark.parametrize("layer", LAYERS[:5])
+@pytest.mark.parametrize("layer", LAYERS[:6])
 def test_the_mathematics_knows_no_tracker_and_no_tuner(layer: str) -> None:
-    for module in MODULES:
-        if module.startswith(layer):
-            assert not any(
-                other.startswith(("everycause.tracking", "everycause.tuning", "everycause.tuning.trial"))
-                for other in closure(module)
-            ), module
+    for module in (module for module in MODULES if module.startswith(layer)):
+        reached = import_closure(module)
+        assert not any(other.startswith(("everycause.tracking", "everycause.tuning")) for other in reached), module
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_modules_and_functions_stay_small(module: str) -> None:
-    text = source(module)
-    assert len(text.splitlines()) <= 300
-    for node in ast.walk(ast.parse(text)):
+    assert len(source_of(module).splitlines()) <= 350
+    for node in ast.walk(tree_of(module)):
         if isinstance(node, ast.FunctionDef):
             body = node.body[1:] if ast.get_docstring(node) and len(node.body) > 1 else node.body
             lines = body[-1].end_lineno - body[0].lineno + 1
             assert lines <= 40, f"{module}.{node.name} has {lines} lines"
-            assert not words(node.name) & FORBIDDEN_WORDS and (
-                not node.name.startswith("get_") or node.name == TIMMS
-            ), node.name
+            assert not words(node.name) & FORBIDDEN_WORDS, node.name
+            assert not node.name.startswith("get_") or node.name == TIMMS, node.name
     assert not words(module) & FORBIDDEN_WORDS
 
 
-def test_the_package_stays_within_its_budget() -> None:
-    assert sum(len(source(module).splitlines()) for module in MODULES) <= 9500
+def test_there_are_few_rooms() -> None:
+    assert len(MODULES) <= MOST_MODULES
+
+
+@pytest.mark.parametrize("package", BUDGETS)
+def test_packages_stay_within_their_budgets(package: str) -> None:
+    lines = sum(len(source_of(module).splitlines()) for module in MODULES if module.startswith(f"{package}."))
+    assert 0.85 * BUDGETS[package] <= lines <= BUDGETS[package], f"{package} has {lines} lines: set its budget below"
+
+
+def test_no_remark_of_the_move_is_left() -> None:
+    for module in [*MODULES, *(f"stages.{stage}" for stage in STAGES)]:
+        assert "MERGED DOC" not in source_of(module) and "specs/" not in source_of(module), module
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_stages_are_thin(stage: str) -> None:
-    assert len(source(f"stages.{stage}").splitlines()) <= 76
+    assert len(source_of(f"stages.{stage}").splitlines()) <= 100
 
 
-@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("module", [module for module in MODULES if module != "everycause.__main__"])
 def test_the_package_prints_nothing_and_parses_no_arguments(module: str) -> None:
-    calls = {getattr(node.func, "id", "") for node in ast.walk(ast.parse(source(module))) if isinstance(node, ast.Call)}
+    calls = {getattr(node.func, "id", "") for node in ast.walk(tree_of(module)) if isinstance(node, ast.Call)}
     assert "print" not in calls and not {"argparse", "tyro", "click"} & libraries(module)
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_everything_public_has_a_docstring(module: str) -> None:
-    tree = ast.parse(source(module))
+    tree = tree_of(module)
     assert ast.get_docstring(tree), module
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
@@ -169,29 +155,19 @@ def test_everything_public_has_a_docstring(module: str) -> None:
 def test_every_section_has_an_owner_whose_fields_are_explained() -> None:
     for owner in SECTIONS.values():
         module, name = owner.split(":")
-        (node,) = (
-            node for node in ast.parse(source(module)).body if isinstance(node, ast.ClassDef) and node.name == name
-        )
+        (node,) = (node for node in tree_of(module).body if isinstance(node, ast.ClassDef) and node.name == name)
         for field, after in zip(node.body, [*node.body[1:], None], strict=True):
-            if isinstance(field, ast.AnnAssign) and ast.unparse(field.annotation) not in (
-                "CodebirdsParams",
-                "FolderParams",
-                "CubParams",
-                "ImageNetParams",
-                "WaterbirdsParams",
-                "HeadParams",
-                "OptimizerParams",
-                "AugmentationParams",
-            ):
-                assert isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant), (
-                    f"{owner}.{ast.unparse(field.target)} is not explained"
-                )
+            if isinstance(field, ast.AnnAssign) and not ast.unparse(field.annotation).endswith("Params"):
+                explained = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+                assert explained, f"{owner}.{ast.unparse(field.target)} is not explained"
 
 
 def test_packages_re_export_nothing() -> None:
     for path in (ROOT / "everycause").rglob("__init__.py"):
         tree = ast.parse(path.read_text())
-        assert len(tree.body) == 1 and ast.get_docstring(tree), path
+        assert ast.get_docstring(tree), path
+        if path.parent.name != "everycause":
+            assert len(tree.body) == 1, path
 
 
 def test_ruff_and_pytest_are_configured_in_one_place() -> None:

@@ -1,11 +1,24 @@
 from pathlib import Path
 
 import pytest
+import timm
 import torch
+from huggingface_hub.constants import is_offline_mode
 
-from everycause.artifacts import atomic_folder, load_tensors, save_tensors
-from everycause.hooks import evaluating, recording
-from everycause.models import Classifier, ModelParams, load, model_fingerprint, recorded
+from everycause.artifacts import save_tensors
+from everycause.data.split import Split, Statistics, statistics
+from everycause.errors import UserError
+from everycause.hooks import evaluating, folded, recording
+from everycause.inference import check_fits, logits_of, readout_of
+from everycause.models import (
+    FILE,
+    Classifier,
+    ModelParams,
+    load,
+    model_fingerprint,
+    new_classifier,
+    own_statistics,
+)
 from tests.conftest import MODEL, STATISTICS, make_classifier
 
 
@@ -146,26 +159,6 @@ def test_modes_are_restored_module_by_module_even_after_an_exception(classifier:
     assert [module.training for module in classifier.modules()] == before
 
 
-def test_an_artifact_is_whole_or_absent(tmp_path: Path) -> None:
-    out = tmp_path / "deep" / "out"
-    with pytest.raises(RuntimeError), atomic_folder(out) as folder:
-        (folder / "file").write_text("half")
-        raise RuntimeError
-    assert list(out.parent.iterdir()) == []
-    for text in ("one", "two"):
-        with atomic_folder(out) as folder:
-            (folder / "file").write_text(text)
-    assert (out / "file").read_text() == "two" and list(out.parent.iterdir()) == [out]
-
-
-def test_a_damaged_artifact_is_one_sentence(tmp_path: Path) -> None:
-    (tmp_path / "model.safetensors").write_bytes(b"garbage")
-    with pytest.raises(ValueError, match="not a readable artifact"):
-        load(tmp_path)
-    save_tensors(tmp_path / "a", {"x": torch.ones(2).expand(3, 2)}, {"k": 1})
-    assert torch.equal(load_tensors(tmp_path / "a", "nothing")[0]["x"], torch.ones(3, 2))
-
-
 def test_model_params_refuse_unknown_keys() -> None:
     with pytest.raises(ValueError, match="Extra inputs"):
         ModelParams(**MODEL.model_dump(), depth=3)
@@ -173,3 +166,138 @@ def test_model_params_refuse_unknown_keys() -> None:
 
 def test_classifiers_with_one_seed_are_equal() -> None:
     assert torch.equal(make_classifier(3)(images()), make_classifier(3)(images()))
+
+
+def saved_description(classifier: Classifier) -> dict:
+    return {
+        "params": classifier.params.model_dump(),
+        "class_names": list(classifier.class_names),
+        "image_size": classifier.image_size,
+        "mean": list(classifier.statistics.mean),
+        "standard_deviation": list(classifier.statistics.standard_deviation),
+    }
+
+
+@pytest.mark.parametrize("damage", ("missing", "extra", "shape", "nan", "undescribed"))
+def test_a_file_that_holds_no_classifier_is_one_sentence(tmp_path: Path, classifier: Classifier, damage: str) -> None:
+    weights, description = dict(classifier.network.state_dict()), saved_description(classifier)
+    first = next(name for name, value in weights.items() if value.ndim > 1)
+    match damage:
+        case "missing":
+            del weights[first]
+        case "extra":
+            weights["surprise"] = torch.ones(1)
+        case "shape":
+            weights[first] = weights[first][:, :1, :1]
+        case "nan":
+            weights[first] = torch.full_like(weights[first], torch.nan)
+        case "undescribed":
+            del description["image_size"]
+    save_tensors(tmp_path / FILE, weights, description)
+    said = {"nan": "weights that are not finite", "undescribed": "does not describe a classifier"}
+    with pytest.raises(UserError, match=said.get(damage, "does not hold the weights of test_resnet")):
+        load(tmp_path)
+
+
+def networks_with_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let timm believe that its published weights are at hand: newly drawn ones stand for them."""
+    real = timm.create_model
+
+    def create(name: str, pretrained: bool = False, **options: object) -> torch.nn.Module:
+        return real(name, **options)
+
+    monkeypatch.setattr("everycause.models.timm.create_model", create)
+
+
+def test_a_pretrained_network_sees_the_statistics_it_was_trained_with(
+    monkeypatch: pytest.MonkeyPatch, train: Split
+) -> None:
+    networks_with_weights(monkeypatch)
+    pretrained = new_classifier(MODEL.model_copy(update={"name": "resnet18", "pretrained": True}), train)
+    assert (
+        pretrained.statistics == own_statistics("resnet18") == Statistics((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    )
+    assert new_classifier(MODEL, train).statistics == statistics(train)
+
+
+@pytest.mark.parametrize(("name", "layer", "head"), [("resnet18", "layer4", "published"), ("vgg11", "maps", "linear")])
+def test_the_new_last_layer_of_a_pretrained_network_starts_at_zero(
+    monkeypatch: pytest.MonkeyPatch, name: str, layer: str, head: str
+) -> None:
+    networks_with_weights(monkeypatch)
+    params = ModelParams(name=name, pretrained=True, explained_layer=layer, head=head, dropout=0.0)
+    last = Classifier(params, ("a", "b", "c"), 32, STATISTICS).network.get_classifier()
+    assert not last.weight.any() and not last.bias.any()
+    drawn = Classifier(params.model_copy(update={"pretrained": False}), ("a", "b", "c"), 32, STATISTICS)
+    assert drawn.network.get_classifier().weight.any()
+
+
+def test_published_last_layers_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    networks_with_weights(monkeypatch)
+    params = MODEL.model_copy(update={"name": "resnet18", "pretrained": True})
+    assert Classifier(params, tuple(map(str, range(1000))), 32, STATISTICS).network.get_classifier().weight.any()
+
+
+def test_the_hub_is_not_asked_for_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    offline = []
+    monkeypatch.setattr(
+        "everycause.models.timm.create_model", lambda *_a, **_o: offline.append(is_offline_mode()) or 1 / 0
+    )
+    with pytest.raises(ZeroDivisionError):
+        with_params(name="resnet18", pretrained=True)
+    assert offline == [True] and not is_offline_mode()
+
+
+def test_a_network_with_the_channels_last_gives_maps_with_the_channels_first() -> None:
+    classifier = with_params(name="swin_tiny_patch4_window7_224", explained_layer="norm").eval()
+    seen = classifier.layer_output(images(2))
+    assert seen.output.shape == (2, 1, 1, 768)  # 32 pixels leave one place
+    assert classifier.as_maps(seen.output).shape == (2, 768, 1, 1)
+    weight, bias = classifier.head()
+    assert torch.allclose(classifier.readout(images(2)).activations @ weight.T + bias, seen.logits, atol=1e-3)
+
+
+class OverwrittenBehind(torch.nn.Module):
+    """A layer whose output an in-place activation changes afterwards."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.behind = torch.nn.Linear(4, 4), torch.nn.ReLU(inplace=True)
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return self.behind(self.layer(values))
+
+
+def test_an_activation_in_place_does_not_change_what_was_recorded() -> None:
+    network, values = OverwrittenBehind(), torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+    with recording(network.layer) as outputs:
+        network(values)
+    assert torch.equal(outputs[0], network.layer(values)) and (outputs[0] < 0).any()
+
+
+def test_a_layer_that_gives_no_tensor_is_one_sentence() -> None:
+    network = torch.nn.LSTM(3, 3)
+    with pytest.raises(UserError, match="gives a tuple, not a tensor"), recording(network):
+        network(torch.zeros(1, 1, 3))
+
+
+def test_folded_copies_give_the_same_logits_and_leave_the_network_alone(classifier: Classifier) -> None:
+    before = {name: value.clone() for name, value in classifier.network.state_dict().items()}
+    copied = folded(classifier.network)
+    assert torch.allclose(copied(images()), classifier(images()), atol=1e-4)
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in copied.modules())
+    assert all(torch.equal(value, before[name]) for name, value in classifier.network.state_dict().items())
+
+
+def split_of(names: tuple[str, ...], size: int) -> Split:
+    read = lambda index: torch.zeros(len(index), 3, size, size, dtype=torch.uint8)  # noqa: E731
+    return Split("test", torch.tensor([0, 1]), names, size, read, "identity")
+
+
+def test_images_that_a_model_was_not_made_for_are_refused(classifier: Classifier) -> None:
+    check_fits(classifier, split_of(classifier.class_names, 32))
+    with pytest.raises(UserError, match="made for images of 32 pixels, and those of 'test' have 64"):
+        logits_of(classifier, split_of(classifier.class_names, 64))
+    with pytest.raises(UserError, match="knows 4 classes, and they are not the 2 of 'test', such as 'dog'"):
+        readout_of(classifier, split_of(("class-0", "dog"), 32))

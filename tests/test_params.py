@@ -41,7 +41,7 @@ def test_every_profile_is_valid(file: Path) -> None:
         ("loss.lambda_mc", -1.0, "'loss.lambda_mc' is -1.0"),
         ("training.optimizer.learning_rate", 0.0, "'training.optimizer.learning_rate'"),
         ("rows", ["mask"], "did you mean 'masks'"),
-        ("evaluated", ["base", "masks_random"], "nor one of rows"),
+        ("evaluated", ["base", "masks_random"], "neither 'base' nor one of rows"),
         ("evaluated", ["joint"], "'base' is missing"),
         ("data.codebirds.order", 3, "at most"),
         ("data.codebirds.dimension", 9, "dimension"),
@@ -49,6 +49,16 @@ def test_every_profile_is_valid(file: Path) -> None:
         ("evaluation.corruptions", ["rain"], "'rain' is not a corruption"),
         ("evaluation.severities", [7], "severity 7"),
         ("seeds", [], "'seeds'"),
+        ("seeds", [0, 1, 0], "seeds: 0 is named twice"),
+        ("seeds", [-1], "a seed lies between 0 and"),
+        ("rows", ["joint", "joint"], "rows: 'joint' is named twice"),
+        ("evaluated", ["base", "base"], "evaluated: 'base' is named twice"),
+        ("faithfulness.rows", ["oracle_parts"], "faithfulness.rows: 'oracle_parts' is neither 'base' nor one of rows"),
+        ("run.threads", 5000, "'run.threads' is 5000: input should be less than or equal to 256"),
+        ("tracking.system_metrics_seconds", float("inf"), "'tracking.system_metrics_seconds' is inf, and every number"),
+        ("training.optimizer.learning_rate", float("nan"), "'training.optimizer.learning_rate' is nan"),
+        ("training.augmentation.shift", 10**12, "'training.augmentation.shift' is 1000000000000"),
+        ("data.codebirds.train", 10**12, "'data.codebirds.train' is 1000000000000"),
         ("tuning.parameters", {"masks.regions": {"low": 2.0, "high": 1.0, "log": False}}, "must be below"),
     ],
 )
@@ -72,7 +82,14 @@ def test_sections_are_frozen(raw: dict) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [(None, "does not exist"), ("a: [", "not valid YAML"), ("", "holds no keys")]
+    ("text", "message"),
+    [
+        (None, "does not exist"),
+        ("a: [", "not valid YAML"),
+        ("", "holds no keys"),
+        ("run:\n  device: cpu\n  device: cuda\n", "the key 'device' is given twice"),
+        ("seeds: [0]\nseeds: [1]\n", "the key 'seeds' is given twice"),
+    ],
 )
 def test_a_missing_or_broken_file_is_one_sentence(tmp_path: Path, text: str | None, message: str) -> None:
     path = tmp_path / "params.yaml"

@@ -1,4 +1,4 @@
-"""dvc.yaml declares what the code needs: cache structure is code structure."""
+"""dvc.yaml asks for what the stages need, and a stage runs again exactly when what it does or reads has changed."""
 
 import ast
 
@@ -6,32 +6,45 @@ import pytest
 import yaml
 
 from everycause.params import SECTIONS, Matrix
-from tests.imports import ROOT, dependencies
+from stages import check_inputs
+from tests.imports import ROOT, tree_of
 
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+AFTER_THE_CHECK = [stage for stage in STAGES if stage != "check_inputs"]
 UNDECLARED = {"tracking"}
-"""Sections that a stage may read without rerunning when they change."""
+"""Sections that a stage may read without running again when they change."""
 
 
 def sections_read(stage: str) -> set[str]:
     """The names that a stage passes to params.read."""
-    calls = [
-        node
-        for node in ast.walk(ast.parse((ROOT / "stages" / f"{stage}.py").read_text()))
-        if isinstance(node, ast.Call)
-    ]
+    calls = [node for node in ast.walk(tree_of(f"stages.{stage}")) if isinstance(node, ast.Call)]
     (read,) = (call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "read")
     return {argument.value for argument in read.args if isinstance(argument, ast.Constant)}
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_declared_dependencies_are_the_import_closure(stage: str) -> None:
-    declared = [dependency for dependency in STAGES[stage]["deps"] if dependency.endswith(".py")]
-    assert declared == dependencies(stage)
-    assert "${data.root}" in STAGES[stage]["deps"]
+@pytest.mark.parametrize("stage", AFTER_THE_CHECK)
+def test_every_stage_depends_on_its_inputs_and_on_artifacts_alone(stage: str) -> None:
+    dependencies = STAGES[stage]["deps"]
+    assert dependencies[0] == f"artifacts/inputs/{stage}.json"
+    assert all(dependency.startswith("artifacts/") for dependency in dependencies)
 
 
-@pytest.mark.parametrize("stage", STAGES)
+def test_inputs_are_written_for_every_stage() -> None:
+    assert {*check_inputs.TRAINING, *check_inputs.EVALUATION, "report"} == set(AFTER_THE_CHECK)
+
+
+@pytest.mark.parametrize("stage", AFTER_THE_CHECK)
+def test_every_artifact_that_a_command_reads_is_a_dependency(stage: str) -> None:
+    words = STAGES[stage]["cmd"].split()
+    outs = [out if isinstance(out, str) else next(iter(out)) for out in STAGES[stage]["outs"]]
+    read = {word for word in words if word.startswith("artifacts/")} - set(outs)
+    dependencies = STAGES[stage]["deps"]
+    assert read <= set(dependencies) and words[words.index("--out") + 1] in outs
+    if "--artifacts" not in words:
+        assert set(dependencies) - {f"artifacts/inputs/{stage}.json"} <= read
+
+
+@pytest.mark.parametrize("stage", AFTER_THE_CHECK)
 def test_declared_params_are_the_sections_that_the_stage_reads(stage: str) -> None:
     assert set(STAGES[stage]["params"]) == sections_read(stage) - UNDECLARED
     assert sections_read(stage) <= set(SECTIONS) | set(Matrix.model_fields)
@@ -41,7 +54,8 @@ def test_declared_params_are_the_sections_that_the_stage_reads(stage: str) -> No
 def test_every_stage_is_a_sentence_a_script_and_cached_outputs(stage: str) -> None:
     content = STAGES[stage]
     assert content["desc"].endswith(".") and content["desc"][0].isupper()
-    assert list(content) == [key for key in ("desc", "matrix", "cmd", "deps", "params", "outs") if key in content]
+    order = ("desc", "matrix", "cmd", "always_changed", "deps", "params", "outs")
+    assert list(content) == [key for key in order if key in content]
     assert f"python -m stages.{stage} " in content["cmd"]
     cached = [out for out in content["outs"] if isinstance(out, str)]
     assert bool(cached) != (stage == "report")
@@ -49,11 +63,11 @@ def test_every_stage_is_a_sentence_a_script_and_cached_outputs(stage: str) -> No
 
 def test_stages_stand_in_reading_order_and_no_two_write_the_same_place() -> None:
     assert list(STAGES) == [
+        "check_inputs",
         "train_base",
         "accumulate_filters",
         "generate_masks",
         "retrain",
-        "retrain_rounds",
         "measure_faithfulness",
         "evaluate_ood",
         "detect_misclassifications",

@@ -170,7 +170,7 @@ def grad_cam(request: Request) -> Ranking:
     classifier, maps, gradients = request.exact.classifier, [], []
     for images, labels in _batches(request):
         with torch.enable_grad():
-            seen = classifier.seen(images)
+            seen = classifier.layer_output(images)
             gradient = torch.autograd.grad(seen.logits.gather(1, labels[:, None]).sum(), seen.output)[0]
         maps.append(classifier.as_maps(seen.output.detach()))
         gradients.append(classifier.as_maps(gradient))
@@ -193,7 +193,7 @@ def filter_cam(request: Request) -> Ranking:
     labels = request.task.labels
     chosen = weight[labels] * request.filters.to(weight.device)[labels]
     with torch.no_grad():
-        maps = torch.cat([classifier.as_maps(classifier.seen(images).output) for images, _ in _batches(request)])
+        maps = torch.cat([classifier.as_maps(classifier.layer_output(images).output) for images, _ in _batches(request)])
     return _by_map(request.task, torch.einsum("bkhw,bk->bhw", maps, chosen).relu(), 1)
 
 

@@ -143,7 +143,7 @@ def maps_of(classifier: Classifier, images: Tensor) -> Float[Tensor, "images fil
     """The explained layer's maps, enlarged to the size of the images."""
     with evaluating(classifier):
         maps = classifier.as_maps(
-            classifier.seen(normalized(images, classifier.statistics, classifier.device)).output
+            classifier.layer_output(normalized(images, classifier.statistics, classifier.device)).output
         ).cpu()
     return interpolate(maps, size=images.shape[-2:], mode="bilinear", align_corners=False)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from everycause.checkpoints import opened
+from everycause.checkpoints import open_classifier
 from everycause.models import Classifier
 from tests.conftest import MODEL, make_classifier
 
@@ -20,7 +20,7 @@ def images() -> torch.Tensor:
 
 def test_one_of_ours_is_loaded_from_its_folder(tmp_path: Path, classifier: Classifier) -> None:
     classifier.save(tmp_path)
-    assert torch.equal(opened(str(tmp_path), MODEL, NAMES, 32, CPU)(images()), classifier(images()))
+    assert torch.equal(open_classifier(str(tmp_path), MODEL, NAMES, 32, CPU)(images()), classifier(images()))
 
 
 @pytest.mark.parametrize("wrapping", ["plain", "state_dict", "module", "safetensors"])
@@ -38,7 +38,7 @@ def test_a_state_dict_is_loaded_whatever_a_script_wrapped_it_in(
             torch.save({f"module.{name}": value for name, value in state.items()}, path)
         case "plain":
             torch.save(state, path)
-    found = opened(str(path), MODEL, NAMES, 32, CPU)
+    found = open_classifier(str(path), MODEL, NAMES, 32, CPU)
     assert (
         torch.allclose(found(images()), classifier(images()), atol=1e-5)
         and not found.training
@@ -65,7 +65,7 @@ def test_what_is_no_checkpoint_is_one_sentence(tmp_path: Path, content: str | No
         case "other":
             torch.save(make_classifier(classes=3).network.state_dict(), path)
     with pytest.raises(ValueError, match=message) as caught:
-        opened(str(path), MODEL, NAMES, 32, CPU)
+        open_classifier(str(path), MODEL, NAMES, 32, CPU)
     assert "\n" not in str(caught.value)
 
 
@@ -73,10 +73,10 @@ def test_published_weights_need_their_own_classes_and_a_local_cache(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match="the published resnet18 has 1000 classes and the data 4"):
-        opened("timm:resnet18", MODEL, NAMES, 32, CPU)
+        open_classifier("timm:resnet18", MODEL, NAMES, 32, CPU)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(ValueError, match="pretrained weights of resnet18 are not in the local"):
-        opened("timm:resnet18", MODEL, tuple(map(str, range(1000))), 32, CPU)
+        open_classifier("timm:resnet18", MODEL, tuple(map(str, range(1000))), 32, CPU)
     with pytest.raises(ValueError, match="is not a timm model"):
-        opened("timm:resnet_eighteen", MODEL, NAMES, 32, CPU)
+        open_classifier("timm:resnet_eighteen", MODEL, NAMES, 32, CPU)
