@@ -1,4 +1,4 @@
-"""What the search would cost on ImageNet-1k: the measured rate of ResNet-50 at 224 pixels times the measured number of forward passes."""
+"""What the search would cost on ImageNet-1k: measured forward passes per image over the measured rate of ResNet-50."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +18,7 @@ OUT = Path(__file__).parents[1] / "reports" / "benchmarks" / "cost.md"
 
 
 def rates(device: str) -> tuple[float, float]:
-    """Masked candidates per second of an untrained ResNet-50 (its speed is that of a trained one), and of the bare model."""
+    """Masked candidates per second of a ResNet-50 (untrained is as fast), and images of the bare model."""
     params = ModelParams(name="resnet50", pretrained=False, explained_layer="layer4", head="published", dropout=0.0)
     classifier = (
         Classifier(params, tuple(map(str, range(1000))), SIZE, Statistics((0.5,) * 3, (0.2,) * 3))
@@ -26,10 +26,10 @@ def rates(device: str) -> tuple[float, float]:
         .eval()
     )
     batch = BATCH[device]
-    scorer = Scorer(classifier, batch, fast=True, precision="bfloat16" if device == "cuda" else "float32")
+    scorer = Scorer(classifier.network, batch, fast=True, precision="bfloat16" if device == "cuda" else "float32")
     images = torch.randn(batch, 3, SIZE, SIZE, device=device).contiguous(memory_format=torch.channels_last)
     partition = (torch.arange(SIZE) * CELLS // SIZE)[:, None] * CELLS + (torch.arange(SIZE) * CELLS // SIZE)[None]
-    masking = MaskedImages(images, partition[None].to(device), CELLS**2)
+    masking = MaskedImages(images, partition[None].to(device), CELLS**2, shared=True)
     owner, kept = torch.arange(batch, device=device), torch.ones(batch, CELLS**2, dtype=torch.bool, device=device)
 
     def bare() -> None:
@@ -52,6 +52,7 @@ def measures() -> Iterator[tuple[str, float]]:
     rate, bare = rates(device)
     name = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} CPU cores"
     days = {method: IMAGENET * count / rate / 86400 for method, count in passes.items()}
+    precision = "bfloat16" if device == "cuda" else "float32"
     OUT.parent.mkdir(parents=True, exist_ok=True)
     OUT.write_text(
         f"""# What the search would cost on ImageNet-1k
@@ -63,12 +64,12 @@ Made by `make bench`. Images × forward passes per image ÷ candidates per secon
 | images | {IMAGENET:,}, all of them searched (the correct and confident ones are fewer) |
 | regions, largest set | {CELLS**2}, {LARGEST} |
 | forward passes per image | {passes["fast"]:.0f} (fast), {passes["greedy"]:.0f} (greedy, as published) |
-| measured on | {name}, ResNet-50 at {SIZE} pixels, {"bfloat16" if device == "cuda" else "float32"}, batches of {BATCH[device]} |
+| measured on | {name}, ResNet-50 at {SIZE} pixels, {precision}, batches of {BATCH[device]} |
 | candidates per second | {rate:.0f} (the bare model: {bare:.0f} images per second) |
 | the whole training set | {days["fast"]:.1f} days (fast), {days["greedy"]:.1f} days (greedy) |
 
-The number of passes was measured on Codebirds with the embedded model, not on ImageNet: a model that needs more regions to flip costs more. On another
-device, divide by its own rate: {IMAGENET * passes["fast"]:.3g} passes (fast), {IMAGENET * passes["greedy"]:.3g} (greedy).
+The number of passes was measured on Codebirds with the embedded model, not on ImageNet: a model that needs more regions
+to flip costs more. On another device, divide by its own rate: {IMAGENET * passes["fast"]:.3g} passes (fast), {IMAGENET * passes["greedy"]:.3g} (greedy).
 {"" if device == "cuda" else "No GPU was at hand, so no GPU time is given."}
 """.rstrip()
         + "\n"

@@ -16,8 +16,7 @@ from skimage import data as photographs
 
 from benchmarks.subject import subject
 from benchmarks.timing import median_seconds
-from everycause.data.corruptions import SEVERITIES
-from everycause.data.distortions import DISTORTIONS
+from everycause.data.corruptions import CORRUPTIONS
 from everycause.data.split import normalized
 from everycause.inference import batch_size, logits_of
 
@@ -30,7 +29,7 @@ def measures() -> Iterator[tuple[str, float]]:
     torch.set_num_threads(1)
     for size in (64, 224):
         images = natural(size)
-        spent = {name: seconds(name, size, images) / len(images) * 1e3 for name in DISTORTIONS}
+        spent = {name: seconds(name, size, images) / len(images) * 1e3 for name in CORRUPTIONS}
         yield f"corruptions.ms_per_image_{size}", sum(spent.values())
         for name, milliseconds in spent.items():
             yield f"corruptions.{name}_ms_{size}", milliseconds
@@ -74,8 +73,9 @@ def natural(size: int) -> torch.Tensor:
 def seconds(name: str, size: int, images: torch.Tensor) -> float:
     """One corruption at all five severities."""
     start = time.perf_counter()
-    for level in SEVERITIES[name][size]:
-        DISTORTIONS[name](images.float() / 255, level, [np.random.default_rng(number) for number in range(len(images))])
+    for level in CORRUPTIONS[name].levels[size]:
+        generators = [np.random.default_rng(number) for number in range(len(images))]
+        CORRUPTIONS[name].distort(images.float() / 255, level, generators)
     return time.perf_counter() - start
 
 
@@ -84,10 +84,10 @@ def theirs(images: torch.Tensor) -> float:
     from imagecorruptions import corrupt
 
     pictures = images.permute(0, 2, 3, 1).contiguous().numpy()
-    for name in DISTORTIONS:  # compiled functions are compiled before the clock runs
+    for name in CORRUPTIONS:  # compiled functions are compiled before the clock runs
         corrupt(pictures[0], severity=1, corruption_name=name)
     start = time.perf_counter()
-    for name in DISTORTIONS:
+    for name in CORRUPTIONS:
         for severity in range(1, 6):
             for picture in pictures:
                 corrupt(picture, severity=severity, corruption_name=name)

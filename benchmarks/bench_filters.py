@@ -1,7 +1,7 @@
-"""All counterfactual heads of 200 classes, trained together, against one head after the other with autograd and torch.optim.SGD.
+"""Counterfactual heads of 200 classes: trained together, against one after the other with autograd and torch.optim.SGD.
 
-Both work on activations that were computed once; only the time is extrapolated, from one epoch of all heads and from some
-steps of a few heads. The weights that they give are the same (tests/explanation/test_heads.py).
+Both work on activations that were computed once. Only time is extrapolated: from one epoch of all heads, and from some
+steps of one head. The weights are the same (tests/explanation/test_heads.py).
 """
 
 import resource

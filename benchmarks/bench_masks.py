@@ -1,4 +1,4 @@
-"""The region search on the trained base: what it costs, how close it comes, how fast it runs; the front of its efforts."""
+"""The region search on the trained base: its cost, its distance from the smallest sets, its speed, other budgets."""
 
 import json
 import time
@@ -31,15 +31,15 @@ FRONT = {
     "tried 8, 4 swaps": FAST._replace(tried=8, swaps=4),
     "careful, 4 swaps": CAREFUL._replace(swaps=4),
 }
-"""Efforts, from the cheapest on."""
+"""Budgets, from the cheapest on."""
 GROWTH = (4, 5, 7, 10, 14)
 """Cells along a side."""
 OUT = Path(__file__).parents[1] / "reports" / "benchmarks"
 
 
 def scorers(model: Subject, batch: int = 64) -> tuple[Scorer, Scorer]:
-    """The fast one and the exact one."""
-    return Scorer(model.classifier, batch, fast=True), Scorer(model.classifier, batch)
+    """The accelerated scorer and the exact one."""
+    return Scorer(model.classifier.network, batch, fast=True), Scorer(model.classifier.network, batch)
 
 
 def found_by(
@@ -67,7 +67,7 @@ def compared(found: SearchResult, reference: SearchResult) -> dict[str, float]:
 
 
 def irreducible_share(model: Subject, task: SearchInputs, found: SearchResult) -> float:
-    """Share of the flipped sets of which no region can be returned, every return tried on the stored model."""
+    """Share of the flipped sets of which no region can be returned without losing the flip of the stored model."""
     sets = torch.zeros(len(found.order), task.masking.regions + 1, dtype=torch.bool, device=task.labels.device)
     sets = sets.scatter(1, found.order % (task.masking.regions + 1), True)[:, :-1] & found.flipped[:, None]
     owner, region = sets.nonzero(as_tuple=True)
@@ -178,7 +178,7 @@ def measures() -> Iterator[tuple[str, float]]:
 
 
 def draw(front: dict[str, dict[str, float]], growth: dict[str, dict[str, float]]) -> None:
-    """The front, and how the search grows with the regions."""
+    """Draw all budgets, and how the cost grows with the number of regions."""
     OUT.mkdir(parents=True, exist_ok=True)
     (OUT / "masks.json").write_text(json.dumps({"front": front, "growth": growth}, indent=2) + "\n")
     figure, axes = plt.subplots(1, 3, figsize=(15, 4))
@@ -195,7 +195,7 @@ def draw(front: dict[str, dict[str, float]], growth: dict[str, dict[str, float]]
                 "o",
                 color="#222222" if "greedy" in name or "exhaustive" in name else "#0072b2",
             )
-            if measure == "size_ratio":  # the same places along the axis in both panels
+            if measure == "size_ratio":  # the other panel has the same places along its axis
                 axis.annotate(
                     name,
                     (values["forward_ratio"], values[measure]),

@@ -58,7 +58,7 @@ def empty_trial_seconds(sweep: Sweep, epochs: list[Epoch], measured: dict[str, f
     with (
         patch.object(sweep_module, "trial", instant),
         patch.object(type(sweep.judge), "measures", lambda *_: measured),
-        patch.object(type(sweep.judge), "glance", lambda *_: 0.5),
+        patch.object(type(sweep.judge), "quick_value", lambda *_: 0.5),
     ):
 
         def clocked(asked: object) -> dict[str, float] | None:
@@ -108,7 +108,7 @@ def trials_per_second(raw: dict, artifacts: Path, workers: int, trials: int) -> 
 
 
 def measures() -> Iterator[tuple[str, float]]:
-    """Seconds of a whole trial, the share of Optuna and MLflow, the pace of two workers with one thread each against one."""
+    """Seconds of a whole trial, the share of Optuna and MLflow, the speed of two workers with one thread each."""
     raw = yaml.safe_load((ROOT / "params.yaml").read_text())
     artifacts = ROOT / "artifacts"
     if not (artifacts / "models" / "base" / "seed-0").is_dir():
@@ -120,15 +120,16 @@ def measures() -> Iterator[tuple[str, float]]:
     ):
         sweep = prepared_sweep(raw, artifacts)
         sweep.judge.measures(
-            sweep_module.load(sweep.stock.base(sweep.params, 0))
+            sweep_module.load(sweep.cache.base(sweep.params, 0))
         )  # erasures are rendered once for a whole sweep
         start = time.perf_counter()
-        started = trial(sweep.stock, sweep.plan.row, sweep.params, sweep.data, sweep.threads, 0)
+        started = trial(sweep.cache, sweep.plan.row, sweep.params, sweep.data, sweep.threads, 0)
         epochs = []
         for epoch in started.epochs:
             epochs.append(epoch)
             if epoch.number in watched_steps(sweep.plan, sweep.steps):
-                sweep.judge.glance(started.classifier, sweep.plan.objectives[0], epoch.measures["validation/accuracy"])
+                reached = epoch.measures["validation/accuracy"]
+                sweep.judge.quick_value(started.classifier, sweep.plan.objectives[0], reached)
         measured = sweep.judge.measures(started.classifier)
         whole = time.perf_counter() - start
         yield "sweep.trial_seconds", whole

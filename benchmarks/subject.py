@@ -7,14 +7,14 @@ import torch
 import yaml
 
 from everycause.data.sources import DataParams, open_split
-from everycause.data.split import Split, normalized, statistics
+from everycause.data.split import Split, normalized
 from everycause.explanation.masks import select_images
 from everycause.explanation.objectives import log_odds
 from everycause.explanation.regions import MaskedImages, grid
 from everycause.explanation.search import SearchInputs
 from everycause.hooks import evaluating
 from everycause.models import Classifier, ModelParams, load
-from everycause.training.fit import BaseParams, fit_base
+from everycause.training.fit import BaseParams, train_base
 
 ROOT = Path(__file__).parents[1]
 RAW = yaml.safe_load((ROOT / "params.yaml").read_text())
@@ -38,10 +38,9 @@ def subject() -> Subject:
     artifact = ROOT / "artifacts" / "models" / "base" / "seed-0"
     if artifact.is_dir():
         return Subject(load(artifact, device), train)
-    classifier = Classifier(ModelParams(**RAW["model"]), train.class_names, train.image_size, statistics(train)).to(
-        device, memory_format=torch.channels_last
-    )
-    for _ in fit_base(classifier, train, open_split(data, "validation", 1), BaseParams(**RAW["training"]), 0):
+    validation, model = open_split(data, "validation", 1), ModelParams(**RAW["model"])
+    classifier, epochs = train_base(model, BaseParams(**RAW["training"]), train, validation, 0, torch.device(device))
+    for _ in epochs:
         pass
     return Subject(classifier.eval(), train)
 
@@ -56,7 +55,7 @@ def task_of(subject: Subject, cells: int, images: int) -> SearchInputs:
     labels = train.labels[index].to(classifier.device)
     runner_up = logits.scatter(1, labels[:, None], -torch.inf).argmax(dim=1)
     return SearchInputs(
-        MaskedImages(shown, grid(train.image_size, cells)[None].to(classifier.device), cells**2),
+        MaskedImages(shown, grid(train.image_size, cells)[None].to(classifier.device), cells**2, shared=True),
         labels,
         runner_up,
         log_odds(logits, labels),

@@ -1,7 +1,7 @@
-"""Maximum-distance-separable codes: the causal ground truth of Codebirds.
+"""Maximum-distance-separable (MDS) codes: the causal ground truth of Codebirds.
 
-A class is a codeword of an (extended) Reed-Solomon code. That the code is MDS means that any `dimension` symbols
-determine the class, so every such set of parts is a minimal sufficient cause, and nothing smaller is.
+A class is a codeword of an (extended) Reed-Solomon code. In an MDS code any `dimension` symbols determine the codeword
+and fewer never do. So every set of that many parts is a minimal sufficient cause of its class.
 
 Source: F. J. MacWilliams and N. J. A. Sloane, The Theory of Error-Correcting Codes, chapters 10 and 11.
 """
@@ -58,7 +58,7 @@ def field(order: int) -> FieldTables:
 
 
 def _products(digits: np.ndarray, tail: np.ndarray, prime: int) -> np.ndarray:
-    """All pairwise products modulo x^m + tail, by shift and add."""
+    """All pairwise products of polynomials modulo x^m + tail, by shift and add."""
     exponent = digits.shape[1]
     result = np.zeros((len(digits), len(digits), exponent), dtype=int)
     shifted = digits.copy()
@@ -100,7 +100,7 @@ class Code:
 
     @cached_property
     def words(self) -> Int[np.ndarray, "classes length"]:
-        """The codewords: messages evaluated, as polynomials, at the field's elements and, last, at infinity."""
+        """The codewords: each message, as a polynomial, evaluated at the field's elements and, last, at infinity."""
         tables = field(self.order)
         messages = np.array(list(product(range(self.order), repeat=self.dimension)))
         columns = []
@@ -124,13 +124,13 @@ class Code:
         return list(combinations(range(self.length), size))
 
     def erasure_optimum(self, erased: tuple[int, ...]) -> float:
-        """The best accuracy possible when the `erased` parts are absent: distinct remainders over classes."""
+        """The best accuracy possible without the `erased` parts: distinct remainders over classes."""
         kept = [part for part in range(self.length) if part not in erased]
         remainders = np.unique(self.words[:, kept], axis=0) if kept else [()]
         return len(remainders) / self.num_classes
 
     def swap_optimum(self, size: int) -> float:
-        """The best accuracy possible when `size` unknown parts come from another class, exactly, by enumeration."""
+        """The best accuracy possible when `size` unknown parts come from another class, by exact enumeration."""
         evidence: dict[tuple[int, ...], dict[int, Fraction]] = {}
         share = Fraction(1, self.num_classes * (self.num_classes - 1) * len(self.subsets(size)))
         for label, word in enumerate(self.words):

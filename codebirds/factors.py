@@ -1,96 +1,151 @@
-"""Birds without some of their parts: rendered away, not masked."""
+"""What the images of Codebirds are made from: the settings, and the class, scene, pose and draws of every image.
+
+An image depends on its split, its index and the settings alone. Its random numbers come from a counter-based generator
+whose key is the split and whose counter is the index, so any image can be made without making those before it.
+"""
 
 import hashlib
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
-from pydantic import Field
 
 from codebirds.codes import Code
 from codebirds.glyphs import CUES, MAX_VARIANTS
 from codebirds.scenes import random_words, uniforms
 from codebirds.shapes import Bool, Float, Int
-from everycause.params import Section
 
-# MERGED DOC: """What the images of Codebirds are made from: classes as codewords, scenes, poses, and everything else that is drawn at random."""
+LARGEST = 1_000_000
+"""Images of a split: the random draws of a million of them take 0.5 GiB."""
+
+RANGES: dict[str, tuple[float, float]] = {
+    "version": (1, 1),
+    "image_size": (32, 512),
+    "length": (1, len(CUES)),
+    "dimension": (1, len(CUES)),
+    "order": (2, MAX_VARIANTS),
+    "train": (1, LARGEST),
+    "validation": (1, LARGEST),
+    "test": (1, LARGEST),
+    "seed": (0, 2**32 - 1),
+    "layout_seed": (0, 2**32 - 1),
+    "scene_correlation": (0, 1),
+    "distractor_correlation": (0, 1),
+    "pixel_noise": (0, 0.5),
+    "hue_jitter": (0, 1),
+    "hue_saturation": (0, 1),
+    "texture_contrast": (0, 1),
+    "rim_darkness": (0, 1),
+    "scene_saturation": (0.1, 0.9),
+    "part_scale": (0, 2),
+}
+"""Smallest and largest value of each setting, both allowed unless it stands in POSITIVE."""
+POSITIVE = ("hue_saturation", "texture_contrast", "part_scale")
+"""Settings that must be greater than the smallest value of their range: at 0 a cue would not be seen."""
 
 
-class CodebirdsParams(Section):
-    """The causal structure, the sizes and the difficulty of the data set."""
+@dataclass(frozen=True)
+class Settings:
+    """The causal structure, the sizes and the difficulty of the data set; the defaults are version 1.
 
-    version: int = Field(ge=1, le=1)
+    Raises:
+        ValueError: a value is out of range, or length, dimension and order give no code.
+    """
+
+    version: int = 1
     """Version of the difficulty; any change to it is a new data set."""
-    image_size: int = Field(ge=32, le=512)
+    image_size: int = 64
     """Side of the square images, in pixels."""
-    length: int = Field(ge=1, le=len(CUES))
-    """Informative parts, n."""
-    dimension: int = Field(ge=1)
-    """Parts that determine the class, k."""
-    order: int = Field(ge=2, le=MAX_VARIANTS)
-    """Variants of each part, q: a prime power; there are q**k classes."""
-    train: int = Field(ge=1)
-    """Training images."""
-    validation: int = Field(ge=1)
-    """Validation images."""
-    test: int = Field(ge=1)
-    """Test images; every shifted split renders these same poses."""
-    seed: int = Field(ge=0)
-    """Seed of the data, independent of the training seeds."""
-    layout_seed: int = Field(ge=0)
-    """Permutes which place of the bird shows which cue; 0 is the layout of the README."""
-    scene_correlation: float = Field(ge=0, le=1)
+    length: int = 5
+    """Number of informative parts, n."""
+    dimension: int = 2
+    """Number of parts that determine the class, k."""
+    order: int = 4
+    """Number of variants of each part, q: a prime power. There are q**k classes."""
+    train: int = 3600
+    """Number of training images."""
+    validation: int = 480
+    """Number of validation images."""
+    test: int = 480
+    """Number of test images; every shifted test set shows the birds of these in the same poses."""
+    seed: int = 0
+    """Seed of the data, independent of the seeds of training."""
+    layout_seed: int = 0
+    """Seed of the permutation of cues over places of the bird; 0 puts the hue on the crest, and so on."""
+    scene_correlation: float = 0.9
     """Probability that the scene is the class's own; otherwise it is uniform over all kinds."""
-    distractor: bool
-    """Whether a small object is placed beside the bird."""
-    distractor_correlation: float = Field(ge=0, le=1)
-    """Probability that the distractor is the class's own."""
-    pixel_noise: float = Field(ge=0, le=0.5)
-    """Half width of the uniform pixel noise, 1 being white."""
-    hue_jitter: float = Field(ge=0, le=1)
-    """Spread of the hue cue about its variant, in units of the spacing between variants."""
-    hue_saturation: float = Field(gt=0, le=1)
+    distractor: bool = False
+    """Whether a small object is painted beside the bird."""
+    distractor_correlation: float = 0.0
+    """Probability that the distractor is the class's own; otherwise it is uniform over all kinds."""
+    pixel_noise: float = 0.055
+    """Half width of the uniform noise of pixels, in units of white."""
+    hue_jitter: float = 1.0
+    """Width of the distribution of the hue cue about its variant, in units of the spacing between variants."""
+    hue_saturation: float = 0.5
     """Saturation of the hue cue."""
-    texture_contrast: float = Field(gt=0, le=1)
+    texture_contrast: float = 0.5
     """Contrast of the texture cue."""
-    rim_darkness: float = Field(ge=0, le=1)
-    """Darkest rim about the shapes of a photo; each image draws its own between 0 and this."""
-    scene_saturation: float = Field(ge=0.1, le=0.9)
-    """Saturation of the scenes: how loudly they speak."""
-    part_scale: float = Field(gt=0, le=2)
-    """Size of the parts relative to the drawing's default."""
+    rim_darkness: float = 0.75
+    """Darkest rim around the shapes of a photo; each image draws its own between 0 and this."""
+    scene_saturation: float = 0.4
+    """Saturation of the colors of scenes: the higher, the easier a scene is recognized."""
+    part_scale: float = 1.0
+    """Size of the parts relative to the drawing's own."""
+
+    def __post_init__(self) -> None:
+        for name, (low, high) in RANGES.items():
+            value = getattr(self, name)
+            if not low <= value <= high or (name in POSITIVE and value == low):
+                between = f"above {low} and at most {high}" if name in POSITIVE else f"from {low} to {high}"
+                raise ValueError(f"{name} is {value!r}: it must be {between}")
+        Code(self.length, self.dimension, self.order)
 
 
 DRAWS = {
-    "scene_follows": 1, "scene_kind": 1, "scene": 6, "palette": 3, "pose": 5, "light": 2, "body": 3, "style": 1,
-    "part_hue": 5, "part_tone": 10, "part_place": 10, "part_size": 5, "part_turn": 5, "object": 6, "free_hue": 5, "swap": 2,
-}  # fmt: skip
-"""Uniform draws of one image, by name. New names go to the end: every image depends on this order."""
+    "scene_follows": 1,
+    "scene_kind": 1,
+    "scene": 6,
+    "palette": 3,
+    "pose": 5,
+    "light": 2,
+    "body": 3,
+    "style": 1,
+    "part_hue": 5,
+    "part_tone": 10,
+    "part_place": 10,
+    "part_size": 5,
+    "part_turn": 5,
+    "object": 6,
+    "free_hue": 5,
+    "swap": 2,
+}
+"""Uniform draws of one image, by name. New names go to the end: the bytes of every image depend on this order."""
 NUM_DRAWS = sum(DRAWS.values())
 
 
 @dataclass(frozen=True)
 class Factors:
-    """Everything that an image of Codebirds is made from, one row per image."""
+    """Everything that images of Codebirds are made from; each array has one row per image."""
 
     split: str
-    """Name of the split: it owns the scene bank and the seeds."""
+    """Name of the split, which selects the random draws and the bank of scenes."""
     index: Int[np.ndarray, "batch"]
     """Number of the image within its split."""
     label: Int[np.ndarray, "batch"]
     """The class."""
     variants: Int[np.ndarray, "batch parts"]
-    """The variant drawn at each part: the codeword, unless parts were swapped."""
+    """The variant of each part: the symbols of the codeword, unless parts were swapped."""
     present: Bool[np.ndarray, "batch parts"]
     """Which parts are drawn."""
     scene: Int[np.ndarray, "batch"]
-    """Kind of the scene, or −1 for a plain gray one."""
+    """Kind of the scene, from 0 to the number of classes − 1, or −1 for plain gray."""
     bird: Bool[np.ndarray, "batch"]
-    """Whether there is a bird at all."""
+    """Whether a bird is painted before the scene."""
     style: Int[np.ndarray, "batch"]
     """Index into painting.STYLES."""
     draws: Float[np.ndarray, "batch draws"]
-    """The image's uniform draws, in the order of DRAWS."""
+    """Uniform draws in [0, 1), in the order of DRAWS."""
 
     def draw(self, name: str) -> Float[np.ndarray, "batch columns"]:
         """The uniform draws of one name."""
@@ -103,24 +158,20 @@ class Factors:
         return replace(self, **arrays)
 
     def conforms(self, num_classes: int) -> Bool[np.ndarray, "batch"]:
-        """Whether the scene is the one that follows the class in training."""
+        """Whether the scene is the one that its class mostly has in training."""
         return self.scene == self.label % num_classes
 
 
 @dataclass(frozen=True)
 class Design:
-    """The data set before it is drawn: its code, its layout, and the factors of any split.
+    """The data set before it is painted: its code, its layout, and the factors of any split."""
 
-    Raises:
-        ValueError: the params give no code.
-    """
-
-    params: CodebirdsParams
+    settings: Settings
 
     @cached_property
     def code(self) -> Code:
         """The code whose words are the classes."""
-        return Code(self.params.length, self.params.dimension, self.params.order)
+        return Code(self.settings.length, self.settings.dimension, self.settings.order)
 
     @property
     def num_classes(self) -> int:
@@ -129,20 +180,20 @@ class Design:
 
     @cached_property
     def places(self) -> tuple[int, ...]:
-        """The anchor of each part: the identity for layout seed 0, else a permutation drawn from it."""
+        """Place of each part, an index into painting.ANCHORS."""
         identity = np.arange(len(CUES))
-        seed = self.params.layout_seed
+        seed = self.settings.layout_seed
         order = identity if seed == 0 else np.argsort(random_words((seed, 0), len(CUES)))
-        return tuple(int(place) for place in order[: self.params.length])
+        return tuple(int(place) for place in order[: self.settings.length])
 
     def key(self, split: str) -> int:
-        """The 64-bit key of a split's random draws and of its scene bank."""
-        digest = hashlib.sha256(f"codebirds {self.params.seed} {split}".encode()).digest()
+        """The 64-bit key of the random draws of a split, or of its bank of scenes."""
+        digest = hashlib.sha256(f"codebirds {self.settings.seed} {split}".encode()).digest()
         return int.from_bytes(digest[:8], "little")
 
     def size(self, split: str) -> int:
         """Number of images of a split of the training distribution."""
-        return {"train": self.params.train, "validation": self.params.validation, "test": self.params.test}[split]
+        return {"train": self.settings.train, "validation": self.settings.validation, "test": self.settings.test}[split]
 
     def factors(self, split: str, index: Int[np.ndarray, "batch"] | None = None) -> Factors:
         """The factors of images of `split` (all of them by default) in the training distribution."""
@@ -151,11 +202,17 @@ class Design:
         draws = uniforms(np.stack([random_words((key, int(i)), NUM_DRAWS) for i in index]))
         label = index % self.num_classes
         plain = Factors(
-            split=split, index=index, label=label, variants=self.code.words[label],
-            present=np.ones((len(index), self.code.length), dtype=bool), scene=label, bird=np.ones(len(index), dtype=bool),
-            style=np.zeros(len(index), dtype=int), draws=draws,
-        )  # fmt: skip
-        follows = plain.draw("scene_follows")[:, 0] < self.params.scene_correlation
+            split=split,
+            index=index,
+            label=label,
+            variants=self.code.words[label],
+            present=np.ones((len(index), self.code.length), dtype=bool),
+            scene=label,
+            bird=np.ones(len(index), dtype=bool),
+            style=np.zeros(len(index), dtype=int),
+            draws=draws,
+        )
+        follows = plain.draw("scene_follows")[:, 0] < self.settings.scene_correlation
         return replace(plain, scene=np.where(follows, label, self.free_scene(plain)))
 
     def free_scene(self, factors: Factors) -> Int[np.ndarray, "batch"]:
@@ -164,7 +221,7 @@ class Design:
 
 
 def erased(factors: Factors, parts: tuple[int, ...]) -> Factors:
-    """The same images rendered without some parts."""
+    """The same images painted without some parts."""
     present = factors.present.copy()
     present[:, list(parts)] = False
     return replace(factors, present=present)

@@ -1,8 +1,8 @@
 """The five cues of a bird and their variants, as signed distances.
 
-Each variant is a function of the part's own coordinates (x outwards, y across), in units of the part's radius, that
-returns a signed distance (negative inside). Only IEEE-exact operations (+ − × ÷ √ min max) are used, so that the same
-seed gives the same bytes on every machine; no sine, no matrix product.
+A variant is a function of a part's own coordinates, x outwards and y across, in units of the part's radius. It returns
+the signed distance to an outline, negative inside, or the share of a texture's second color. Only operations that are
+exact in IEEE arithmetic (+ − × ÷ √ min max) are used, so that the same seed gives the same bytes on every machine.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ def disc(x: Plane, y: Plane, radius: float = 1.0) -> Plane:
 
 
 def box(x: Plane, y: Plane, half_width: float, half_height: float) -> Plane:
-    """An upright rectangle about the origin (largest-coordinate distance)."""
+    """An upright rectangle about the origin; the distance is the larger one of the two coordinates."""
     return np.maximum(np.abs(x) - np.float32(half_width), np.abs(y) - np.float32(half_height))
 
 
@@ -86,32 +86,34 @@ def dot(x: Plane, y: Plane) -> Plane:
 
 
 def stripes(phase: Plane) -> Plane:
-    """Light and dark of equal width along a coordinate: 0 to 1, one period per unit, soft edges."""
+    """Stripes of equal width across a coordinate, 0 to 1, with soft edges and a period of 1."""
     triangle = np.abs(phase - np.floor(phase) - np.float32(0.5))
     return np.clip((triangle - np.float32(0.25)) * np.float32(6.0) + np.float32(0.5), 0, 1)
 
 
 def checks(x: Plane, y: Plane) -> Plane:
-    """A chequerboard: 0 to 1."""
+    """A checkerboard, 0 to 1."""
     first, second = stripes(x), stripes(y)
     return first + second - np.float32(2.0) * first * second
 
 
 class Cue(NamedTuple):
-    """One kind of evidence: where its variants differ."""
+    """One kind of cue, and the outline or texture of each of its variants."""
 
     name: str
+    """Name for reports."""
     outlines: tuple[Glyph, ...]
     """The outline of each variant; a single one where the outline tells nothing."""
     radius: float
     """The part's radius, in half image widths."""
     textures: tuple[Glyph, ...] = ()
-    """The pattern of each variant, 0 to 1; empty where there is none."""
+    """The texture of each variant, 0 to 1; empty where there is none."""
     hue: bool = False
-    """Whether the variant is the hue."""
+    """Whether the variant decides the hue."""
 
 
 PERIOD = np.float32(1.25)
+"""Stripes of a texture per radius of its part."""
 TEXTURES: tuple[Glyph, ...] = (
     lambda x, y: stripes(x * PERIOD),
     lambda x, y: stripes(y * PERIOD),
@@ -119,6 +121,7 @@ TEXTURES: tuple[Glyph, ...] = (
     lambda x, y: stripes(np.sqrt(x * x + y * y) * PERIOD + np.float32(0.25)),
     lambda x, y: stripes((x + y) * np.float32(0.9)),
 )
+"""Along, across, checks, rings, diagonal."""
 
 CUES: tuple[Cue, ...] = (
     Cue("hue", (disc,), 0.13, hue=True),
@@ -137,6 +140,7 @@ CUES: tuple[Cue, ...] = (
         0.2,
     ),
 )
-"""In the order of the code's coordinates."""
+"""In the order of the code's symbols."""
 
 MAX_VARIANTS = 5
+"""Every cue has this many variants; a code of smaller order uses the first ones."""

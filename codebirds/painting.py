@@ -1,8 +1,9 @@
-"""Paints Codebirds: poses, layers of signed distances, and the styles of renditions.
+"""Painting of Codebirds: scenes, poses, parts as layers of signed distances, and the styles of renditions.
 
-A bird is a list of layers painted from back to front. A layer's coverage is its distance in pixels clipped to one
+A bird is a list of layers painted from back to front. A layer covers a pixel by its signed distance clipped to one
 pixel's width, which is exact antialiasing for straight edges. Outlined styles first paint the layer grown by the line
-width in the line color, so that hidden lines disappear by themselves. All arrays are float32 and all operations IEEE-exact.
+width in the line color, so that hidden lines are covered. All arrays are float32 and all operations are exact in IEEE
+arithmetic (no sine, no matrix product), so that every machine gives the same bytes.
 """
 
 from collections.abc import Iterator
@@ -28,7 +29,7 @@ ANCHORS = (
     (0.57, -0.25, 1.0, 0.0),
     (0.0, 0.46, 0.0, 1.0),
 )
-"""Center and outward direction of each place (crest, wing, tail, beak, feet) in the bird's frame: x ahead, y down."""
+"""Center (two numbers) and outward direction (two) of crest, wing, tail, beak and feet, x ahead and y down."""
 BEHIND, BEFORE = (2, 4), (3, 0, 1)
 """Places that are painted before and after the body and the head, each from back to front."""
 
@@ -40,16 +41,17 @@ Canvas = Float32[np.ndarray, "batch 3 height width"]
 
 
 class Layer(NamedTuple):
-    """One shape of a bird."""
+    """One shape of a bird, for each image of a batch."""
 
     distance: Plane
-    """In pixels, negative inside."""
+    """Signed distance to the outline, in pixels, negative inside."""
     color: Color
     second: Color | None = None
-    """The other color of a texture."""
+    """The other color of a texture; None where the shape has one color."""
     texture: Plane | None = None
+    """Share of the second color, 0 to 1."""
     part: int = -1
-    """The informative part that this is, or −1."""
+    """Index of the informative part that this is, or −1."""
 
 
 def paint(birds: Design, factors: Factors) -> UInt8[np.ndarray, "batch 3 height width"]:
@@ -57,7 +59,7 @@ def paint(birds: Design, factors: Factors) -> UInt8[np.ndarray, "batch 3 height 
     canvas = _scene(birds, factors)
     light, rim = factors.draw("light").T
     light = (0.85 + 0.3 * light[:, None]).astype(np.float32)
-    line = np.where(np.isin(factors.style, OUTLINED), 0.95, birds.params.rim_darkness * rim).astype(np.float32)
+    line = np.where(np.isin(factors.style, OUTLINED), 0.95, birds.settings.rim_darkness * rim).astype(np.float32)
     sketched = factors.style == SKETCH
     canvas[sketched] = np.float32(0.95)
     for layer in _layers(birds, factors):
@@ -69,8 +71,8 @@ def paint(birds: Design, factors: Factors) -> UInt8[np.ndarray, "batch 3 height 
 
 
 def part_masks(birds: Design, factors: Factors) -> Bool[np.ndarray, "batch parts height width"]:
-    """The visible pixels of each part."""
-    side = birds.params.image_size
+    """The pixels of each part that no later layer covers."""
+    side = birds.settings.image_size
     masks = np.zeros((len(factors.index), birds.code.length, side, side), dtype=bool)
     for layer in _layers(birds, factors):
         covered = layer.distance < 0
@@ -81,9 +83,10 @@ def part_masks(birds: Design, factors: Factors) -> Bool[np.ndarray, "batch parts
 
 
 def _scene(birds: Design, factors: Factors) -> Canvas:
-    side = birds.params.image_size
+    """The scenes behind the birds."""
+    side = birds.settings.image_size
     colors = palette(
-        np.maximum(factors.scene, 0), birds.num_classes, factors.draw("palette"), birds.params.scene_saturation
+        np.maximum(factors.scene, 0), birds.num_classes, factors.draw("palette"), birds.settings.scene_saturation
     )
     canvas = scene(noise_bank(birds.key(factors.split + " scenes"), side), colors, factors.draw("scene"), side)
     canvas[factors.scene < 0] = np.float32(0.5)
@@ -96,13 +99,13 @@ def _pixel_noise(birds: Design, factors: Factors, side: int) -> Canvas:
     count = 3 * side * side
     words = np.stack([random_words((key, int(i)), -(-count // 8)) for i in factors.index])
     levels = words.view(np.uint8)[:, :count].reshape(-1, 3, side, side)
-    scale = np.float32(2 * birds.params.pixel_noise / 255)
+    scale = np.float32(2 * birds.settings.pixel_noise / 255)
     return (levels.astype(np.float32) - np.float32(127.5)) * scale
 
 
 def _bird_frame(birds: Design, factors: Factors) -> tuple[Plane, Plane, np.ndarray]:
     """Every pixel in the bird's coordinates, and the pixels per unit of them."""
-    side = birds.params.image_size
+    side = birds.settings.image_size
     turn, size, right, down, mirror = factors.draw("pose").T
     half_angle_tangent = (turn - 0.5) * 2 * 0.17633  # tan 10°: a rotation within ±20°, from arithmetic alone
     cosine = (1 - half_angle_tangent**2) / (1 + half_angle_tangent**2)
@@ -126,7 +129,7 @@ def _layers(birds: Design, factors: Factors) -> Iterator[Layer]:
     """The bird (and the distractor) from back to front; absent things have an infinite distance."""
     ahead, below, unit = _bird_frame(birds, factors)
     absent = ~factors.bird[:, None, None]
-    if birds.params.distractor:
+    if birds.settings.distractor:
         yield _distractor(birds, factors)
     hue, saturation, value = factors.draw("body").T
     body = hsv_to_rgb(hue, 0.12 + 0.2 * saturation, 0.5 + 0.3 * value)
@@ -145,7 +148,7 @@ def _part(birds: Design, factors: Factors, part: int, frame: tuple[Plane, Plane,
     """The layer of one informative part, each image with its own variant."""
     cue, (ahead, below, unit) = CUES[part], frame
     column, row, out_column, out_row = ANCHORS[birds.places[part]]
-    radius = cue.radius * birds.params.part_scale * (0.9 + 0.2 * factors.draw("part_size")[:, part])
+    radius = cue.radius * birds.settings.part_scale * (0.9 + 0.2 * factors.draw("part_size")[:, part])
     offset = (factors.draw("part_place")[:, 2 * part : 2 * part + 2] - 0.5) * 0.06
     lean = (factors.draw("part_turn")[:, part] - 0.5) * 0.3  # the tangent of the part's own turn, within ±8.5°
     turned = np.array([out_column - lean * out_row, out_row + lean * out_column]) / radius / np.sqrt(1 + lean**2)
@@ -168,30 +171,30 @@ def _part(birds: Design, factors: Factors, part: int, frame: tuple[Plane, Plane,
 
 
 def _part_colors(birds: Design, factors: Factors, part: int) -> tuple[Color, Color]:
-    """Colors that tell nothing, except the hue cue's; in renditions and sketches not even that one."""
+    """First and second color of a part: they depend on the variant for the hue cue of photos alone."""
     tone = factors.draw("part_tone")[:, 2 * part : 2 * part + 2]
     free = factors.draw("part_hue")[:, part]
     if CUES[part].hue:
-        symbol = (factors.variants[:, part] + (free - 0.5) * birds.params.hue_jitter) / birds.code.order
+        symbol = (factors.variants[:, part] + (free - 0.5) * birds.settings.hue_jitter) / birds.code.order
         hue = np.where(factors.style == 0, symbol, factors.draw("free_hue")[:, part])
         return hsv_to_rgb(
-            hue, birds.params.hue_saturation * (0.8 + 0.2 * tone[:, 0]), 0.75 + 0.25 * tone[:, 1]
+            hue, birds.settings.hue_saturation * (0.8 + 0.2 * tone[:, 0]), 0.75 + 0.25 * tone[:, 1]
         ), np.zeros((len(hue), 3), dtype=np.float32)
     light = tone[:, 0] < 0.5
     value = np.where(light, 0.8 + 0.2 * tone[:, 1], 0.08 + 0.2 * tone[:, 1])
-    contrast = np.float32(birds.params.texture_contrast)
+    contrast = np.float32(birds.settings.texture_contrast)
     color = hsv_to_rgb(free, 0.6 * tone[:, 1], value)
     other = hsv_to_rgb(free, 0.6 * tone[:, 1], np.where(light, 0.2, 0.85))
     return color, color + (other - color) * contrast
 
 
 def _distractor(birds: Design, factors: Factors) -> Layer:
-    """A small disc or square in a corner whose color is its kind."""
+    """A small disc or square in a corner, whose color and form show its kind."""
     follows, kind, column, row, size, _ = factors.draw("object").T
     kinds = np.where(
-        follows < birds.params.distractor_correlation, factors.label, (kind * birds.num_classes).astype(int)
+        follows < birds.settings.distractor_correlation, factors.label, (kind * birds.num_classes).astype(int)
     )
-    side = birds.params.image_size
+    side = birds.settings.image_size
     grid = ((np.arange(side) + 0.5) * (2 / side) - 1).astype(np.float32)
     center = [np.where(draw < 0.5, -0.82 + 0.2 * draw, 0.62 + 0.2 * draw).astype(np.float32) for draw in (column, row)]
     x, y = grid[None, None] - center[0][:, None, None], grid[None, :, None] - center[1][:, None, None]
@@ -227,10 +230,12 @@ def _stylize(canvas: Canvas, style: np.ndarray) -> None:
 
 
 def _levels(image: Canvas, count: int) -> Canvas:
+    """The image with `count` levels per channel."""
     return np.floor(np.clip(image, 0, 0.999) * np.float32(count)) / np.float32(count - 1)
 
 
 def _mosaic(image: Canvas) -> Canvas:
+    """The image in square tiles of one color."""
     side = image.shape[-1]
     tile = max(2, side // 24)
     centers = np.minimum(np.arange(side) // tile * tile + tile // 2, side - 1)
@@ -241,6 +246,7 @@ def _mosaic(image: Canvas) -> Canvas:
 
 
 def _embroidery(image: Canvas) -> Canvas:
+    """The image in six levels under diagonal threads."""
     side = image.shape[-1]
     row, column = np.arange(side)[:, None], np.arange(side)[None]
     thread = np.where((row + column) // max(1, side // 64) % 3 == 0, np.float32(0.6), np.float32(1.1))
@@ -255,3 +261,4 @@ EFFECTS = {
     "embroidery": _embroidery,
     "hue_shift": lambda image: image[:, [2, 0, 1]],
 }
+"""Style → change of the finished picture."""

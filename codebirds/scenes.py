@@ -1,7 +1,7 @@
-"""Backgrounds: 1/f noise fields from a bank, colored by a palette per scene kind.
+"""Scenes behind the birds: 1/f noise in two colors, which are the palette of the scene's kind.
 
-The *kind* of a scene (its palette) is what may follow the class; the noise fields come from a bank that belongs to one
-split, so that no field of the training bank is ever seen in a test.
+The kind of a scene is what follows the class in training. The noise comes from a bank of fields that belongs to one
+split, so that no field of the training images is ever seen in a test image.
 """
 
 from functools import lru_cache
@@ -11,10 +11,11 @@ import numpy as np
 from codebirds.shapes import Float, Float32, Int
 
 BANK_SIZE = 48
+"""Noise fields per split."""
 
 
 def random_words(key: tuple[int, int], count: int) -> np.ndarray:
-    """`count` 64-bit words of the counter-based generator Philox for this key: the same everywhere."""
+    """`count` 64-bit words of the counter-based generator Philox for this key, the same on every machine."""
     return np.random.Philox(key=np.array(key, dtype=np.uint64)).random_raw(count)
 
 
@@ -33,7 +34,7 @@ def hsv_to_rgb(hue: np.ndarray, saturation: np.ndarray, value: np.ndarray) -> Fl
 
 @lru_cache(maxsize=8)
 def noise_bank(key: int, size: int) -> Float32[np.ndarray, "bank side side"]:
-    """1/f fields with values about 0 to 1, half as wide again as the image, so that crops differ."""
+    """1/f fields with values in [0, 1] and a side of 1.5 times the image's, so that crops of a field differ."""
     side = size + size // 2
     fields = np.zeros((BANK_SIZE, side, side), dtype=np.float32)
     for octave, cells in enumerate((2, 4, 8, 16, 32)):
@@ -44,7 +45,7 @@ def noise_bank(key: int, size: int) -> Float32[np.ndarray, "bank side side"]:
 
 
 def _enlarge(grid: np.ndarray, side: int) -> np.ndarray:
-    """Bilinear enlargement by elementwise operations (exact, unlike a matrix product)."""
+    """Bilinear enlargement by elementwise operations, whose bytes, unlike a matrix product's, are always the same."""
     position = np.arange(side, dtype=np.float32) * np.float32((grid.shape[1] - 1) / side)
     low = position.astype(int)
     weight = (position - low).astype(np.float32)
@@ -68,7 +69,7 @@ def palette(
 def scene(
     bank: np.ndarray, colors: Float32[np.ndarray, "batch 2 3"], draws: Float[np.ndarray, "batch 6"], size: int
 ) -> Float32[np.ndarray, "batch 3 size size"]:
-    """Scenes: one field mixes the two colors, another one is their grain."""
+    """Scenes of `size` pixels: one field mixes the two colors, another one adds grain."""
     which = (draws[:, :2] * len(bank)).astype(int)
     corner = (draws[:, 2:6] * (bank.shape[1] - size)).astype(int).reshape(-1, 2, 2)
     mixing = np.stack(

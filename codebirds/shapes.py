@@ -1,7 +1,7 @@
 """Array annotations with shapes, such as Float[np.ndarray, "batch parts"].
 
-jaxtyping gives them; while the tests run it also checks them. Where it is not installed (Codebirds needs numpy
-alone) the annotations stay readable and mean the plain array type.
+They come from jaxtyping, which checks them while the tests run. Where it is not installed (Codebirds needs numpy alone)
+the annotations mean the plain array type.
 """
 
 try:

@@ -41,7 +41,7 @@ SECTIONS = {
     "rounds": "everycause.training.rounds:RoundsParams",
     "faithfulness": "everycause.evaluation.faithfulness:FaithfulnessParams",
     "detection": "everycause.evaluation.detection:DetectionParams",
-    "evaluation": "everycause.evaluation.predictions:EvaluationParams",
+    "evaluation": "everycause.evaluation.ood:EvaluationParams",
     "tuning": "everycause.tuning.space:TuningParams",
 }
 """Section of params.yaml → module and class that define it."""

@@ -1,30 +1,38 @@
-"""The only door to MLflow. Disk is the truth and MLflow a window: whatever fails in here is a warning, never a lost run."""
+"""Recording of runs: history.jsonl on disk first, MLflow second. A failure of MLflow is a warning and never ends a run.
 
-import copy
+The first call that fails or takes too long is the last one of its run; the next run tries again. A run that a killed
+process left open is closed as KILLED when the same stage, row and seed starts again.
+"""
+
 import json
 import logging
 import os
 import signal
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from filelock import FileLock
 from pydantic import Field
 
+from everycause import tracking_store as store
 from everycause.device import device_name
-from everycause.models import Classifier
+from everycause.errors import UserError
 from everycause.params import Section
+from everycause.processes import this_process, without_password
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+    from everycause.models import Classifier
 
 log = logging.getLogger(__name__)
-HISTORY = "history.jsonl"
 ROOT = Path(os.environ.get("DVC_ROOT", ".")).resolve()
-"""The repository; in `dvc exp run --temp` the parent one, so that its runs are not lost in a temporary folder."""
+"""The repository; in `dvc exp run --temp` the one it was started from, or its runs would vanish with the copy."""
 
 
 class TrackingParams(Section):
@@ -35,77 +43,80 @@ class TrackingParams(Section):
     log_models: bool
     """Whether the final models of headline rows are logged as MLflow models."""
     system_metrics_seconds: float = Field(ge=0)
-    """Interval of CPU, memory and GPU readings; 0 turns them off."""
+    """Seconds between two readings of CPU, memory and GPU; 0 turns them off."""
+
+
+class OpenRun:
+    """A run in MLflow's store; the first call that fails is the last one, and a warning."""
+
+    def __init__(self, client: "MlflowClient", run_id: str) -> None:
+        self.client = client
+        self.run_id = run_id
+        self.open = True
+        self._monitor: Any = None
+
+    def attempt(self, call: Callable[[], Any], seconds: float | None = None) -> None:
+        """Call MLflow within a time limit; a failure is a warning and the end of the recording in MLflow."""
+        if not self.open:
+            return
+        try:
+            store.within(_limit() if seconds is None else seconds, call)
+        except Exception as error:
+            self.open = False
+            log.warning("MLflow stopped answering (%s): the run goes on, its results are on disk", store.reason(error))
+
+    def watch_system(self, seconds: float) -> None:
+        """Read CPU, memory, disk, network and GPU every so many seconds, in a thread of MLflow's."""
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        self._monitor = SystemMetricsMonitor(
+            self.run_id, sampling_interval=seconds, resume_logging=True, tracking_uri=tracking_uri()
+        )
+        self._monitor.start()
+
+    def end(self, status: str, seconds: float) -> None:
+        """Write the final status."""
+        if self._monitor is not None:
+            self.attempt(self._monitor.finish, seconds)
+        self.attempt(lambda: self.client.set_terminated(self.run_id, status), seconds)
 
 
 class Record:
-    """Writes epochs to history.jsonl first and to MLflow second."""
+    """Writes measures to history.jsonl first and to MLflow second."""
 
-    def __init__(self, history: Path | None, run: "Window | None") -> None:
+    def __init__(self, history: Path | None, run: OpenRun | None) -> None:
         self._history = history
         self._run = run
         self.status = "FINISHED"
-        """What the run will be called if nothing goes wrong from here on; KILLED for what was stopped on purpose."""
+        """Status of the run if nothing goes wrong from here on; KILLED for what was stopped on purpose."""
 
     def __call__(self, measures: dict[str, float], step: int) -> None:
         """Record one step's measures."""
         if self._history is not None:
-            with self._history.open("a") as file:
+            with self._history.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, **measures}, sort_keys=True) + "\n")
-        if self._run is not None:
-            self._run.attempt("log_metrics", measures, step=step)
+        if run := self._run:
+            run.attempt(lambda: store.log_metrics(run.client, run.run_id, measures, step))
 
     @property
     def run_id(self) -> str | None:
-        """The MLflow run, where there is one."""
+        """The id of the MLflow run, where there is one."""
         return self._run.run_id if self._run is not None else None
 
     def tag(self, tags: dict[str, str]) -> None:
-        """Say more about the run."""
-        if self._run is not None:
-            self._run.attempt("set_tags", tags)
+        """Add tags to the run."""
+        if run := self._run:
+            run.attempt(lambda: store.set_tags(run.client, run.run_id, tags))
 
     def artifacts(self, folder: Path) -> None:
         """Attach the files of a folder."""
-        if self._run is not None:
-            self._run.attempt("log_artifacts", str(folder))
+        if run := self._run:
+            run.attempt(lambda: run.client.log_artifacts(run.run_id, str(folder)), store.UPLOAD_SECONDS)
 
-    def model(self, classifier: Classifier) -> None:
+    def model(self, classifier: "Classifier") -> None:
         """Attach a model that loads back with mlflow.pytorch.load_model; it expects normalized images."""
-        if self._run is not None:
-            self._run.attempt(self._run.log_model, classifier)
-
-
-class OpenRun:
-    """An open MLflow run; the first call that fails closes the window with a warning."""
-
-    def __init__(self, mlflow: Any, run_id: str) -> None:
-        self.mlflow = mlflow
-        self.run_id = run_id
-        self.open = True
-
-    def attempt(self, call: str | Callable[[], Any], *arguments: Any, **options: Any) -> None:
-        """Call MLflow; a failure is a warning and the end of the logging."""
-        if not self.open:
-            return
-        try:
-            (getattr(self.mlflow, call) if isinstance(call, str) else call)(*arguments, **options)
-        except Exception as error:
-            self.open = False
-            log.warning(
-                "MLflow stopped answering (%s: %s): the run goes on, its results are on disk",
-                type(error).__name__,
-                _first_line(error),
-            )
-
-    def log_model(self, classifier: Classifier) -> None:
-        """The network as an exported program with its signature."""
-        network = copy.deepcopy(classifier.network).cpu().to(memory_format=torch.contiguous_format).eval()
-        side = classifier.image_size
-        self.mlflow.pytorch.log_model(
-            network, name="model", input_example=np.zeros((2, 3, side, side), dtype=np.float32), serialization_format="pt2",
-            pip_requirements=["torch", "timm"], metadata={"mean": classifier.statistics.mean, "standard_deviation": classifier.statistics.standard_deviation},
-        )  # fmt: skip
+        if run := self._run:
+            run.attempt(lambda: store.log_model(run.client, run.run_id, classifier), store.UPLOAD_SECONDS)
 
 
 @contextmanager
@@ -118,30 +129,32 @@ def run(
     parent: str | None = None,
     resume: str | None = None,
 ) -> Iterator[Record]:
-    """A recorded stretch of work: one MLflow run, FAILED when the block raises or the process is told to stop.
+    """A recorded piece of work: one MLflow run, FAILED when the block raises or the process is told to stop.
 
     Args:
-        name: Its name.
+        name: Name of the run.
         params: Where it is recorded.
-        tags: What it is.
+        tags: What it is. Earlier runs with the same stage, row and seed whose process has died are closed as KILLED.
         logged: Its parameters, flat.
-        history: A file that gets what is recorded as well.
-        parent: The MLflow run that it belongs to.
-        resume: The MLflow run that it goes on with; a new one is begun where the store does not have it.
+        history: A file that gets every measure as well.
+        parent: Id of the MLflow run that it belongs to.
+        resume: Id of the MLflow run that it goes on with; a new one is begun where the store does not have it.
     """
     if history is not None:
+        history.parent.mkdir(parents=True, exist_ok=True)
         history.unlink(missing_ok=True)
-    window = _start(name, params, tags, logged, parent, resume)
-    previous = signal.signal(signal.SIGTERM, _stop) if _in_main_thread() else None
-    record, status = Record(history, window), "FAILED"
+    opened = _start(name, params, tags | ({store.PARENT: parent} if parent else {}), logged, resume)
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    previous = signal.signal(signal.SIGTERM, _stop) if in_main_thread else None
+    record, status, seconds = Record(history, opened), "FAILED", store.STOP_SECONDS
     try:
         yield record
-        status = record.status
+        status, seconds = record.status, _limit()
     finally:
         if previous is not None:
             signal.signal(signal.SIGTERM, previous)
-        if window is not None:
-            window.attempt("end_run", status)
+        if opened is not None:
+            opened.end(status, seconds)
 
 
 def identity(device: torch.device, data: str) -> dict[str, str]:
@@ -165,99 +178,82 @@ def tracking_uri() -> str:
 
 
 def close(run_id: str) -> None:
-    """Call a run FAILED whose process died without a word, or it would be running for ever."""
+    """Close the run of a process that died: nobody else would, and it would be shown as running for ever."""
+    store.load_mlflow()
     try:
-        import mlflow
-
-        mlflow.set_tracking_uri(tracking_uri())
-        client = mlflow.MlflowClient()
-        client.set_tag(run_id, "state", "its process died")
-        client.set_terminated(run_id, "FAILED")
+        store.within(_limit(), lambda: store.terminate(_client(), run_id, "FAILED"))
     except Exception as error:
-        log.warning("MLflow did not close the run %s (%s: %s)", run_id, type(error).__name__, _first_line(error))
+        log.warning("MLflow did not close the run %s (%s)", run_id, store.reason(error))
 
 
 def experiment_id(name: str) -> str:
-    """The id of an experiment in the store, created if need be."""
-    import mlflow
+    """Id of an experiment in the store, created if need be.
 
-    mlflow.set_tracking_uri(tracking_uri())
-    return _experiment(mlflow, name)
+    Raises:
+        UserError: the store cannot be reached or read.
+    """
+    store.load_mlflow()
+    try:
+        return store.within(_limit(), lambda: store.experiment_of(_client(), name, ROOT))
+    except Exception as error:
+        raise UserError(
+            f"MLflow at {without_password(tracking_uri())} cannot be reached or read ({store.reason(error)}): "
+            "start the server, or set MLFLOW_TRACKING_URI to another store or to nothing"
+        ) from error
+
+
+def tag_experiment(number: str, tag: str, value: str) -> bool:
+    """Add a tag to an experiment; whether the store has taken it."""
+    try:
+        store.within(_limit(), lambda: _client().set_experiment_tag(number, tag, value))
+    except Exception:
+        return False
+    return True
 
 
 def _start(
-    name: str,
-    params: TrackingParams,
-    tags: dict[str, str],
-    logged: dict[str, Any],
-    parent: str | None,
-    resume: str | None,
+    name: str, params: TrackingParams, tags: dict[str, str], logged: dict[str, Any], resume: str | None
 ) -> OpenRun | None:
     """Open a run, or warn and go on without."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-    started = None
-    try:
-        import mlflow
+    store.load_mlflow()
+    begun: list[OpenRun] = []
 
-        logging.getLogger("mlflow").setLevel(logging.WARNING)
-        mlflow.set_tracking_uri(tracking_uri())
-        experiment = _experiment(mlflow, params.experiment)
-        if params.system_metrics_seconds:
-            mlflow.set_system_metrics_sampling_interval(params.system_metrics_seconds)
-        started = mlflow.start_run(
-            run_id=resume if resume is not None and _has(mlflow, resume) else None, experiment_id=experiment, run_name=name, tags=tags,
-            nested=parent is not None, parent_run_id=parent, log_system_metrics=params.system_metrics_seconds > 0,
-        )  # fmt: skip
-        mlflow.log_params(logged)
-        return OpenRun(mlflow, started.info.run_id)
+    def opening() -> None:
+        client = _client()
+        experiment = store.experiment_of(client, params.experiment, ROOT)
+        store.close_cut_off(client, experiment, tags)
+        run_id = store.begin(client, experiment, name, tags | {store.PROCESS: json.dumps(this_process())}, resume)
+        begun.append(OpenRun(client, run_id))
+        store.log_params(client, run_id, logged)
+
+    try:
+        store.within(_limit(), opening)
     except Exception as error:
-        if started is not None:  # opened but not to be written to: the next run must not land in it
-            with suppress(Exception):
-                mlflow.end_run("FAILED")
+        address = without_password(tracking_uri())
         log.warning(
-            "MLflow at %s is not to be had (%s: %s): this run is recorded on disk only",
-            tracking_uri(),
-            type(error).__name__,
-            _first_line(error),
+            "MLflow at %s is not to be had (%s): this run is recorded on disk only", address, store.reason(error)
         )
+        if begun and not isinstance(
+            error, store.TooSlowError
+        ):  # it exists and cannot be written to: it must not stay open
+            with suppress(Exception):
+                store.within(store.STOP_SECONDS, lambda: begun[0].client.set_terminated(begun[0].run_id, "FAILED"))
         return None
+    if params.system_metrics_seconds:
+        begun[0].attempt(lambda: begun[0].watch_system(params.system_metrics_seconds))
+    return begun[0]
 
 
-def _experiment(mlflow: Any, name: str) -> str:
-    """The experiment's id. Several processes that create one SQLite store at once corrupt it, hence the lock."""
-    with FileLock(ROOT / ".mlflow.lock"):
-        found = mlflow.get_experiment_by_name(name)
-        if found is not None:
-            return found.experiment_id
-        local = tracking_uri().startswith("sqlite")
-        location = (ROOT / "mlartifacts" / name).as_uri() if local else None
-        return mlflow.create_experiment(
-            name, artifact_location=location, tags={"mlflow.experimentKind": "custom_model_development"}
-        )
+def _client() -> "MlflowClient":
+    return store.open_client(tracking_uri())
 
 
-def _has(mlflow: Any, run_id: str) -> bool:
-    """Whether the store knows a run and has not deleted it."""
-    try:
-        return mlflow.get_run(run_id).info.lifecycle_stage == "active"
-    except mlflow.exceptions.MlflowException:
-        return False
+def _limit() -> float:
+    return store.limit(tracking_uri())
 
 
 def _stop(_signal: int, _frame: FrameType | None) -> None:
     raise SystemExit("terminated")
-
-
-def _in_main_thread() -> bool:
-    import threading
-
-    return threading.current_thread() is threading.main_thread()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [""])[0]
 
 
 def _git(*arguments: str) -> str:

@@ -1,7 +1,9 @@
-"""Stage 2, accumulate_filters: the filters that each class cannot do without.
+"""Stage 2, accumulate_filters: the filters that the images of each class need.
 
-Reads   the base classifier, the training split, and the validation split to judge every generator on.
-Writes  OUT/filters.safetensors (a FilterBank), OUT/incorrect_heads.safetensors, OUT/summary.json, OUT/history.jsonl.
+Reads   the base classifier, the training split, and the validation split, on which every generator is judged.
+Writes  OUT/filters.safetensors (a FilterBank), OUT/incorrect_heads.safetensors, OUT/summary.json,
+        OUT/pictures.safetensors (what figures of the filters are drawn from), OUT/history.jsonl.
+        Where params.yaml asks for no filters, OUT/summary.json alone, which says so.
 Paper   arXiv 2501.11087, section 4.1, with the heads of arXiv 2501.06831.  Cost: about 30 s on two cores.
 """
 
@@ -10,59 +12,66 @@ from pathlib import Path
 from everycause.artifacts import save_tensors, write_json
 from everycause.data.sources import open_split
 from everycause.device import start
-from everycause.explanation.filters import INCORRECT, accumulate, filter_generator, incorrect_quality, quality
+from everycause.evaluation.class_filters import PICTURES, filter_pictures, overlap_measures
+from everycause.explanation.filters import (
+    INCORRECT,
+    accumulate,
+    filter_generator,
+    filter_quality,
+    incorrect_filter_quality,
+)
 from everycause.explanation.heads import LastLayer, train_incorrect_heads
 from everycause.inference import readout_of
 from everycause.models import load, model_fingerprint
 from everycause.params import read
-from stages.entry import recorded, run
+from stages.entry import asked, leave_out, recorded, run
+
+NAME = "accumulate_filters/filters"
 
 
-def main(seed: int, base: Path, out: Path) -> None:
+def main(seed: int, base: Path, out: Path, inputs: Path | None = None) -> None:
     """Train the counterfactual heads and accumulate global filters.
 
     Args:
         seed: Seed of the heads.
         base: Folder of the base classifier.
         out: Folder to write.
+        inputs: File of check_inputs, which says whether params.yaml asks for filters.
     """
+    if not asked(inputs):
+        leave_out(out, f"{NAME}/seed-{seed}")
+        return
     params = read("run", "tracking", "data", "filters")
     device, filters = start(params.run, seed), params.filters
     classifier, model = load(base, device), model_fingerprint(base)
     train, validation = (open_split(params.data, name, params.run.threads) for name in ("train", "validation"))
     head = LastLayer(*classifier.head()).to("cpu")
-    with recorded("accumulate_filters/filters", params, out, seed, device, train.identity) as (folder, record):
+    with recorded(NAME, params, out, seed, device, train.identity) as (folder, record):
         seen, held_out = readout_of(classifier, train), readout_of(classifier, validation)
-        judged = (head, held_out, validation.labels, filters.confidence_threshold, seed)
         generators = {
             name: filter_generator(name, seen, train.labels, head, filters.heads, seed, device)
             for name in dict.fromkeys([filters.generator, *filters.compared])
         }
-        bank = accumulate(
-            generators[filters.generator],
-            head,
-            seen,
-            train.labels,
-            train.class_names,
-            filters.confidence_threshold,
-            model,
-        )
+        local, confidence = generators[filters.generator], filters.confidence_threshold
+        bank = accumulate(local, head, seen, train.labels, train.class_names, confidence, model)
         incorrect = train_incorrect_heads(
             seen.activations.to(device), train.labels.to(device), head.to(device), filters.heads, seed
         )
-        summary = bank.summary(filters)
-        summary |= {
-            f"{name}/{measure}": value
-            for name, local in generators.items()
-            for measure, value in quality(local, *judged).items()
+        judged = (head, held_out, validation.labels, confidence, seed)
+        measured = {name: filter_quality(generator, *judged) for name, generator in generators.items()}
+        measured["minimum_incorrect"] = incorrect_filter_quality(incorrect, *judged)
+        summary = bank.summary(filters) | {
+            f"{name}/{measure}": value for name, measures in measured.items() for measure, value in measures.items()
         }
-        summary |= {
-            f"minimum_incorrect/{measure}": value for measure, value in incorrect_quality(incorrect, *judged).items()
-        }
+        threshold = filters.detection_frequency_threshold
+        if params.data.code is not None:
+            summary |= overlap_measures(bank.global_filters(threshold), params.data.code)
         record(summary, 0)
         bank.save(folder)
         save_tensors(folder / INCORRECT, {"weight": incorrect.weight, "bias": incorrect.bias}, {"model": model})
-        write_json(folder / "summary.json", summary)
+        save_tensors(folder / PICTURES, *filter_pictures(classifier, bank, train, threshold))
+        told = {"filters_are": classifier.filters_are(), "frequency_threshold": threshold}
+        write_json(folder / "summary.json", summary | told)
 
 
 if __name__ == "__main__":

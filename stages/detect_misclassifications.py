@@ -1,7 +1,8 @@
-"""Stage 8, detect_misclassifications: which predictions of the base are wrong, told from the filters that they use.
+"""Stage 7, detect_misclassifications: which predictions of the base are wrong, told from the filters that they use.
 
 Reads   the base classifier, its filter bank, the training and validation splits, and the test splits.
-Writes  OUT/detection.json, OUT/by_class.csv, OUT/history.jsonl.
+Writes  OUT/detection.json, OUT/by_class.csv, OUT/history.jsonl. Where params.yaml asks for no filters, OUT/summary.json
+        alone, which says so.
 Paper   arXiv 2501.11087, section on detection; the controls are ours.  Cost: about 20 s on two cores.
 """
 
@@ -10,15 +11,26 @@ from pathlib import Path
 import pandas as pd
 
 from everycause.artifacts import fingerprint, write_json
+from everycause.data.shifts import views
+from everycause.data.sources import open_split
 from everycause.device import start
-from everycause.evaluation.detection import detection, flat
+from everycause.evaluation.detection import Explained, detect, flat
 from everycause.explanation.filters import FilterBank
 from everycause.models import load, model_fingerprint
 from everycause.params import read
-from stages.entry import recorded, run
+from stages.entry import asked, leave_out, recorded, run
+
+NAME = "detect_misclassifications/base"
 
 
-def main(seed: int, base: Path, filters: Path, out: Path, cache: Path = Path(".cache/corruptions")) -> None:
+def main(
+    seed: int,
+    base: Path,
+    filters: Path,
+    out: Path,
+    inputs: Path | None = None,
+    cache: Path = Path(".cache/corruptions"),
+) -> None:
     """Judge every detector on every split.
 
     Args:
@@ -26,25 +38,23 @@ def main(seed: int, base: Path, filters: Path, out: Path, cache: Path = Path(".c
         base: Folder of the base classifier.
         filters: Folder of its filter bank.
         out: Folder to write.
+        inputs: File of check_inputs, which says whether params.yaml asks for detection.
         cache: Folder for corrupted images, where evaluation.keep_corrupted keeps them.
     """
+    if not asked(inputs):
+        leave_out(out, f"{NAME}/seed-{seed}")
+        return
     params = read("run", "tracking", "data", "filters", "detection", "evaluation")
-    device = start(params.run, seed)
-    classifier, bank = load(base, device), FilterBank.load(filters, model_fingerprint(base))
-    with recorded(
-        "detect_misclassifications/base", params, out, seed, device, fingerprint(params.data.model_dump_json())
-    ) as (folder, record):
-        report = detection(
-            classifier,
-            bank,
-            params.data,
-            params.filters,
-            params.detection,
-            params.evaluation,
-            params.run.threads,
-            seed,
-            cache,
-        )
+    device, data, evaluation, threads = start(params.run, seed), params.data, params.evaluation, params.run.threads
+    classifier = load(base, device)
+    bank = FilterBank.load(filters, model_fingerprint(base))
+    kept = cache if evaluation.keep_corrupted else None
+    identity = fingerprint(data.model_dump_json())
+    with recorded(NAME, params, out, seed, device, identity) as (folder, record):
+        train, validation = (open_split(data, name, threads) for name in ("train", "validation"))
+        shifted = views(data, evaluation.corruptions, evaluation.severities, threads, kept)
+        explained = Explained(classifier, bank, train, validation)
+        report = detect(explained, shifted, params.filters, params.detection, seed)
         record(flat(report), 0)
         pd.DataFrame(report["test"]["by_class"]).to_csv(folder / "by_class.csv", index=False)
         write_json(folder / "detection.json", report)

@@ -12,7 +12,7 @@ import torch
 import tyro
 
 from everycause import tracking
-from everycause.artifacts import HISTORY, atomic_folder
+from everycause.artifacts import HISTORY, atomic_folder, write_json
 from everycause.errors import UserError
 from everycause.params import flattened
 
@@ -31,6 +31,12 @@ def run(main: Callable[..., None]) -> None:
 def asked(inputs: Path | None) -> bool:
     """Whether params.yaml asks for a stage, as check_inputs wrote it; a stage called by hand is asked for."""
     return inputs is None or not inputs.is_file() or bool(json.loads(inputs.read_text())["asked"])
+
+
+def leave_out(out: Path, owner: str) -> None:
+    """Write the artifact of a stage that params.yaml does not ask for: a summary that says so, and nothing else."""
+    with atomic_folder(out, owner) as folder:
+        write_json(folder / "summary.json", {"asked": False})
 
 
 @contextmanager

@@ -1,41 +1,52 @@
 """Stage 3, generate_masks: the few regions whose removal flips a prediction.
 
 Reads   the base classifier and the training split.
-Writes  OUT/masks-*.safetensors (Masks, a file per shard), OUT/summary.json, OUT/history.jsonl. A killed run goes on.
+Writes  OUT/masks-*.safetensors (Masks, a file per shard), OUT/summary.json, OUT/history.jsonl. A killed run goes on
+        after its last finished shard. Where params.yaml asks for no masks, OUT/summary.json alone, which says so.
 Paper   arXiv 2511.12100 (SS-CA), Counterfactual LIMA.  Cost: about 30 s on two cores.
 """
 
 from pathlib import Path
 
-from everycause.artifacts import fingerprint, write_json
+from everycause.artifacts import code_fingerprint, fingerprint, write_json
 from everycause.data.sources import open_split
-from everycause.device import code_fingerprint, start
-from everycause.evaluation.faithfulness import against_truth
-from everycause.explanation.filters import FilterBank
+from everycause.device import start
+from everycause.errors import UserError
 from everycause.explanation.masks import generate
+from everycause.inference import check_fits
 from everycause.models import load, model_fingerprint
 from everycause.params import read
-from stages.entry import recorded, run
+from stages.entry import asked, leave_out, recorded, run
+
+NAME = "generate_masks/masks"
 
 
-def main(seed: int, base: Path, out: Path, filters: Path | None = None) -> None:
+def main(seed: int, base: Path, out: Path, inputs: Path | None = None) -> None:
     """Search the counterfactual regions of training images.
 
     Args:
         seed: Seed of the base classifier, for the record; the search draws nothing.
         base: Folder of the base classifier.
         out: Folder to write.
-        filters: Folder of the base's filter bank, which only the selector `filter_cam` needs.
+        inputs: File of check_inputs, which says whether params.yaml asks for masks.
     """
+    if not asked(inputs):
+        leave_out(out, f"{NAME}/seed-{seed}")
+        return
     params = read("run", "tracking", "data", "masks")
+    if params.masks.selector == "filter_cam":
+        raise UserError(
+            "params.yaml: masks.selector 'filter_cam' needs the filters of each class, and masks are generated without "
+            "them: name another selector, and put 'filter_cam' into faithfulness.selectors to compare it"
+        )
     device = start(params.run, seed)
     classifier, model = load(base, device), model_fingerprint(base)
     train = open_split(params.data, "train", params.run.threads)
-    key = fingerprint(model, train.identity, params.masks.model_dump_json(), code_fingerprint())
-    with recorded("generate_masks/masks", params, out, seed, device, train.identity, resume=key) as (folder, record):
-        chosen = FilterBank.load(filters, model).global_filters(0.0) if filters is not None else None
-        masks = generate(classifier, train, params.masks, folder, model, chosen)
-        summary = masks.summary() | against_truth(masks, params.data, params.run.threads, seed)
+    check_fits(classifier, train)
+    code = code_fingerprint("stages.generate_masks")
+    key = fingerprint(model, train.identity, params.masks.model_dump_json(), code)
+    with recorded(NAME, params, out, seed, device, train.identity, resume=key) as (folder, record):
+        summary = generate(classifier, train, params.masks, folder, model).summary()
         record(summary, 0)
         write_json(folder / "summary.json", summary)
 

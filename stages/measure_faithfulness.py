@@ -1,55 +1,69 @@
-"""Stage 6, measure_faithfulness: what flips a prediction, by every selector, for the base and for retrained models.
+"""Stage 5, measure_faithfulness: which regions flip a model's prediction, by every selector.
 
-Reads   the models, the base's filter bank, and the validation split.
-Writes  OUT/faithfulness.json, OUT/history.jsonl.
-Paper   insertion and deletion as in arXiv 2511.12100 and 2504.00470; the truth of Codebirds is ours.  Cost: about 60 s on two cores.
+Reads   a model and the validation split; for the base also its filter bank and its masks.
+Writes  OUT/faithfulness.json, OUT/history.jsonl. For the base, its masks of training images are compared with the parts
+        of the birds as well. Where params.yaml asks for no selectors, OUT/summary.json alone, which says so.
+Paper   insertion and deletion as in arXiv 2511.12100 and 2504.00470; the truth of Codebirds is ours.
+        Cost: about 15 s on two cores.
 """
 
 from pathlib import Path
 
-from everycause.artifacts import write_json
+from everycause.artifacts import read_json, write_json
 from everycause.data.sources import open_split
 from everycause.device import start
-from everycause.evaluation.faithfulness import faithfulness
+from everycause.evaluation.faithfulness import against_truth, faithfulness
 from everycause.explanation.filters import FilterBank
+from everycause.explanation.masks import Masks
+from everycause.inference import check_fits
 from everycause.models import load, model_fingerprint
 from everycause.params import read
-from stages.entry import recorded, run
+from stages.entry import asked, leave_out, recorded, run
 
 
-def main(seed: int, models: Path, filters: Path, out: Path) -> None:
-    """Explain models by every selector and judge the explanations.
+def main(row: str, seed: int, model: Path, filters: Path, masks: Path, out: Path, inputs: Path | None = None) -> None:
+    """Explain a model by every selector and judge the explanations.
 
     Args:
-        seed: The models' seed.
-        models: Folder of all models.
+        row: The row that the model belongs to.
+        seed: The model's seed.
+        model: Folder of the model.
         filters: Folder of the base's filter bank.
+        masks: Folder of the base's masks.
         out: Folder to write.
+        inputs: File of check_inputs, which says whether params.yaml asks for this stage.
     """
-    params = read("run", "tracking", "data", "masks", "faithfulness", "evaluated")
-    device = start(params.run, seed)
-    validation = open_split(params.data, "validation", params.run.threads)
-    rows = [row for row in params.faithfulness.rows if row in params.evaluated]
-    sections = type(params)(**{name: value for name, value in vars(params).items() if name != "evaluated"})
-    with recorded("measure_faithfulness/all", sections, out, seed, device, validation.identity) as (folder, record):
-        results = {}
-        for number, row in enumerate(rows):
-            classifier = load(models / row / f"seed-{seed}", device)
-            bank = (
-                FilterBank.load(filters, model_fingerprint(models / row / f"seed-{seed}")).global_filters(0.0)
-                if row == "base"
-                else None
-            )
-            results[row] = faithfulness(
-                classifier, validation, params.data, params.masks, params.faithfulness, params.run.threads, bank
-            )
-            flat = {
-                f"{row}/{selector}/{name}": value
-                for selector, measures in results[row].items()
-                for name, value in measures.items()
-            }
-            record(flat, number)
-        write_json(folder / "faithfulness.json", results)
+    name = f"measure_faithfulness/{row}"
+    if not asked(inputs):
+        leave_out(out, f"{name}/seed-{seed}")
+        return
+    params = read("run", "tracking", "data", "masks", "faithfulness")
+    device, threads = start(params.run, seed), params.run.threads
+    classifier, fingerprint = load(model, device), model_fingerprint(model)
+    validation = open_split(params.data, "validation", threads)
+    check_fits(classifier, validation)
+    with recorded(name, params, out, seed, device, validation.identity) as (folder, record):
+        bank = None
+        if row == "base" and holds_explanation(filters, "accumulate_filters"):
+            bank = FilterBank.load(filters, fingerprint).global_filters(0.0)
+        measured = faithfulness(classifier, validation, params.data, params.masks, params.faithfulness, threads, bank)
+        truth = {}
+        if row == "base" and holds_explanation(masks, "generate_masks"):
+            train = open_split(params.data, "train", threads)
+            found = Masks.load(masks, fingerprint, train.identity)
+            truth = against_truth(found, params.data, threads, seed)
+        flat = {f"{row}/{selector}/{k}": value for selector, some in measured.items() for k, value in some.items()}
+        record(flat | {f"masks/{name}": value for name, value in truth.items()}, 0)
+        write_json(folder / "faithfulness.json", {"selectors": measured, "masks": truth})
+
+
+def holds_explanation(folder: Path, stage: str) -> bool:
+    """Whether a stage explained the base, or params.yaml did not ask for it.
+
+    Raises:
+        UserError: the stage did not run.
+    """
+    return read_json(folder / "summary.json", stage).get("asked", True)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ def with_table(text: str, table: str) -> str:
     return before + BEGIN + "\n" + table.strip() + "\n" + END + rest.split(END)[1]
 
 
-def main(readme: Path = Path("README.md"), table: Path = Path("reports/results/table.md")) -> None:
+def main(readme: Path = Path("README.md"), table: Path = Path("reports/results/readme_table.md")) -> None:
     """Insert the table.
 
     Args:

@@ -1,4 +1,4 @@
-"""Stage 1, train_base: the classifier that everything else explains and retrains.
+"""Stage 1, train_base: the classifier that all other stages explain and retrain.
 
 Reads   the training and validation splits.
 Writes  OUT/model.safetensors, OUT/history.jsonl.
@@ -7,14 +7,10 @@ Paper   plain cross-entropy, the starting point of both papers.  Cost: about 100
 
 from pathlib import Path
 
-import torch
-
 from everycause.data.sources import open_split
-from everycause.data.split import statistics
 from everycause.device import start
-from everycause.models import Classifier
 from everycause.params import read
-from everycause.training.fit import fit_base
+from everycause.training.fit import train_base
 from stages.entry import recorded, run
 
 
@@ -27,12 +23,10 @@ def main(seed: int, out: Path) -> None:
     """
     params = read("run", "tracking", "data", "model", "training")
     device = start(params.run, seed)
-    train = open_split(params.data, "train", params.run.threads)
-    validation = open_split(params.data, "validation", params.run.threads)
-    classifier = Classifier(params.model, train.class_names, train.image_size, statistics(train))
-    classifier.to(device=device, memory_format=torch.channels_last)
+    train, validation = (open_split(params.data, name, params.run.threads) for name in ("train", "validation"))
+    classifier, epochs = train_base(params.model, params.training, train, validation, seed, device)
     with recorded("train_base/base", params, out, seed, device, train.identity) as (folder, record):
-        for epoch in fit_base(classifier, train, validation, params.training, seed):
+        for epoch in epochs:
             record(epoch.measures, epoch.number)
         classifier.save(folder)
         if params.tracking.log_models:

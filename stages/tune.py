@@ -1,10 +1,12 @@
-"""tune: a resumable Optuna study over any params of one row (`make sweep`), or an ablation's grid (`make ablation name=…`).
+"""tune: an Optuna study over parameters of one row (`make sweep`), or the grid of an ablation (`make ablation name=…`).
 
-Reads   the base, its filters and its masks (each is made again only where a trial changes it), the training and validation splits.
-Writes  the study (--storage), OUT (a proposal with its report, or NAME/grid.png; trials.csv, figures), tuning/upstream (what trials made anew).
+Reads   the base, its filters and its masks (made again only where a trial changes them), training, validation splits.
+Writes  the study (--storage); OUT: a proposal with its report, or NAME/grid.png; trials.csv, figures; tuning/upstream:
+        what trials made anew; tuning/trials: the measures of every epoch.
 Paper   ranges, published values and grids of arXiv 2501.11087.  Cost: about 40 s a trial on two cores.
 """
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,12 +16,13 @@ from everycause.artifacts import atomic_folder
 from everycause.device import start
 from everycause.errors import UserError
 from everycause.params import read
-from everycause.tuning.loop import RUN, lost, optimize
+from everycause.tuning.loop import RUN, optimize, requeue, warn_of_running
 from everycause.tuning.report import write_grid, write_proposal
 from everycause.tuning.space import starts
-from everycause.tuning.study import open_storage, open_study
+from everycause.tuning.storages import open_storage
+from everycause.tuning.study import open_study
 from everycause.tuning.trial import prepared
-from everycause.tuning.workers import run_workers
+from everycause.tuning.workers import run_workers, visible_devices
 from stages.entry import run
 
 
@@ -45,71 +48,34 @@ def main(
     """
     if workers < 1:
         raise UserError(f"--workers {workers} must be 1 or more")
-    params = read(
-        "seeds",
-        "run",
-        "tracking",
-        "data",
-        "model",
-        "training",
-        "filters",
-        "masks",
-        "background",
-        "loss",
-        "retraining",
-        "rounds",
-        "tuning",
-    )
+    sections = ("model", "training", "filters", "masks", "background", "loss", "retraining", "rounds")
+    params = read("seeds", "run", "tracking", "data", "tuning", *sections)
     plan = params.tuning.plan(ablation)
     threads = params.run.threads if worker is None else max(1, params.run.threads // workers)
     device = start(params.run.model_copy(update={"threads": threads}), plan.seed)
     sweep = prepared(params, plan, artifacts, kept, threads, device)
-    opened = open_storage(storage, lambda study, trial: lost(study, plan, trial, tracking.close))
+    opened = open_storage(storage, lambda study, trial: requeue(study, plan, trial, tracking.close))
     study = open_study(opened, plan, sweep.subject, starts(plan, sweep.present), kept.parent / "study.lock")
+
+    def work(parent: str | None) -> None:
+        measures = partial(sweep.measures, parent=parent)
+        optimize(study, plan, sweep.present, measures, sweep.steps, tracking.close, worker)
+
     if worker is not None:
-        optimize(
-            study,
-            plan,
-            sweep.present,
-            lambda asked: sweep.measures(asked, study.user_attrs.get(RUN)),
-            sweep.steps,
-            tracking.close,
-            worker,
-        )
+        work(study.user_attrs.get(RUN))
         return
-    tags = sweep.tags | {
-        "study": plan.study,
-        "row": plan.row,
-        "objectives": ", ".join(plan.objectives),
-        "sampler": plan.sampler,
-        "pruner": plan.pruner,
-    }
-    with tracking.run(f"study/{plan.study}", sweep.tracked, tags, {}, resume=study.user_attrs.get(RUN)) as parent:
+    tags = {"study": plan.study, "row": plan.row, "objectives": ", ".join(plan.objectives)}
+    tags |= sweep.tags | {"sampler": plan.sampler, "pruner": plan.pruner}
+    with tracking.run(f"{plan.study} · study", sweep.tracked, tags, {}, resume=study.user_attrs.get(RUN)) as parent:
         study.set_user_attr(RUN, parent.run_id)
         if workers == 1:
-            optimize(
-                study,
-                plan,
-                sweep.present,
-                lambda asked: sweep.measures(asked, parent.run_id),
-                sweep.steps,
-                tracking.close,
-            )
+            work(parent.run_id)
         else:
-            command = [
-                "-m",
-                "stages.tune",
-                "--artifacts",
-                str(artifacts),
-                "--out",
-                str(out),
-                "--storage",
-                storage,
-                "--kept",
-                str(kept),
-            ]
-            command += ["--workers", str(workers), *(["--ablation", ablation] if ablation else [])]
-            run_workers(study, plan, command, workers, params.run.threads, torch.cuda.device_count(), tracking.close)
+            command = ["-m", "stages.tune", "--artifacts", str(artifacts), "--out", str(out), "--storage", storage]
+            command += ["--kept", str(kept), "--workers", str(workers), *(["--ablation", ablation] if ablation else [])]
+            devices = visible_devices(torch.cuda.device_count())
+            run_workers(study, plan, command, workers, params.run.threads, devices, tracking.close)
+        warn_of_running(study, storage)
         with atomic_folder(out / ablation if ablation else out) as folder:
             if ablation:
                 write_grid(study, plan, sweep.reference(), folder)

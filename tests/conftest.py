@@ -43,7 +43,7 @@ def raw() -> dict:
 def default_birds() -> Codebirds:
     """Codebirds as params.yaml has it."""
     raw = yaml.safe_load((ROOT / "params.yaml").read_text())
-    return Codebirds(DataParams(**raw["data"]).codebirds)
+    return Codebirds(DataParams(**raw["data"]).codebirds.settings)
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def data_params(raw: dict) -> DataParams:
 
 @pytest.fixture
 def birds(data_params: DataParams) -> Codebirds:
-    return Codebirds(data_params.codebirds)
+    return Codebirds(data_params.codebirds.settings)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import zipfile
 from email.message import Message
-from importlib.metadata import packages_distributions, requires
+from importlib.metadata import PackageNotFoundError, distribution, packages_distributions, requires
 from pathlib import Path
 
 import numpy as np
@@ -26,17 +26,6 @@ PACKAGES = ("codebirds", "everycause", "stages")
 BASE = {"torch", "torchvision", "timm", "numpy"}
 COMES_WITH = {"huggingface-hub": "timm", "sqlalchemy": "optuna"}
 """Libraries that are imported here but declared by another one that cannot work without them."""
-BLOCKED = """
-import sys
-
-class Blocked:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {names!r}:
-            raise ModuleNotFoundError(f"{{name}} is blocked: it is no base dependency")
-
-sys.meta_path.insert(0, Blocked())
-"""
-"""Makes every distribution but the base dependencies look absent."""
 
 
 @pytest.fixture(scope="module")
@@ -105,39 +94,50 @@ def test_what_requirements_txt_installs_satisfies_every_bound(metadata: Message)
                 assert not wanted.specifier or wanted.specifier.contains(*lowest), f"{name}: {wanted}, {lowest}"
 
 
-def undeclared_names() -> set[str]:
-    """Top-level modules of every installed distribution that the base dependencies do not bring in."""
-    wanted, allowed = set(BASE), set()
+def link_base_dependencies(folder: Path) -> None:
+    """Link what `pip install` would bring with the base dependencies, and nothing else, into an empty folder."""
+    wanted, seen = set(BASE), set()
     while wanted:
-        name = canonicalize_name(wanted.pop())
-        allowed.add(name)
+        name = wanted.pop()
+        seen.add(name)
         try:
-            needed = [Requirement(line) for line in requires(name) or []]
-        except ModuleNotFoundError:
+            installed = distribution(name)
+        except PackageNotFoundError:  # declared for another platform or another Python
             continue
+        needed = [Requirement(line) for line in installed.requires or []]
         active = {canonicalize_name(one.name) for one in needed if not one.marker or one.marker.evaluate({"extra": ""})}
-        wanted |= active - allowed
-    owners = packages_distributions().items()
-    return {top for top, names in owners if not {canonicalize_name(name) for name in names} & allowed} - {*PACKAGES}
+        wanted |= active - seen
+        for top in {file.parts[0] for file in installed.files or []} - {"..", "__pycache__"}:
+            link = folder / top
+            if not link.exists():
+                link.symlink_to(Path(str(installed.locate_file(top))))
 
 
-def test_the_wheel_runs_the_readme_with_the_base_dependencies_alone(wheel: Path, tmp_path: Path) -> None:
+def test_the_wheel_explains_an_image_as_the_readme_does_with_the_base_dependencies_alone(
+    wheel: Path, tmp_path: Path
+) -> None:
     installed, elsewhere = tmp_path / "installed", tmp_path / "elsewhere"
     zipfile.ZipFile(wheel).extractall(installed)
     elsewhere.mkdir()
     pixels = np.random.default_rng(0).integers(0, 256, (160, 200, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(elsewhere / "photo.jpg")
     (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
-    names = undeclared_names()
-    assert {"pydantic", "skimage", "mlflow", "matplotlib", "scipy"} <= names
-    checked = f"{block}\nassert everycause.__file__.startswith({str(installed)!r}), everycause.__file__\n"
-    code = BLOCKED.format(names=names) + checked
-    environment = os.environ | {"PYTHONPATH": str(installed), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    *explaining, drawing = block.splitlines()  # only drawing may need matplotlib
+    assert "everycause.explain(" in "".join(explaining) and drawing.startswith("explanation.plot(")
+    dependencies = tmp_path / "dependencies"
+    dependencies.mkdir()
+    link_base_dependencies(dependencies)
+    absent = {"pydantic", "skimage", "mlflow", "matplotlib", "scipy", "pandas", "jaxtyping"}
+    assert (dependencies / "torch").is_dir() and not absent & {path.name for path in dependencies.iterdir()}
+    checked = [f"assert everycause.__file__.startswith({str(installed)!r}), everycause.__file__"]
+    code = "\n".join([*explaining, *checked])
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(installed), str(dependencies)])
     run = subprocess.run(
-        [sys.executable, "-c", code], cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, "-S", "-c", code], cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=300
     )
     assert run.returncode == 0, run.stderr
-    assert run.stdout.strip() and Image.open(elsewhere / "explanation.png").size > (0, 0)
+    assert run.stdout.startswith("[")
 
 
 def test_the_citation_names_this_version_and_what_the_format_requires() -> None:

@@ -2,9 +2,13 @@ import json
 import logging
 import os
 import signal
+import socket
+import sqlite3
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow
@@ -12,8 +16,12 @@ import pytest
 import torch
 
 from everycause import tracking
+from everycause import tracking_store as store
+from everycause.artifacts import HISTORY
+from everycause.errors import UserError
 from everycause.params import flattened
-from everycause.tracking import HISTORY, TrackingParams, identity, run
+from everycause.tracking import TrackingParams, identity, run
+from stages import address
 from tests.conftest import ROOT, make_classifier
 
 PARAMS = TrackingParams(experiment="tests", log_models=True, system_metrics_seconds=0.0)
@@ -90,10 +98,9 @@ def test_a_store_that_dies_during_a_run_is_one_warning(
     with caplog.at_level(logging.WARNING), run("dying", PARAMS, TAGS, {}, tmp_path / HISTORY) as record:
         record({"loss": 1.0}, 1)
         with monkeypatch.context() as patch:
-            patch.setattr(mlflow, "log_metrics", dead)
+            patch.setattr(store, "log_metrics", dead)
             record({"loss": 0.5}, 2)
             record({"loss": 0.25}, 3)
-    mlflow.end_run()
     assert caplog.text.count("stopped answering") == 1 and len(lines(tmp_path / HISTORY)) == 3
 
 
@@ -104,16 +111,139 @@ def test_a_run_that_opens_but_cannot_be_written_to_does_not_swallow_the_next(
         raise OSError("the disk is full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(mlflow, "log_params", full)
+        patch.setattr(store, "log_params", full)
         with caplog.at_level(logging.WARNING), run("unwritable", PARAMS, TAGS, {"a": 1}, tmp_path / HISTORY) as record:
             record({"loss": 1.0}, 1)
-    assert "recorded on disk only" in caplog.text and mlflow.active_run() is None
+    assert "recorded on disk only" in caplog.text
     with run("next", PARAMS, TAGS, {"a": 1}) as record:
         record({"loss": 0.5}, 1)
     assert {stored.info.run_name: stored.info.status for stored in runs()} == {
         "unwritable": "FAILED",
         "next": "FINISHED",
     }
+
+
+def test_after_a_failed_call_the_next_trial_reaches_mlflow_and_the_study_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*_: object) -> None:
+        raise ConnectionError("the server is gone")
+
+    with run("study", PARAMS, TAGS, {}) as study:
+        with run("trial 0", PARAMS, TAGS, {}, parent=study.run_id) as record, monkeypatch.context() as patch:
+            patch.setattr(store, "log_metrics", gone)
+            record({"loss": 1.0}, 1)
+        with run("trial 1", PARAMS, TAGS, {}, tmp_path / "trial-1" / HISTORY, parent=study.run_id) as record:
+            record({"loss": 0.5}, 1)
+    stored = {one.info.run_name: one for one in runs()}
+    assert stored["study"].info.status == stored["trial 1"].info.status == "FINISHED"
+    assert stored["trial 1"].data.metrics == {"loss": 0.5}
+    assert stored["trial 1"].data.tags["mlflow.parentRunId"] == stored["study"].info.run_id
+    assert len(lines(tmp_path / "trial-1" / HISTORY)) == 1
+
+
+@pytest.fixture
+def dribbling() -> Iterator[str]:
+    """A server that answers a byte at a time and never ends."""
+    ended = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            while not ended.is_set():
+                try:
+                    connection, _ = server.accept()
+                except OSError:
+                    return
+                threading.Thread(target=dribble, args=(connection,), daemon=True).start()
+
+        def dribble(connection: socket.socket) -> None:
+            with connection:
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
+                while not ended.wait(0.1):
+                    connection.sendall(b" ")
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+        ended.set()
+
+
+def test_a_server_that_answers_byte_by_byte_is_given_up_and_holds_no_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, dribbling: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", dribbling)
+    monkeypatch.setattr(store, "CALL_SECONDS", 1.0)
+    with caplog.at_level(logging.WARNING), run("slow", PARAMS, TAGS, {}, tmp_path / HISTORY) as record:
+        record({"loss": 1.0}, 1)
+    assert caplog.text.count("no answer within 1 s") == 1 and len(lines(tmp_path / HISTORY)) == 1
+    assert not (tmp_path / ".mlflow.lock").exists()
+    with pytest.raises(UserError, match="cannot be reached or read") as caught:
+        tracking.experiment_id("tests")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_locked_database_is_one_line_of_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    tracking.experiment_id("tests")
+    monkeypatch.setattr(store, "LOCAL_SECONDS", 3.0)
+    with sqlite3.connect(tmp_path / "mlflow.db") as other:
+        other.execute("begin exclusive")
+        with run("locked", PARAMS, TAGS, {}, tmp_path / HISTORY) as record:
+            record({"loss": 1.0}, 1)
+    said = capfd.readouterr().err
+    assert "Traceback" not in said and len(lines(tmp_path / HISTORY)) == 1
+
+
+@pytest.mark.parametrize(("another", "status"), [({}, "KILLED"), ({"seed": "1"}, "RUNNING")])
+def test_a_run_whose_process_was_killed_is_closed_when_the_same_work_starts_again(
+    tmp_path: Path, another: dict[str, str], status: str
+) -> None:
+    tags = {"stage": "retrain", "row": "masks", "seed": "0"}
+    program = (
+        "import os\nfrom everycause import tracking\n"
+        "params = tracking.TrackingParams(experiment='tests', log_models=False, system_metrics_seconds=0.0)\n"
+        f"with tracking.run('killed', params, {tags}, {{}}):\n    os.kill(os.getpid(), 9)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "DVC_ROOT": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, check=False)
+    with run("again", PARAMS, tags | another, {}):
+        states = {one.info.run_name: one.info.status for one in runs()}
+    assert states == {"killed": status, "again": "RUNNING"}
+
+
+def test_names_that_mlflow_refuses_are_changed_for_it_alone(tmp_path: Path) -> None:
+    measures = {"test/accuracy/photos (new)": 0.5, "test/a+b": 0.25, "../x": 1.0}
+    with run("names", PARAMS, TAGS, {}, tmp_path / HISTORY) as record:
+        record(measures, 1)
+    assert runs()[0].data.metrics == {"test/accuracy/photos _new_": 0.5, "test/a_b": 0.25, "_/x": 1.0}
+    assert lines(tmp_path / HISTORY) == [{"step": 1, **measures}]
+
+
+def test_many_parameters_are_logged_and_system_metrics_belong_to_the_run(tmp_path: Path) -> None:
+    params = PARAMS.model_copy(update={"system_metrics_seconds": 0.1})
+    with run("many", params, TAGS, {f"p{number}": number for number in range(250)}) as record:
+        for _ in range(200):
+            time.sleep(0.1)
+            if any(name.startswith("system/") for name in runs()[0].data.metrics):
+                break
+    (stored,) = runs()
+    assert len(stored.data.params) == 250 and "system/cpu_utilization_percentage" in stored.data.metrics
+
+
+def test_the_page_of_runs_opens_on_the_store_of_the_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = address.runs_page("tests", 5001)
+    assert shown.startswith("http://127.0.0.1:5001/#/experiments/1/runs?") and "viewStateShareKey=results" in shown
+    view = json.loads(mlflow.MlflowClient(tracking.tracking_uri()).get_experiment("1").tags["mlflow.sharedViewState.results"])
+    assert view["selectedColumns"][:3] == ["tags.`stage`", "tags.`row`", "tags.`seed`"]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "databricks")
+    with pytest.raises(UserError, match="shown by that workspace"):
+        address.runs_page("tests", 5001)
+    with sqlite3.connect(tmp_path / "mlflow.db") as database:
+        database.execute("update alembic_version set version_num = '451aebb31d03'")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}?older")
+    with pytest.raises(UserError, match="cannot be reached or read") as caught:
+        address.runs_page("tests", 5001)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_terminated_process_leaves_no_running_run(tmp_path: Path) -> None:

@@ -1,1 +1,1 @@
-"""Images and labels: Codebirds, folders of a user's own photos, shifted test sets, batches."""
+"""Images and labels: data sets and their readers, corruptions, shifted test sets, batches."""

@@ -1,35 +1,139 @@
-"""Erasures of validation images: the one shifted split that selection may use, under its own name.
+"""Codebirds as a data source: its section of params.yaml, its splits, shifted test sets, and erasures for validation.
 
-They are rendered from validation seeds and validation scenes, so no test image is touched. Only a sweep that maximizes
-"validation completeness", and the record of the rounds, import this module (a test sees to it); whatever is selected says so.
+Erasures of validation images are the one shifted set that selection may use, under a name of its own. They are rendered
+from validation seeds and validation scenes, so no test image is touched. Only a sweep that maximizes "validation
+completeness" and the record of the rounds use them (a test sees to it), and whatever is selected says so.
 """
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from codebirds.birds import Codebirds
 from codebirds.codes import Code
-from codebirds.factors import erased
+from codebirds.factors import POSITIVE, RANGES, Factors, Settings, erased
+from codebirds.variations import variations
+from everycause.artifacts import fingerprint
 from everycause.data.sources import DataParams
-from everycause.data.split import Images
+from everycause.data.split import Images, Split, View
 from everycause.errors import UserError
+from everycause.params import Section
 from everycause.shapes import Int64
+
+
+def _in_range(name: str) -> Any:
+    """The pydantic field of a setting, with the bounds of codebirds.factors."""
+    low, high = RANGES[name]
+    return Field(gt=low, le=high) if name in POSITIVE else Field(ge=low, le=high)
+
+
+class CodebirdsParams(Section):
+    """The fields of codebirds.factors.Settings, where each is explained."""
+
+    version: int = _in_range("version")
+    image_size: int = _in_range("image_size")
+    length: int = _in_range("length")
+    dimension: int = Field(ge=1)
+    order: int = _in_range("order")
+    train: int = _in_range("train")
+    validation: int = _in_range("validation")
+    test: int = _in_range("test")
+    seed: int = _in_range("seed")
+    layout_seed: int = _in_range("layout_seed")
+    scene_correlation: float = _in_range("scene_correlation")
+    distractor: bool
+    distractor_correlation: float = _in_range("distractor_correlation")
+    pixel_noise: float = _in_range("pixel_noise")
+    hue_jitter: float = _in_range("hue_jitter")
+    hue_saturation: float = _in_range("hue_saturation")
+    texture_contrast: float = _in_range("texture_contrast")
+    rim_darkness: float = _in_range("rim_darkness")
+    scene_saturation: float = _in_range("scene_saturation")
+    part_scale: float = _in_range("part_scale")
+
+    @model_validator(mode="after")
+    def _has_a_code(self) -> "CodebirdsParams":
+        try:
+            Code(self.length, self.dimension, self.order)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        return self
+
+    @property
+    def settings(self) -> Settings:
+        """The same values as the renderer takes them."""
+        return Settings(**self.model_dump())
+
+    @property
+    def code(self) -> Code:
+        """The code whose words are the classes."""
+        return Code(self.length, self.dimension, self.order)
+
+
+PARAMS = CodebirdsParams
+
+
+def open_split(root: Path, name: str, params: CodebirdsParams, threads: int) -> Split:
+    """One split of the training distribution; it has no files, and `root` is ignored."""
+    birds = renderer(root, params, threads)
+    return rendered_split(birds, name, birds.factors(name))
+
+
+def files(root: Path, params: CodebirdsParams) -> list[Path]:
+    """Nothing: the images are rendered."""
+    return []
+
+
+def test_view(root: Path, params: CodebirdsParams, threads: int) -> View:
+    """The test split with the factors of its images."""
+    birds = renderer(root, params, threads)
+    factors = birds.factors("test")
+    return View(rendered_split(birds, "test", factors), factors)
+
+
+def shifted_views(root: Path, params: CodebirdsParams, threads: int) -> Iterator[View]:
+    """Every shifted test set of the benchmark, with the factors of its images."""
+    birds = renderer(root, params, threads)
+    for name, factors in variations(birds):
+        if name != "test":
+            yield View(rendered_split(birds, name, factors), factors)
+
+
+def renderer(root: Path, params: CodebirdsParams, threads: int) -> Codebirds:
+    """What draws the images, the pixels of their parts and their backgrounds."""
+    return Codebirds(params.settings, threads)
+
+
+def rendered_split(birds: Codebirds, name: str, factors: Factors) -> Split:
+    """Images of Codebirds, drawn when they are read."""
+    return Split(
+        name=name,
+        labels=torch.from_numpy(factors.label),
+        class_names=tuple("word-" + "".join(map(str, word)) for word in birds.code.words),
+        image_size=birds.settings.image_size,
+        read=lambda index: torch.from_numpy(birds.images(factors.rows(index))),
+        identity=fingerprint(f"codebirds {name}", CodebirdsParams(**vars(birds.settings)).model_dump_json()),
+    )
 
 
 class Erased(NamedTuple):
     """All validation images without some parts."""
 
     parts: tuple[int, ...]
+    """Indices of the absent parts."""
     images: Images
     labels: Int64[Tensor, "batch"]
 
 
 class ValidationErasures:
-    """Every set of absent parts with its images; scenes are independent of the class. Rendered once where they fit into data.memory_mib.
+    """Validation images without every set of parts, with scenes that are independent of the class.
+
+    They are rendered once if they fit into data.memory_mib, and otherwise at every iteration.
 
     Raises:
         UserError: the data are not rendered, so their parts are not known.
@@ -38,20 +142,21 @@ class ValidationErasures:
     def __init__(self, params: DataParams, threads: int) -> None:
         if params.source != "codebirds":
             raise UserError(
-                "the measure 'validation completeness' needs data.source codebirds: set tuning.objectives to [validation accuracy]"
+                "the measure 'validation completeness' needs data.source codebirds: "
+                "set tuning.objectives to [validation accuracy]"
             )
-        self._birds = Codebirds(params.codebirds, threads)
+        self._birds = Codebirds(params.codebirds.settings, threads)
         size = 2**self.code.length * params.codebirds.validation * 3 * params.codebirds.image_size**2
         self._fits = size <= params.memory_mib * 2**20
         self._held: list[Erased] = []
 
     @property
     def code(self) -> Code:
-        """The code that the parts spell."""
+        """The code whose symbols the parts show."""
         return self._birds.code
 
     def __iter__(self) -> Iterator[Erased]:
-        """The sets by size, from none to all."""
+        """The sets of absent parts by size, from none to all."""
         if self._fits and not self._held:
             self._held = list(self._rendered())
         yield from self._held or self._rendered()
@@ -59,8 +164,7 @@ class ValidationErasures:
     def _rendered(self) -> Iterator[Erased]:
         factors = self._birds.factors("validation")
         factors = replace(factors, scene=self._birds.free_scene(factors))
+        labels = torch.from_numpy(factors.label)
         for size in range(self.code.length + 1):
             for parts in self.code.subsets(size):
-                yield Erased(
-                    parts, torch.from_numpy(self._birds.images(erased(factors, parts))), torch.from_numpy(factors.label)
-                )
+                yield Erased(parts, torch.from_numpy(self._birds.images(erased(factors, parts))), labels)

@@ -1,15 +1,16 @@
-"""ImageNet and its shifted test sets, in the layouts in which they are distributed: a folder per class, named by its WordNet id.
+"""ImageNet and its shifted test sets as they are distributed: a folder per class, named by its WordNet id.
 
     root/TRAIN/wnid/*.JPEG   root/TEST/wnid/*.JPEG      ImageNet-1k, or some of its classes (ImageNet-100 by a list)
-    root/RENDITIONS/wnid/…                              ImageNet-R: 200 of the classes, and the answer is sought among these alone
+    root/RENDITIONS/wnid/…                              ImageNet-R: 200 classes, the only answers to its images
     root/SKETCH/wnid/…                                  ImageNet-Sketch: all classes
-    root/CORRUPTED/corruption/severity/wnid/…           ImageNet-C as released: 224-pixel JPEGs that are not resized again
+    root/CORRUPTED/corruption/severity/wnid/…           ImageNet-C as released: JPEGs of 224 pixels, not resized again
 
 The order of the classes and the 200 of ImageNet-R are those of timm's own data files.
 Sources: arXiv 1409.0575, 2006.16241 (R), 1905.13549 (Sketch), 1903.12261 (C).
 """
 
-from concurrent.futures import ThreadPoolExecutor
+import hashlib
+from collections.abc import Iterator
 from functools import lru_cache
 from importlib.resources import files as packaged
 from pathlib import Path
@@ -20,8 +21,17 @@ import torch
 from pydantic import Field
 
 from everycause.artifacts import fingerprint
-from everycause.data.images import decoded, image_files, squared
-from everycause.data.split import Split
+from everycause.data.images import (
+    content_digest,
+    decoded,
+    held_out,
+    image_files,
+    read_files,
+    squared,
+    visible_entries,
+    within,
+)
+from everycause.data.split import Split, View
 from everycause.errors import UserError
 from everycause.params import Section
 
@@ -31,11 +41,11 @@ PUBLISHED = {
     "test": (1000, (50_000,)),
     "corrupted": (1000, (50_000,)),
 }
-"""Classes and images of the published sets; two counts of Sketch are in circulation."""
+"""Number of classes, and possible numbers of images, of the published sets; Sketch is in circulation with two."""
 
 
 class ImageNetParams(Section):
-    """Where each set lies below data.root, and how photos become squares."""
+    """Where each set lies below data.root, and how photographs become images of one size."""
 
     image_size: int = Field(ge=8, le=1024)
     """Side of the square that is cut out of the center, in pixels."""
@@ -44,18 +54,24 @@ class ImageNetParams(Section):
     classes: str = Field(min_length=1)
     """`all`, or a file below data.root with a WordNet id per line (ImageNet-100)."""
     train: str
+    """Folder of the training images."""
     test: str
-    """The official validation images: they are the test set here."""
+    """Folder of the official validation images, which are the test set here."""
     renditions: str | None
-    """ImageNet-R; null where there is none, and so for the others."""
+    """Folder of ImageNet-R; null if there is none."""
     sketch: str | None
+    """Folder of ImageNet-Sketch; null if there is none."""
     corrupted: str | None
+    """Folder of ImageNet-C; null if the corruptions are to be made here, which gives no mCE."""
     validation_share: float = Field(gt=0, lt=1)
     """Share of each class's training images that is held out for validation."""
-    seed: int = Field(ge=0)
-    """Of the choice of validation images."""
+    seed: int = Field(ge=0, le=2**32 - 1)
+    """Seed of the choice of validation images."""
     counts: Literal["published", "any"]
     """Whether sets of all classes must have the published number of classes and images."""
+
+
+PARAMS = ImageNetParams
 
 
 @lru_cache
@@ -72,7 +88,7 @@ def class_ids(root: Path, params: ImageNetParams) -> tuple[str, ...]:
     """
     if params.classes == "all":
         return synsets()
-    file = _within(root, params.classes, "data.imagenet.classes")
+    file = within(root, params.classes, "data.imagenet.classes")
     if not file.is_file():
         raise UserError(
             f"data.imagenet.classes: '{file}' is missing: put a list of WordNet ids there, one per line, or take 'all'"
@@ -94,15 +110,13 @@ def among_renditions(names: tuple[str, ...]) -> torch.Tensor:
     place = {name: number for number, name in enumerate(names)}
     if missing := [one for one in synsets("imagenet_r") if one not in place]:
         raise UserError(
-            f"ImageNet-R has 200 classes, and {len(missing)} of them ('{missing[0]}' …) are not among the {len(names)} of this model: "
-            "evaluate a model of all 1,000 classes, or set data.imagenet.renditions to null"
+            f"ImageNet-R has 200 classes, and {len(missing)} of them ('{missing[0]}' …) are not among the {len(names)} "
+            "of this model: evaluate a model of all 1,000 classes, or set data.imagenet.renditions to null"
         )
     return torch.tensor([place[one] for one in synsets("imagenet_r")])
 
 
-def imagenet_split(
-    root: Path, name: Literal["train", "validation", "test"], params: ImageNetParams, threads: int
-) -> Split:
+def open_split(root: Path, name: str, params: ImageNetParams, threads: int) -> Split:
     """One split of the training distribution; validation is held out of the training images, class by class.
 
     Raises:
@@ -110,29 +124,24 @@ def imagenet_split(
     """
     names = class_ids(root, params)
     if name == "test":
-        return _split(
-            root,
-            "test",
-            params.test,
-            names,
-            params,
-            threads,
-            "test" if params.classes == "all" else None,
-            params.resize,
-        )
-    files, labels = _listed(_folder(root, params.train), names, every=True)
-    held_out, generator = np.zeros(len(labels), dtype=bool), np.random.default_rng(params.seed)
+        published = "test" if params.classes == "all" else None
+        return _of_files(root, name, *_test_set(root, name, params.test, names, params, published), params, threads)
+    images, labels = _listed(_folder(root, params.train), names, every=True)
     for label, class_name in enumerate(names):
-        own = (labels == label).nonzero()[0]
-        if len(own) < 2:
+        if (labels == label).sum() < 2:
             raise UserError(
                 f"'{root / params.train / class_name}' holds one image, and validation needs one of at least two"
             )
-        held_out[generator.permutation(own)[: min(max(1, round(params.validation_share * len(own))), len(own) - 1)]] = (
-            True
-        )
-    index = (held_out == (name == "validation")).nonzero()[0]
-    return _of_files(name, [files[i] for i in index], labels[index], names, root, params.resize, params, threads)
+    index = (held_out(labels, params.validation_share, params.seed) == (name == "validation")).nonzero()[0]
+    return _of_files(root, name, [images[i] for i in index], labels[index], params, threads)
+
+
+def shifted_views(root: Path, params: ImageNetParams, threads: int) -> Iterator[View]:
+    """ImageNet-R and ImageNet-Sketch, if params name their folders."""
+    for kind in ("renditions", "sketch"):
+        if getattr(params, kind) is not None:
+            split = shifted_split(root, kind, params, threads)
+            yield View(split, among=among_renditions(split.class_names) if kind == "renditions" else None)
 
 
 def shifted_split(root: Path, kind: Literal["renditions", "sketch"], params: ImageNetParams, threads: int) -> Split:
@@ -145,77 +154,111 @@ def shifted_split(root: Path, kind: Literal["renditions", "sketch"], params: Ima
     if kind == "renditions":
         among_renditions(names)
     published = kind if kind == "renditions" or params.classes == "all" else None
-    return _split(root, kind, str(getattr(params, kind)), names, params, threads, published, params.resize)
+    found = _test_set(root, kind, str(getattr(params, kind)), names, params, published)
+    return _of_files(root, kind, *found, params, threads)
 
 
-def released_corruption(root: Path, corruption: str, severity: int, params: ImageNetParams, threads: int) -> Split:
-    """One cell of ImageNet-C as released: its JPEGs are 224 pixels and are only cropped.
+def released_view(root: Path, corruption: str, severity: int, params: ImageNetParams, threads: int) -> View | None:
+    """One corruption and severity of ImageNet-C as released; None if params name no folder of it.
 
     Raises:
         UserError: the tree is not as it should be.
     """
-    names, place = class_ids(root, params), f"{params.corrupted}/{corruption}/{severity}"
-    published = "corrupted" if params.classes == "all" else None
-    return _split(root, f"corruptions/{corruption}/{severity}", place, names, params, threads, published, None)
+    if params.corrupted is None:
+        return None
+    name = f"corruptions/{corruption}/{severity}"
+    found = _released(root, corruption, severity, params)
+    return View(_of_files(root, name, *found, params, threads, resize=None), released=True)
 
 
-def _split(
-    root: Path,
-    name: str,
-    place: str,
-    names: tuple[str, ...],
-    params: ImageNetParams,
-    threads: int,
-    published: str | None,
-    resize: int | None,
-) -> Split:
-    """A tree of class folders, held against the published set's size where one is named."""
+def files(root: Path, params: ImageNetParams) -> list[Path]:
+    """Every image of every set that params name.
+
+    Raises:
+        UserError: a tree is not as it should be, or the classes do not contain those of ImageNet-R.
+    """
+    names = class_ids(root, params)
+    found = list(_listed(_folder(root, params.train), names, every=True)[0])
+    found += _test_set(root, "test", params.test, names, params, "test" if params.classes == "all" else None)[0]
+    for kind in ("renditions", "sketch"):
+        if (place := getattr(params, kind)) is not None:
+            if kind == "renditions":
+                among_renditions(names)
+            published = kind if kind == "renditions" or params.classes == "all" else None
+            found += _test_set(root, kind, place, names, params, published)[0]
+    if params.corrupted is not None:
+        for folder in (one for one in visible_entries(_folder(root, params.corrupted)) if one.is_dir()):
+            for severity in (number for number in range(1, 6) if (folder / str(number)).is_dir()):
+                found += _released(root, folder.name, severity, params)[0]
+    return found
+
+
+def tables(root: Path, params: ImageNetParams) -> list[Path]:
+    """The list of classes, if params name one."""
+    return [] if params.classes == "all" else [within(root, params.classes, "data.imagenet.classes")]
+
+
+def _released(root: Path, corruption: str, severity: int, params: ImageNetParams) -> tuple[list[Path], np.ndarray]:
+    """Files and labels of one corruption and severity of ImageNet-C."""
+    place, published = f"{params.corrupted}/{corruption}/{severity}", "corrupted" if params.classes == "all" else None
+    return _test_set(root, "corruptions", place, class_ids(root, params), params, published)
+
+
+def _test_set(
+    root: Path, name: str, place: str, names: tuple[str, ...], params: ImageNetParams, published: str | None
+) -> tuple[list[Path], np.ndarray]:
+    """Files and labels of a test set, whose size is compared with that of the published set if one is named."""
     folder = _folder(root, place)
-    files, labels = _listed(folder, names, every=name == "test")
+    found, labels = _listed(folder, names, every=name == "test")
     if published is not None and params.counts == "published":
         classes, counts = PUBLISHED[published]
-        if len(np.unique(labels)) != classes or len(files) not in counts:
+        if len(np.unique(labels)) != classes or len(found) not in counts:
+            numbers = " or ".join(f"{count:,}" for count in counts)
             raise UserError(
-                f"'{folder}' holds {len(files):,} images of {len(np.unique(labels))} classes, and the published set has "
-                f"{' or '.join(f'{count:,}' for count in counts)} of {classes}: unpack it again, or set data.imagenet.counts to any"
+                f"'{folder}' holds {len(found):,} images of {len(np.unique(labels))} classes, "
+                f"and the published set has {numbers} of {classes}: unpack it again, or set data.imagenet.counts to any"
             )
-    return _of_files(name, files, labels, names, root, resize, params, threads)
+    return found, labels
 
 
 def _of_files(
-    name: str,
-    files: list[Path],
-    labels: np.ndarray,
-    names: tuple[str, ...],
     root: Path,
-    resize: int | None,
+    name: str,
+    images: list[Path],
+    labels: np.ndarray,
     params: ImageNetParams,
     threads: int,
+    resize: int | None = 0,
 ) -> Split:
-    """A split that decodes its files when they are read."""
-
-    def read(index: np.ndarray) -> torch.Tensor:
-        with ThreadPoolExecutor(threads) as pool:
-            return torch.stack(list(pool.map(lambda i: squared(decoded(files[i]), params.image_size, resize), index)))
-
-    listing = "\n".join(str(file.relative_to(root)) for file in files)
+    """A split that decodes its files when they are read; 0 resizes as params say, None does not resize."""
+    resize = params.resize if resize == 0 else resize
+    names = class_ids(root, params)
+    classes = hashlib.sha256("\n".join(names).encode()).hexdigest()
+    digest = content_digest(images, root)
     return Split(
-        name,
-        torch.from_numpy(labels),
-        names,
-        params.image_size,
-        read,
-        fingerprint(f"imagenet {params.image_size} {resize}", listing),
+        name=name,
+        labels=torch.from_numpy(labels),
+        class_names=names,
+        image_size=params.image_size,
+        read=lambda index: read_files(
+            [images[i] for i in index], lambda file: squared(decoded(file), params.image_size, resize), threads
+        ),
+        identity=fingerprint(f"imagenet {name} {params.image_size} {resize}", classes, digest),
     )
 
 
 def _listed(folder: Path, names: tuple[str, ...], every: bool) -> tuple[list[Path], np.ndarray]:
-    """The files of a tree wnid/image and their labels; folders of other classes of ImageNet are passed over, others are errors."""
-    place = {name: number for number, name in enumerate(names)}
-    found = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    if unknown := [one for one in found if one not in set(synsets())]:
+    """The files of a tree wnid/image and their labels; folders of ImageNet classes outside `names` are passed over.
+
+    Raises:
+        UserError: a folder is named like no class of ImageNet, is empty, or is missing although `every` is set.
+    """
+    place, known = {name: number for number, name in enumerate(names)}, set(synsets())
+    found = [entry.name for entry in visible_entries(folder) if entry.is_dir()]
+    if unknown := [one for one in found if one not in known]:
         raise UserError(
-            f"'{folder / unknown[0]}' is not the folder of an ImageNet class: class folders are named by WordNet ids such as n01440764"
+            f"'{folder / unknown[0]}' is not the folder of an ImageNet class: "
+            "class folders are named by WordNet ids such as n01440764"
         )
     if every and (missing := [one for one in names if one not in set(found)]):
         raise UserError(
@@ -231,22 +274,22 @@ def _listed(folder: Path, names: tuple[str, ...], every: bool) -> tuple[list[Pat
         labels += [place[one]] * len(own)
     if not files:
         raise UserError(
-            f"'{folder}' has no images of the {len(names)} classes: class folders are named by WordNet ids such as n01440764"
+            f"'{folder}' has no images of the {len(names)} classes: "
+            "class folders are named by WordNet ids such as n01440764"
         )
     return files, np.array(labels)
 
 
 def _folder(root: Path, place: str) -> Path:
-    folder = _within(root, place, "data.imagenet")
+    """The folder of one of the sets.
+
+    Raises:
+        UserError: it is missing or lies outside data.root.
+    """
+    folder = within(root, place, "data.imagenet")
     if not folder.is_dir():
         raise UserError(
-            f"'{folder}' is missing: unpack the data set there, or change its name in data.imagenet (null for a shifted set that you do not have)"
+            f"'{folder}' is missing: unpack the data set there, or change its name in data.imagenet "
+            "(null for a shifted set that you do not have)"
         )
     return folder
-
-
-def _within(root: Path, place: str, key: str) -> Path:
-    path = root / place
-    if not path.resolve().is_relative_to(root.resolve()):
-        raise UserError(f"{key}: '{place}' lies outside data.root '{root}': paths may not leave the data folder")
-    return path

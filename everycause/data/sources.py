@@ -1,68 +1,104 @@
-"""The data set that params.yaml names: its splits of the training distribution.
+"""The data set that params.yaml names: its params, its training, validation and test split, its files.
 
-Shifted splits are not opened here but in data.shifts, which only evaluation may import.
+Every data source has a reader, a module that is imported only when params.yaml names it. To add one, write a module
+with
+
+    PARAMS                                   the class of its section of params.yaml, with a field `image_size`
+    open_split(root, name, params, threads)  the Split `train`, `validation` or `test` of the folder data.root
+    files(root, params)                      every file that any of its splits, shifted ones too, is made from
+
+and, where there is something to tell, test_view (the test split as a View), shifted_views (the shifted test sets),
+released_view (a published corrupted test set), tables (files that are no images) and code (a Codebirds code);
+folder.py, imagenet.py and codebirds.py are examples. Then name it in SOURCES: its section is checked, and
+every stage can use it. Shifted splits are opened in data.shifts alone, which only evaluation may import.
 """
 
+from importlib import import_module
 from pathlib import Path
-from typing import Literal
+from types import ModuleType
+from typing import Any, Literal, get_args
 
-import torch
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, create_model, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
-from codebirds.birds import Codebirds
 from codebirds.codes import Code
-from codebirds.factors import CodebirdsParams, Factors
-from everycause.artifacts import fingerprint
-from everycause.data.cub import CubParams, cub_split
-from everycause.data.imagenet import ImageNetParams, imagenet_split
-from everycause.data.images import FolderParams, folder_split
+from everycause.data.digests import remembered
+from everycause.data.images import check_decodable
 from everycause.data.split import Split
-from everycause.data.waterbirds import WaterbirdsParams, waterbirds_split
+from everycause.errors import UserError
 from everycause.params import Section
 
 SplitName = Literal["train", "validation", "test"]
+SOURCES = {
+    "codebirds": "everycause.data.codebirds",
+    "folder": "everycause.data.folder",
+    "cub": "everycause.data.cub",
+    "imagenet": "everycause.data.imagenet",
+    "waterbirds": "everycause.data.waterbirds",
+}
+"""Name of data.source → module that reads it."""
 
 
 class DataParams(Section):
-    """Which images."""
+    """Which images; the section named like the source says how they are read.
 
-    source: Literal["codebirds", "folder", "cub", "imagenet", "waterbirds"]
-    """`codebirds` renders the embedded data set; `folder` reads a user's own photos; the others read these data sets as published."""
+    Sections of other sources may stand beside it. They are checked and then dropped, so that nothing depends on them.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    source: str
+    """`codebirds` renders images, `folder` reads your own photographs, the others read published data sets."""
     root: str = Field(min_length=1)
-    """The data folder: root/split/class/image of one's own photos, or the folder of a published data set."""
-    memory_mib: int = Field(ge=0)
-    """A split that fits into this many MiB is read once and held; a larger one is read again in every epoch."""
-    codebirds: CodebirdsParams
-    folder: FolderParams
-    cub: CubParams
-    imagenet: ImageNetParams
-    waterbirds: WaterbirdsParams
+    """The data folder: root/split/class/image of your own photographs, or the folder of a published data set."""
+    memory_mib: int = Field(ge=0, le=2**20)
+    """A split that fits into this many MiB is read once and kept; a larger one is read again in every epoch."""
 
-    @model_validator(mode="after")
-    def _has_a_code(self) -> "DataParams":
-        Code(self.codebirds.length, self.codebirds.dimension, self.codebirds.order)
-        return self
+    @model_validator(mode="before")
+    @classmethod
+    def _read_sections(cls, raw: Any) -> Any:
+        """Check the sections of all sources and keep that of the source; unknown keys are errors."""
+        if not isinstance(raw, dict) or raw.get("source") not in list(SOURCES):
+            return raw
+        beside = {key: value for key, value in raw.items() if key not in cls.model_fields}
+        classes = {name: (reader(name).PARAMS, ...) for name in SOURCES if name in beside or name == raw["source"]}
+        sections = create_model("Sections", __base__=Section, **classes)(**beside)
+        own = {key: value for key, value in raw.items() if key in cls.model_fields}
+        return own | {raw["source"]: getattr(sections, raw["source"])}
+
+    @field_validator("source")
+    @classmethod
+    def _is_known(cls, source: str) -> str:
+        if source not in SOURCES:
+            known = ", ".join(f"'{name}'" for name in SOURCES)
+            raise PydanticCustomError("literal_error", "Input should be one of {known}", {"known": known})
+        return source
+
+    def __getattr__(self, name: str) -> Any:
+        """The section of a source, or None if the images come from another one."""
+        if name in SOURCES:
+            return (self.__pydantic_extra__ or {}).get(name)
+        return super().__getattr__(name)  # type: ignore[misc]
+
+    @property
+    def section(self) -> Any:
+        """The section of the source."""
+        return getattr(self, self.source)
 
     @property
     def code(self) -> Code | None:
-        """The code whose words are the classes, where the data are rendered."""
-        return (
-            Code(self.codebirds.length, self.codebirds.dimension, self.codebirds.order)
-            if self.source == "codebirds"
-            else None
-        )
+        """The code whose words are the classes; None unless the images are those of Codebirds."""
+        return getattr(self.section, "code", None)
 
     @property
     def image_size(self) -> int:
-        """Side of the images, in pixels."""
-        sections = {
-            "codebirds": self.codebirds,
-            "folder": self.folder,
-            "cub": self.cub,
-            "imagenet": self.imagenet,
-            "waterbirds": self.waterbirds,
-        }
-        return sections[self.source].image_size
+        """Side of the square images, in pixels."""
+        return self.section.image_size
+
+
+def reader(source: str) -> ModuleType:
+    """The module that reads a data source."""
+    return import_module(SOURCES[source])
 
 
 def open_split(params: DataParams, name: SplitName, threads: int) -> Split:
@@ -71,29 +107,54 @@ def open_split(params: DataParams, name: SplitName, threads: int) -> Split:
     Raises:
         UserError: the data folder is not as it should be.
     """
-    root = Path(params.root)
-    match params.source:
-        case "folder":
-            split = folder_split(root, name, params.folder, threads)
-        case "cub":
-            split = cub_split(root, name, params.cub, threads)
-        case "imagenet":
-            split = imagenet_split(root, name, params.imagenet, threads)
-        case "waterbirds":
-            split = waterbirds_split(root, name, params.waterbirds, threads)
-        case "codebirds":
-            birds = Codebirds(params.codebirds, threads)
-            split = rendered_split(birds, name, birds.factors(name))
+    split = reader(params.source).open_split(Path(params.root), name, params.section, threads)
     return split.kept_in_memory(params.memory_mib)
 
 
-def rendered_split(birds: Codebirds, name: str, factors: Factors) -> Split:
-    """Images of Codebirds, drawn when they are read."""
-    return Split(
-        name=name,
-        labels=torch.from_numpy(factors.label),
-        class_names=tuple("word-" + "".join(map(str, word)) for word in birds.code.words),
-        image_size=birds.params.image_size,
-        read=lambda index: torch.from_numpy(birds.images(factors.rows(index))),
-        identity=fingerprint(f"codebirds {name}", birds.params.model_dump_json()),
-    )
+def files(params: DataParams) -> list[Path]:
+    """Every file that any split is made from, shifted ones too: what is hashed is what is read.
+
+    Raises:
+        UserError: the data folder is not as it should be.
+    """
+    source, root = reader(params.source), Path(params.root)
+    tables = source.tables(root, params.section) if hasattr(source, "tables") else []
+    return [*tables, *source.files(root, params.section)]
+
+
+def check(params: DataParams, threads: int) -> None:
+    """Refuse data that could not be used to the end: every split is listed and every image opened before any work.
+
+    The result is remembered for every file, so that the next check opens only files that changed.
+
+    Raises:
+        UserError: the data folder is not as it should be, or a file of any split is no whole image.
+    """
+    source, root = reader(params.source), Path(params.root)
+    for name in get_args(SplitName):  # listed and hashed, not decoded
+        source.open_split(root, name, params.section, threads)
+    images = source.files(root, params.section)
+    faults = [fault for fault in remembered("image", images, _fault, threads) if fault]
+    if faults:
+        more = f" ({len(faults) - 1} more files cannot be read either)" if len(faults) > 1 else ""
+        raise UserError(faults[0] + more)
+
+
+def _fault(file: Path) -> str:
+    """What is wrong with an image file, as a sentence; empty if nothing is."""
+    try:
+        check_decodable(file)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def renderer(params: DataParams, threads: int) -> Any:
+    """The codebirds.birds.Codebirds of rendered images: it draws the pixels of their parts, and them without birds.
+
+    Raises:
+        UserError: the images are photographs, of which this is not known.
+    """
+    if params.code is None:
+        raise UserError(f"data.source is '{params.source}', and only rendered images have known parts: use codebirds")
+    return reader(params.source).renderer(Path(params.root), params.section, threads)

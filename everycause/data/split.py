@@ -1,8 +1,8 @@
-"""From stored images to what a network sees: normalization, geometric augmentation, batches."""
+"""Splits: labelled images that can be read in any order; their statistics, batches and geometric changes."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -10,14 +10,26 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
+from everycause.artifacts import fingerprint
+from everycause.data.images import Images, Statistics, normalized
 from everycause.errors import UserError
 from everycause.params import Section
 from everycause.shapes import Float, Int64, UInt8
 
-# MERGED DOC: """A split: labelled images that can be read in any order, whatever they come from."""
-
-
-Images = UInt8[Tensor, "batch 3 height width"]
+__all__ = [
+    "AugmentationParams",
+    "Batch",
+    "Geometry",
+    "Images",
+    "Split",
+    "Statistics",
+    "View",
+    "batches",
+    "draw_geometry",
+    "normalized",
+    "statistics",
+    "transformed",
+]
 
 
 @dataclass(frozen=True)
@@ -29,17 +41,17 @@ class Split:
     """
 
     name: str
-    """For messages and records."""
+    """Name of the split, for messages and records; of a shifted one, family or family/member."""
     labels: Int64[Tensor, "images"]
-    """Index into class_names."""
+    """The class of each image, an index into class_names."""
     class_names: tuple[str, ...]
     """The classes, in the order of the logits."""
     image_size: int
     """Side of the square images, in pixels."""
     read: Callable[[np.ndarray], Images]
-    """The images of some indices; reading in any order or chunking gives the same images."""
+    """The images of some indices; they do not depend on the order or on what is read together."""
     identity: str
-    """A fingerprint of the content, for records."""
+    """A hash that changes when any image, label or class name does."""
 
     def __post_init__(self) -> None:
         if len(self.labels) == 0:
@@ -58,32 +70,40 @@ class Split:
         return self.read(np.arange(len(self)))
 
     def kept_in_memory(self, limit_mib: int) -> "Split":
-        """The same split, read once and held, where its images fit into `limit_mib`; else itself."""
+        """The same split, read now and kept, if its images fit into `limit_mib` MiB; otherwise the split itself."""
         if len(self) * 3 * self.image_size**2 > limit_mib * 2**20:
             return self
         held = self.all()
-        return Split(
-            self.name,
-            self.labels,
-            self.class_names,
-            self.image_size,
-            lambda index: held.index_select(0, torch.as_tensor(index)),
-            self.identity,
-        )
+        return replace(self, read=lambda index: held.index_select(0, torch.as_tensor(index)))
 
     def subset(self, index: np.ndarray) -> "Split":
-        """Some of the images, renumbered."""
-        return Split(
-            self.name, self.labels[torch.as_tensor(index)], self.class_names, self.image_size,
-            lambda rows: self.read(index[rows]), self.identity,
-        )  # fmt: skip
+        """Some of the images, renumbered, with an identity of their own."""
+        index = np.asarray(index)
+        return replace(
+            self,
+            labels=self.labels[torch.as_tensor(index)],
+            read=lambda rows: self.read(index[rows]),
+            identity=fingerprint(self.identity, "subset", index.astype(np.int64).tobytes()),
+        )
 
 
-class Statistics(NamedTuple):
-    """Channel means and standard deviations, 1 being white."""
+class View(NamedTuple):
+    """A split to evaluate on, and what else is known of its images."""
 
-    mean: tuple[float, float, float]
-    standard_deviation: tuple[float, float, float]
+    split: Split
+    factors: Any = None
+    """codebirds.factors.Factors of rendered images; None for others."""
+    groups: Int64[Tensor, "images"] | None = None
+    """The group of each image, where the data set names groups."""
+    among: Int64[Tensor, "answers"] | None = None
+    """The classes among which the answer is sought; None for all."""
+    released: bool = False
+    """Whether these are published corrupted images rather than images corrupted here."""
+
+    @property
+    def name(self) -> str:
+        """family, or family/member."""
+        return self.split.name
 
 
 class Batch(NamedTuple):
@@ -95,7 +115,7 @@ class Batch(NamedTuple):
 
 
 def statistics(split: Split, chunk: int = 512) -> Statistics:
-    """Channel statistics of a split, from integer sums: exact, so independent of the chunking."""
+    """Channel statistics of a split, from sums of integers: they are exact, whatever the chunk."""
     total, squares, count = torch.zeros(3, dtype=torch.int64), torch.zeros(3, dtype=torch.int64), 0
     for batch in batches(split, chunk):
         values = batch.images.to(torch.int64)
@@ -107,17 +127,8 @@ def statistics(split: Split, chunk: int = 512) -> Statistics:
     return Statistics(tuple((mean / 255).tolist()), tuple((deviation / 255).tolist()))
 
 
-def normalized(
-    images: UInt8[Tensor, "batch 3 height width"], statistics: Statistics, device: torch.device
-) -> Float[Tensor, "batch 3 height width"]:
-    """Zero mean and unit deviation per channel; 0 is the data set's mean color."""
-    mean = torch.tensor(statistics.mean, device=device)[:, None, None] * 255
-    scale = 1 / (torch.tensor(statistics.standard_deviation, device=device)[:, None, None] * 255)
-    return (images.to(device) - mean).mul_(scale).contiguous(memory_format=torch.channels_last)
-
-
 def batches(split: Split, size: int, order: np.ndarray | None = None) -> Iterator[Batch]:
-    """The split in batches, in index order or in the given one."""
+    """The split in batches, in the order of its indices or in the given one."""
     order = np.arange(len(split)) if order is None else order
     for start in range(0, len(order), size):
         index = order[start : start + size]
@@ -126,11 +137,11 @@ def batches(split: Split, size: int, order: np.ndarray | None = None) -> Iterato
 
 
 class AugmentationParams(Section):
-    """Random geometry, drawn once for an image and its counterfactual."""
+    """Random changes of training images; an image and its counterfactual get the same."""
 
     mirror: bool
-    """Whether images are mirrored, with probability one half."""
-    shift: int = Field(ge=0)
+    """Whether images are mirrored, each with probability one half."""
+    shift: int = Field(ge=0, le=1024)
     """Largest shift, in pixels."""
     rotation: float = Field(ge=0, le=180)
     """Largest rotation, in degrees."""
@@ -138,6 +149,10 @@ class AugmentationParams(Section):
     """Largest shear, in degrees."""
     zoom: float = Field(ge=0, lt=1)
     """Largest relative change of size, up or down."""
+    resized_crop: float = Field(ge=0, le=1)
+    """Smallest share of the image's area that a random crop keeps before it is resized; 0: no crop."""
+    color_jitter: float = Field(ge=0, le=1)
+    """Largest relative change of brightness, contrast and saturation; a tenth of it for the hue. 0: none."""
 
 
 class Geometry(NamedTuple):
@@ -146,9 +161,11 @@ class Geometry(NamedTuple):
     mirror: Int64[Tensor, "batch"]
     """1 where the image is mirrored."""
     down: Int64[Tensor, "batch"]
+    """Shift in pixels; negative is up."""
     right: Int64[Tensor, "batch"]
+    """Shift in pixels; negative is left."""
     affine: Float[Tensor, "batch 2 2"]
-    """From places in the result to places in the image, about its center; the identity where nothing is rotated, sheared or zoomed."""
+    """From places in the result to places in the image, about its center; the identity where it stays as it is."""
 
     def rows(self, index: Int64[Tensor, "rows"]) -> "Geometry":
         """The same transformations for some of the images."""
@@ -156,7 +173,7 @@ class Geometry(NamedTuple):
 
 
 def draw_geometry(count: int, params: AugmentationParams, generator: torch.Generator) -> Geometry:
-    """Random transformations within the bounds, uniform in each."""
+    """Random transformations, uniform within each bound."""
     mirror = (
         torch.randint(0, 2, (count,), generator=generator) if params.mirror else torch.zeros(count, dtype=torch.int64)
     )
@@ -179,7 +196,7 @@ def draw_geometry(count: int, params: AugmentationParams, generator: torch.Gener
 def transformed(
     images: UInt8[Tensor, "batch channels height width"], geometry: Geometry
 ) -> UInt8[Tensor, "batch channels height width"]:
-    """Transformed images; what comes in at a border is its reflection."""
+    """The images after their transformations; beyond its border an image is continued by reflection."""
     count, _, height, width = images.shape
     if count and not torch.equal(geometry.affine, torch.eye(2).expand(count, 2, 2)):
         places = affine_grid(
@@ -196,6 +213,7 @@ def transformed(
 
 
 def _reflected(position: Tensor, length: int) -> Tensor:
-    """Positions folded back into 0 … length−1 at the borders."""
-    position = position.abs()
-    return torch.where(position >= length, 2 * (length - 1) - position, position)
+    """Positions folded back into 0 … length−1 at the borders, as often as a large shift needs."""
+    period = 2 * (length - 1)
+    position = position % period
+    return torch.where(position >= length, period - position, position)

@@ -1,6 +1,7 @@
-"""Causal completeness on Codebirds: has the classifier learned every sufficient cause, or just one?
+"""Causal completeness on Codebirds: whether a classifier has learned every sufficient cause of a class, or just one.
 
-All measures are computed from the accuracies of the 2^n erasure subsets; the optima come from the code.
+All measures are computed from the accuracies with each of the 2^n subsets of parts erased. The best possible values
+come from the code.
 """
 
 from itertools import combinations
@@ -10,22 +11,22 @@ from typing import NamedTuple
 from codebirds.codes import Code
 
 Accuracies = dict[tuple[int, ...], float]
-"""The accuracy with a set of parts absent, for every set."""
+"""The accuracy, in [0, 1], with a set of parts erased, for every set of parts."""
 
 
 class Profile(NamedTuple):
-    """Accuracy after e = 0, 1, … erasures."""
+    """Accuracy after e = 0, 1, … n−1 erasures."""
 
     mean: tuple[float, ...]
-    """Over the subsets of size e."""
+    """Mean over the subsets of size e."""
     worst: tuple[float, ...]
-    """Over the subsets of size e."""
+    """Minimum over the subsets of size e."""
     optimum: tuple[float, ...]
-    """The best mean possible, from the code."""
+    """The largest mean that any classifier can reach, from the code."""
 
 
 def profile(accuracies: Accuracies, code: Code) -> Profile:
-    """The completeness profile for e = 0 … n−1."""
+    """The accuracies by number of erased parts, beside the best possible ones."""
     sizes = [code.subsets(size) for size in range(code.length)]
     return Profile(
         mean=tuple(sum(accuracies[parts] for parts in subsets) / len(subsets) for subsets in sizes),
@@ -35,7 +36,7 @@ def profile(accuracies: Accuracies, code: Code) -> Profile:
 
 
 def completeness_score(profile: Profile, num_classes: int) -> float:
-    """The profile's area above chance over the optimum's: 0 is chance, 1 is every cause learned."""
+    """The area of the mean profile above chance over that of the optimum: 0 is chance, 1 is every cause learned."""
     chance = 1 / num_classes
     return sum(value - chance for value in profile.mean) / sum(value - chance for value in profile.optimum)
 
@@ -55,14 +56,14 @@ def shapley(accuracies: Accuracies, parts: int) -> tuple[float, ...]:
 
 
 def reliance(accuracies: Accuracies, parts: int) -> tuple[float, ...]:
-    """Each part's share of the Shapley values, negative ones counted as none; all zero for a model that uses no part."""
+    """Each part's share of the sum of the positive Shapley values; all zero for a model that uses no part."""
     positive = [max(0.0, value) for value in shapley(accuracies, parts)]
     total = sum(positive)
     return tuple(value / total if total > 0 else 0.0 for value in positive)
 
 
 def effective_causes(shares: tuple[float, ...]) -> float:
-    """The number of parts that an even reliance would be spread over: exp(entropy), from 1 to n; 0 for no reliance."""
+    """The number of equally used parts with the same entropy: exp(entropy), from 1 to n; 0 where no part is used."""
     if sum(shares) == 0:
         return 0.0
     return exp(-sum(share * log(share) for share in shares if share > 0))

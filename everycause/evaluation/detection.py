@@ -1,9 +1,18 @@
-"""The detectors of misclassifications on the test split and on every shifted one, in one pass over each."""
+"""Detection of misclassifications: do the filters that an image uses agree with those of the class it is given?
+
+    accept when p(c) > 0.9; otherwise flag when agreement(l, G_c) is below its mean over the kept training images of c,
+    with c the predicted class, l the local filters of the image for c, G_c the global filters of c,
+    and agreement |l ∩ G_c| / |G_c| (recall) by default
+
+The rule is compared with what anybody would try first: the confidence gate alone, the largest softmax probability, the
+entropy. Its controls use as many random filters, and the filters of another class.
+
+Paper: arXiv 2501.11087, section on detection.
+"""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -11,9 +20,8 @@ from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 from torch import Tensor
 from tqdm import tqdm
 
-from everycause.data.shifts import views
-from everycause.data.sources import DataParams, open_split
-from everycause.evaluation.predictions import EvaluationParams
+from everycause.data.shifts import View
+from everycause.data.split import Split
 from everycause.explanation.filters import FilterBank, FilterGenerator, FilterParams, confident, permuted, random_like
 from everycause.explanation.heads import LastLayer
 from everycause.inference import readout_of
@@ -21,57 +29,48 @@ from everycause.models import Classifier, Readout
 from everycause.params import Section
 from everycause.shapes import Bool, Float, Int64
 
-# MERGED DOC: """Misclassifications found by the filters an image uses: do they agree with those of the class it is given?
-#
-#     accept when p(c) > 0.9; otherwise flag when agreement(l, G_c) is below its mean over the class's kept training images,
-#     with l the local filters of the image for the predicted class c, and agreement |l ∩ G| / |G| (recall) by default
-#
-# Beside it stand what anybody would try first: the gate alone, the largest softmax probability, the entropy; and what the
-# filters must beat to have said anything: random filters, as many, and the filters of another class.
-#
-# Paper: arXiv 2501.11087, section on detection.
-# """
-
-
 Agreement = Literal["recall", "precision", "f1", "l1"]
-RULE = "filters"
-"""The paper's detector."""
+RULE, RANDOM, PERMUTED = "filters", "filters_random", "filters_permuted"
+"""The paper's rule, and its two controls."""
 
 
 class DetectionParams(Section):
-    """When a prediction is doubted."""
+    """When a prediction is flagged as a likely error."""
 
     accept_above: float = Field(ge=0, le=1)
-    """Predictions with a larger probability are never doubted."""
+    """Predictions with a larger probability are never flagged."""
     agreement: Agreement
-    """How local filters are held against the class's: the share of the class's that the image uses (`recall`, the paper's), the share of the
-    image's that are the class's (`precision`), their harmonic mean (`f1`), or minus the distance of the activations (`l1`)."""
+    """How the filters that an image uses are compared with those of the class: the share of the class's filters that
+    the image uses (`recall`, the paper's), the share of the image's filters that are the class's (`precision`), their
+    harmonic mean (`f1`), or minus the L1 distance of the activations (`l1`)."""
     candidates: int = Field(ge=2)
-    """Classes among which a doubted image is given a new label: those with the largest logits. The paper: 5."""
+    """Classes among which a flagged image is given a new label: those with the largest logits. The paper: 5."""
 
 
 @dataclass(frozen=True)
-class Detector:
-    """The filters of every class, and how well the class's own images agree with them."""
+class FilterAgreement:
+    """The filters of every class, and how well the class's own training images agree with them."""
 
     local: FilterGenerator
+    """Gives the filters that one image uses for a class."""
     filters: Bool[Tensor, "classes filters"]
+    """The filters of each class."""
     magnitude: Float[Tensor, "classes filters"]
     """Mean activation of each class's images on its filters."""
     measure: Agreement
     threshold: Float[Tensor, "classes"]
-    """Mean agreement of the kept training images."""
+    """Mean agreement of the kept training images of each class."""
 
     def deviation(
         self, activations: Float[Tensor, "images filters"], classes: Int64[Tensor, "images"]
     ) -> Float[Tensor, "images"]:
-        """By how much each image agrees less with a class's filters than the class's own images do."""
+        """By how much each image agrees less with the filters of a class than the class's own images do."""
         return self.threshold[classes] - self.agreement(activations, classes)
 
     def agreement(
         self, activations: Float[Tensor, "images filters"], classes: Int64[Tensor, "images"]
     ) -> Float[Tensor, "images"]:
-        """How well the filters that an image needs for a class are those that the class needs."""
+        """How well the filters that each image uses for a class agree with the filters of that class."""
         used, own = self.local.minimum_correct(activations, classes), self.filters[classes]
         if self.measure == "l1":
             return -(activations * used - self.magnitude[classes]).abs().mul(own | used).sum(dim=1)
@@ -85,7 +84,7 @@ class Detector:
         return 2 * recall * precision / (recall + precision).clamp_min(1e-12)
 
 
-def detector(
+def filter_agreement(
     bank: FilterBank,
     filters: Bool[Tensor, "classes filters"],
     head: LastLayer,
@@ -93,65 +92,71 @@ def detector(
     labels: Int64[Tensor, "images"],
     threshold: float,
     measure: Agreement,
-) -> Detector:
-    """A detector from a training split's readout; images count as in the bank: correct, confident, and kept by their local filters."""
+) -> FilterAgreement:
+    """The agreement with some filters, its thresholds taken from the readout of a training split.
+
+    Images count as in the bank: those that are predicted correctly and confidently, and still are when only the local
+    filters remain.
+    """
     rows = confident(seen, labels, threshold).nonzero()[:, 0]
-    kept = (
-        head.predictions(seen.activations[rows] * bank.local.minimum_correct(seen.activations[rows], labels[rows]))
-        == labels[rows]
+    activations, own = seen.activations[rows], labels[rows]
+    kept = head.predictions(activations * bank.local.minimum_correct(activations, own)) == own
+    activations, own = activations[kept], own[kept]
+    blank = FilterAgreement(
+        bank.local, filters, bank.magnitude / bank.support[:, None], measure, torch.zeros(len(filters))
     )
-    activations, own = seen.activations[rows][kept], labels[rows][kept]
-    blank = Detector(bank.local, filters, bank.magnitude / bank.support[:, None], measure, torch.zeros(len(filters)))
     sums = torch.zeros(len(filters)).index_add_(0, own, blank.agreement(activations, own))
     return replace(blank, threshold=sums / torch.bincount(own, minlength=len(filters)).clamp_min(1))
 
 
 class Detection(NamedTuple):
-    """What a detector says of some images."""
+    """The outcome of a detector on some images."""
 
     flagged: Bool[Tensor, "images"]
+    """Whether the prediction is flagged as a likely error."""
     score: Float[Tensor, "images"]
     """Larger is more suspicious."""
 
 
-DetectionFunction = Callable[[Readout], Detection]
+Detector = Callable[[Readout], Detection]
 
 
-def detection_functions(bank: FilterBank, head: LastLayer, seen: Readout, labels: Int64[Tensor, "images"], validation: Readout, params: DetectionParams, frequency_threshold: float, confidence_threshold: float, seed: int) -> dict[str, DetectionFunction]:  # fmt: skip
-    """The paper's detector, its controls and the usual scores, by name.
+def detectors(agreements: dict[str, FilterAgreement], validation: Readout, accept_above: float) -> dict[str, Detector]:
+    """The paper's rule, its controls and the usual scores, by name.
 
     Softmax and entropy flag from the value at which they flag as many validation images as the paper's rule does.
     """
-    own = bank.global_filters(frequency_threshold)
-    made = {
-        name: detector(bank, filters, head, seen, labels, confidence_threshold, params.agreement)
-        for name, filters in (
-            (RULE, own),
-            ("filters_random", random_like(own, seed)),
-            ("filters_permuted", permuted(own, seed)),
-        )
+    found: dict[str, Detector] = {
+        name: lambda shown, one=one: gated(one, shown, accept_above) for name, one in agreements.items()
     }
-    found: dict[str, DetectionFunction] = {
-        name: lambda shown, one=one: gated(one, shown, params.accept_above) for name, one in made.items()
-    }
-    found["filters_ungated"] = lambda shown: gated(made[RULE], shown, 1.0)
-    found["gate"] = lambda shown: Detection(largest(shown) <= params.accept_above, -largest(shown))
+    found["filters_ungated"] = lambda shown: gated(agreements[RULE], shown, 1.0)
+    found["gate"] = lambda shown: Detection(largest(shown) <= accept_above, -largest(shown))
     rate = float(found[RULE](validation).flagged.double().mean())
-    for name, score in (("max_softmax", lambda shown: -largest(shown)), ("entropy", entropy)):
-        level = score(validation).double().quantile(1 - rate)
-        found[name] = lambda shown, score=score, level=level: Detection(score(shown) > level, score(shown))
+    found["max_softmax"] = flagging_share(lambda shown: -largest(shown), validation, rate)
+    found["entropy"] = flagging_share(entropy, validation, rate)
     return found
 
 
-def gated(one: Detector, shown: Readout, accept_above: float) -> Detection:
-    """The paper's rule; accepted predictions are the least suspicious, all alike."""
-    deviation = one.deviation(shown.activations, shown.logits.argmax(dim=1))
+def gated(agreement: FilterAgreement, shown: Readout, accept_above: float) -> Detection:
+    """The paper's rule. Accepted predictions all get one score, below that of every other."""
+    deviation = agreement.deviation(shown.activations, shown.logits.argmax(dim=1))
     doubted = largest(shown) <= accept_above
     return Detection(doubted & (deviation > 0), torch.where(doubted, deviation, deviation.min() - 1))
 
 
+def flagging_share(score: Callable[[Readout], Tensor], validation: Readout, share: float) -> Detector:
+    """A detector by a score, with the threshold at which it flags this share of the validation images."""
+    threshold = score(validation).double().quantile(1 - share)
+
+    def detect(shown: Readout) -> Detection:
+        scores = score(shown)
+        return Detection(scores > threshold, scores)
+
+    return detect
+
+
 def largest(shown: Readout) -> Float[Tensor, "images"]:
-    """The probability of each prediction."""
+    """The softmax probability of each prediction."""
     return shown.logits.softmax(dim=1).amax(dim=1)
 
 
@@ -160,9 +165,12 @@ def entropy(shown: Readout) -> Float[Tensor, "images"]:
     return torch.special.entr(shown.logits.softmax(dim=1)).sum(dim=1)
 
 
-def measures(detection_of: Detection, wrong: Bool[Tensor, "images"]) -> dict[str, float]:
-    """How well errors are found: at the flag, and over all thresholds where there are both errors and correct predictions."""
-    hits, flagged, errors = (int(some.sum()) for some in (detection_of.flagged & wrong, detection_of.flagged, wrong))
+def detection_measures(detection: Detection, wrong: Bool[Tensor, "images"]) -> dict[str, float]:
+    """How well a detector finds errors: at its threshold, and over all thresholds where some predictions are wrong.
+
+    `fpr_at_95` is the share of correct predictions that are flagged where 95 % of the wrong ones are.
+    """
+    hits, flagged, errors = (int(some.sum()) for some in (detection.flagged & wrong, detection.flagged, wrong))
     result = {
         "flagged": float(flagged),
         "recall": hits / max(errors, 1),
@@ -170,115 +178,120 @@ def measures(detection_of: Detection, wrong: Bool[Tensor, "images"]) -> dict[str
         "f1": 2 * hits / max(flagged + errors, 1),
     }
     if 0 < errors < len(wrong):
-        truth, score = wrong.numpy(), detection_of.score.double().numpy()
+        truth, score = wrong.numpy(), detection.score.double().numpy()
         false, true, _ = roc_curve(truth, score)
-        result |= {
-            "auroc": float(roc_auc_score(truth, score)),
-            "aupr": float(average_precision_score(truth, score)),
-            "fpr_at_95": float(false[(true >= 0.95).argmax()]),
-        }
+        result["auroc"] = float(roc_auc_score(truth, score))
+        result["aupr"] = float(average_precision_score(truth, score))
+        result["fpr_at_95"] = float(false[(true >= 0.95).argmax()])
     return result
 
 
 def relabelled(
-    one: Detector, shown: Readout, flagged: Bool[Tensor, "images"], candidates: int
+    agreement: FilterAgreement, shown: Readout, flagged: Bool[Tensor, "images"], candidates: int
 ) -> Int64[Tensor, "images"]:
-    """New labels: a flagged image gets that of its likeliest classes whose filters it agrees with best, relative to the class's own images."""
+    """New labels: a flagged image gets the one of its likeliest classes with which its filters agree best.
+
+    Agreement is compared with that of each class's own images. Images that are not flagged keep their prediction.
+    """
     labels = shown.logits.argmax(dim=1)
     rows = flagged.nonzero()[:, 0]
     if len(rows) == 0:
         return labels
     likely = shown.logits[rows].topk(min(candidates, shown.logits.shape[1]), dim=1).indices
     activations = shown.activations[rows]
-    deviation = torch.stack([one.deviation(activations, likely[:, place]) for place in range(likely.shape[1])], dim=1)
+    deviation = torch.stack([agreement.deviation(activations, candidate) for candidate in likely.T], dim=1)
     labels[rows] = likely.gather(1, deviation.argmin(dim=1, keepdim=True))[:, 0]
     return labels
 
 
 def relabelling(
-    detection_of: Detection,
+    detection: Detection,
     relabels: dict[str, Int64[Tensor, "images"]],
     shown: Readout,
     labels: Int64[Tensor, "images"],
 ) -> dict[str, float]:
-    """Accuracy before and after, and how many flagged predictions each way of relabelling corrects and breaks."""
+    """Accuracy before and after, and how many predictions each way of relabelling corrects and breaks."""
     before = shown.logits.argmax(dim=1) == labels
-    result = {"accuracy": float(before.double().mean()), "flagged": float(detection_of.flagged.sum())}
+    result = {"accuracy": float(before.double().mean()), "flagged": float(detection.flagged.sum())}
     for name, new in relabels.items():
         after = new == labels
         result[f"{name}/accuracy"] = float(after.double().mean())
-        result[f"{name}/corrected"], result[f"{name}/broken"] = (
-            float((after & ~before).sum()),
-            float((before & ~after).sum()),
-        )
+        result[f"{name}/corrected"] = float((after & ~before).sum())
+        result[f"{name}/broken"] = float((before & ~after).sum())
     return result
 
 
 def by_class(
-    detection_of: Detection, shown: Readout, labels: Int64[Tensor, "images"], class_names: tuple[str, ...]
+    detection: Detection, shown: Readout, labels: Int64[Tensor, "images"], class_names: tuple[str, ...]
 ) -> Iterator[dict[str, str | int]]:
-    """For each predicted class how many of its predictions are wrong, flagged, and rightly flagged."""
+    """For each predicted class how many of its predictions are wrong, flagged, and both."""
     prediction = shown.logits.argmax(dim=1)
     wrong = prediction != labels
     for number, name in enumerate(class_names):
         given = prediction == number
-        counts = (given, given & wrong, given & detection_of.flagged, given & wrong & detection_of.flagged)
         yield {
             "class": name,
-            **{
-                key: int(some.sum())
-                for key, some in zip(("predicted", "errors", "flagged", "found"), counts, strict=True)
-            },
+            "predicted": int(given.sum()),
+            "errors": int((given & wrong).sum()),
+            "flagged": int((given & detection.flagged).sum()),
+            "found": int((given & wrong & detection.flagged).sum()),
         }
 
 
-Report = dict[str, dict]
+DetectionReport = dict[str, dict[str, Any]]
 """Split → images, errors, detectors, relabelling; for the test split also by_class."""
 
 
-def detection(
-    classifier: Classifier,
-    bank: FilterBank,
-    data: DataParams,
-    filters: FilterParams,
-    params: DetectionParams,
-    evaluation: EvaluationParams,
-    threads: int,
-    seed: int,
-    cache: Path | None = None,
-) -> Report:
-    """Every detector on every split. Erasures are left out: they ask what a model needs, not whether it errs."""
-    train, validation = (open_split(data, name, threads) for name in ("train", "validation"))
+class Explained(NamedTuple):
+    """A classifier with its filter bank, and the unshifted splits that thresholds are taken from."""
+
+    classifier: Classifier
+    bank: FilterBank
+    train: Split
+    validation: Split
+
+
+def detect(
+    explained: Explained, views: Iterator[View], filters: FilterParams, params: DetectionParams, seed: int
+) -> DetectionReport:
+    """The measures of every detector, and of relabelling by filters, on every split.
+
+    Erasures are left out: they ask what a model needs, not whether it errs.
+
+    Raises:
+        UserError: the images or classes of a split are not those that the classifier was made for.
+    """
+    classifier, bank, train, validation = explained
     head = LastLayer(*classifier.head()).to("cpu")
     seen, held_out = readout_of(classifier, train), readout_of(classifier, validation)
-    frequency, confidence = filters.detection_frequency_threshold, filters.confidence_threshold
-    found = detection_functions(bank, head, seen, train.labels, held_out, params, frequency, confidence, seed)
-    own = bank.global_filters(frequency)
-    judges = {
-        name: detector(bank, some, head, seen, train.labels, confidence, params.agreement)
-        for name, some in ((RULE, own), ("filters_random", random_like(own, seed)))
+    own = bank.global_filters(filters.detection_frequency_threshold)
+    sets = {RULE: own, RANDOM: random_like(own, seed), PERMUTED: permuted(own, seed)}
+    agreements = {
+        name: filter_agreement(bank, some, head, seen, train.labels, filters.confidence_threshold, params.agreement)
+        for name, some in sets.items()
     }
-    report: Report = {}
-    for name, shown, labels in _splits(classifier, data, evaluation, threads, cache):
-        wrong = shown.logits.argmax(dim=1) != labels
-        detections = {doubter: find(shown) for doubter, find in found.items()}
-        new = {
-            judge: relabelled(one, shown, detections[RULE].flagged, params.candidates) for judge, one in judges.items()
-        }
-        new["runner_up"] = torch.where(
-            detections[RULE].flagged, shown.logits.topk(2, dim=1).indices[:, 1], shown.logits.argmax(dim=1)
-        )
+    found = detectors(agreements, held_out, params.accept_above)
+    report: DetectionReport = {}
+    for name, shown, labels in _readouts(classifier, views):
+        prediction = shown.logits.argmax(dim=1)
+        detections = {detector: find(shown) for detector, find in found.items()}
+        flagged = detections[RULE].flagged
+        new = {judge: relabelled(agreements[judge], shown, flagged, params.candidates) for judge in (RULE, RANDOM)}
+        new["runner_up"] = torch.where(flagged, shown.logits.topk(2, dim=1).indices[:, 1], prediction)
+        wrong = prediction != labels
         report[name] = {
-            "images": len(labels), "errors": int(wrong.sum()), "detectors": {doubter: measures(detection_of, wrong) for doubter, detection_of in detections.items()},
+            "images": len(labels),
+            "errors": int(wrong.sum()),
+            "detectors": {detector: detection_measures(one, wrong) for detector, one in detections.items()},
             "relabelling": relabelling(detections[RULE], new, shown, labels),
-        }  # fmt: skip
+        }
         if name == "test":
             report[name]["by_class"] = list(by_class(detections[RULE], shown, labels, classifier.class_names))
     return report
 
 
-def flat(report: Report) -> dict[str, float]:
-    """The detectors' measures under one name each, for records."""
+def flat(report: DetectionReport) -> dict[str, float]:
+    """The measures of the detectors under one name each, for records."""
     return {
         f"detection/{split}/{name}/{measure}": value
         for split, content in report.items()
@@ -287,18 +300,10 @@ def flat(report: Report) -> dict[str, float]:
     }
 
 
-def _splits(
-    classifier: Classifier, data: DataParams, evaluation: EvaluationParams, threads: int, cache: Path | None
-) -> Iterator[tuple[str, Readout, torch.Tensor]]:
-    """The readout and labels of every split; all corruptions together."""
-    corrupted: list[tuple[Readout, torch.Tensor]] = []
-    for view in tqdm(
-        views(
-            data, evaluation.corruptions, evaluation.severities, threads, cache if evaluation.keep_corrupted else None
-        ),
-        desc="detecting",
-        disable=None,
-    ):
+def _readouts(classifier: Classifier, views: Iterator[View]) -> Iterator[tuple[str, Readout, Int64[Tensor, "images"]]]:
+    """The readout and labels of every split; all corruptions together, at the end."""
+    corrupted: list[tuple[Readout, Tensor]] = []
+    for view in tqdm(views, desc="detecting", disable=None):
         if view.name.startswith("erasures/"):
             continue
         shown = readout_of(classifier, view.split)

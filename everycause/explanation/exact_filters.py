@@ -5,9 +5,10 @@ With the margins d_rk = a_k (W_ck − W_rk) of a class c over each rival r, a se
     suffices    when  Σ_{k∈S} d_rk + b_c − b_r > 0  for every rival: with S alone, c still wins,
     is needed   when  Σ_{k∉S} d_rk + b_c − b_r < 0  for some rival: without S, c loses.
 
-The smallest necessary set asks one rival at a time: its largest margins go first. The smallest sufficient set must satisfy
-all rivals at once, a covering problem with unit costs: a greedy set, which is proven smallest where one rival alone already
-asks for as many filters, and integer programming (HiGHS) over the rivals that matter for the other images.
+For the smallest necessary set, each rival is asked alone: its largest margins are removed first. The smallest
+sufficient set must satisfy all rivals at once, a covering problem with unit costs. A greedy set is proven smallest where one rival
+alone already asks for as many filters; for the other images integer programming (HiGHS) finds the smallest set over the
+rivals that matter.
 
 The problem follows from arXiv 2501.11087's masks; the sets are ours.
 """
@@ -36,7 +37,7 @@ class Sets(NamedTuple):
     chosen: Bool[Tensor, "images filters"]
     """Empty where none exists."""
     exists: Bool[Tensor, "images"]
-    """Whether any set does it."""
+    """Whether any set suffices, or is necessary."""
 
 
 @dataclass(frozen=True)
@@ -56,13 +57,16 @@ class ExactFilters:
 def margins(
     activations: Float[Tensor, "images filters"], classes: Int64[Tensor, "images"], head: LastLayer
 ) -> tuple[Float[Tensor, "images classes filters"], Float[Tensor, "images classes"]]:
-    """What each filter adds to the class's lead over each rival, and the lead without any filter, in double precision."""
+    """What each filter adds to the class's lead over each rival, and the lead without filters, in float64."""
     weight, bias = head.weight.double(), head.bias.double()
     return activations.double()[:, None] * (weight[classes][:, None] - weight), bias[classes][:, None] - bias
 
 
 def necessary(activations: Float[Tensor, "images filters"], classes: Int64[Tensor, "images"], head: LastLayer) -> Sets:
-    """The smallest sets whose removal makes the class lose; among rivals with equally small sets, the one that then leads by most."""
+    """The smallest sets whose removal makes the class lose.
+
+    Of rivals with equally small sets, the set of the one that then leads by most is taken.
+    """
     parts = [
         _necessary(*margins(a, c, head), c) for a, c in zip(activations.split(CHUNK), classes.split(CHUNK), strict=True)
     ]
@@ -92,16 +96,16 @@ def _necessary(
     count, _, filters = margin.shape
     everyone = torch.arange(count)
     ordered, number = margin.clamp_min(0).sort(dim=2, descending=True, stable=True)
-    left = (
+    remaining_lead = (
         torch.cat([torch.zeros_like(ordered[:, :, :1]), ordered.cumsum(dim=2)], dim=2)
         .neg_()
         .add_((margin.sum(dim=2) + lead)[:, :, None])
     )
-    loses = left < 0
+    loses = remaining_lead < 0
     size = torch.where(loses.any(dim=2), loses.int().argmax(dim=2), filters + 1)
     size[everyone, classes] = filters + 1
     smallest = size.min(dim=1).values
-    after = left.gather(2, size.clamp_max(filters)[:, :, None])[:, :, 0].masked_fill(
+    after = remaining_lead.gather(2, size.clamp_max(filters)[:, :, None])[:, :, 0].masked_fill(
         size > smallest[:, None], torch.inf
     )
     rival = after.argmin(dim=1)
@@ -113,7 +117,7 @@ def _necessary(
 def _greedy(
     margin: Float[Tensor, "images classes filters"], lead: Float[Tensor, "images classes"]
 ) -> tuple[Bool[Tensor, "images filters"], Bool[Tensor, "images"]]:
-    """Filters that help most against the rival that is ahead, one by one; then every filter that is not needed goes again."""
+    """Add the filter that helps most against the rival ahead, one by one; then drop every filter that is not needed."""
     count, _, filters = margin.shape
     everyone, total = torch.arange(count), lead.clone()
     chosen = torch.zeros(count, filters, dtype=torch.bool)
@@ -128,9 +132,8 @@ def _greedy(
         chosen[rows, best.indices[rows]] = True
         total[rows] += margin[rows, :, best.indices[rows]]
     missing = (total <= 0).any(dim=1)
-    for image in missing.nonzero()[
-        :, 0
-    ].tolist():  # helping against one rival can hurt against another: ask whether any set does it
+    # helping against one rival can hurt against another: ask whether any set suffices
+    for image in missing.nonzero()[:, 0].tolist():
         found = _solved(margin[image].numpy(), lead[image].numpy())
         exists[image] = found is not None
         if found is not None:
@@ -147,7 +150,7 @@ def _greedy(
 def _bound(
     margin: Float[Tensor, "images classes filters"], lead: Float[Tensor, "images classes"]
 ) -> Int64[Tensor, "images"]:
-    """How many filters the most demanding rival alone asks for: no sufficient set is smaller."""
+    """The number of filters that the most demanding rival alone asks for: no sufficient set is smaller."""
     reached = margin.clamp_min(0).sort(dim=2, descending=True).values.cumsum(dim=2) + lead[:, :, None] > 0
     size = torch.where(lead > 0, 0, 1 + torch.where(reached.any(dim=2), reached.int().argmax(dim=2), margin.shape[2]))
     return size.max(dim=1).values
@@ -159,7 +162,7 @@ def _smallest(
     greedy: Bool[Tensor, "filters"],
     at_least: int,
 ) -> Bool[Tensor, "filters"]:
-    """The smallest set of one image: rivals join the program as they turn out to win."""
+    """The smallest set of one image; rivals are added to the program when they win against its solution."""
     rivals = [int((lead + margin[:, greedy.numpy()].sum(axis=1)).argmin())]
     while True:
         found = _solved(margin[rivals], lead[rivals])

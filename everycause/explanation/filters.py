@@ -1,4 +1,4 @@
-"""Global minimum-correct filters: the channels that a class's confident images need, accumulated over training.
+"""Global minimum-correct filters: the channels that the confident images of a class need, counted over a split.
 
     histogram_c = Σ M(x),  magnitude_c = Σ a(x)·M(x)   over the x of class c with argmax f = c, p(c) ≥ τ,
                                                        whose masked prediction is still c
@@ -29,16 +29,17 @@ GeneratorName = Variant | Literal["exact_sufficient", "exact_necessary"]
 
 
 class FilterParams(Section):
-    """Which filters count for a class."""
+    """How the filters of each class are found."""
 
     generator: GeneratorName
-    """What says which filters one image needs: trained heads (`all_classes` is the paper's), or the exact sets of the linear head."""
+    """How the filters of one image are found: by trained heads (`all_classes` is the paper's), or exactly from the
+    linear head."""
     compared: list[GeneratorName]
-    """Generators that are trained and judged beside it; nothing else uses them."""
+    """Generators that are trained and measured for comparison; nothing else uses them."""
     confidence_threshold: float = Field(ge=0, lt=1)
     """τ: images below this probability of their class do not count."""
     frequency_threshold: float = Field(ge=0, lt=1)
-    """Share of the most frequent filter's count above which a filter is global, for debugging (0: the union)."""
+    """Share of the most frequent filter's count above which a filter is global, for retraining (0: the union)."""
     detection_frequency_threshold: float = Field(ge=0, lt=1)
     """The same, for the detection of misclassifications."""
     heads: HeadParams
@@ -46,7 +47,7 @@ class FilterParams(Section):
 
 @runtime_checkable
 class FilterGenerator(Protocol):
-    """Says which filters an image needs in order to be a class."""
+    """Finds the filters that an image needs in order to be a class."""
 
     def minimum_correct(
         self, activations: Float[Tensor, "batch filters"], classes: Int64[Tensor, "batch"]
@@ -56,7 +57,7 @@ class FilterGenerator(Protocol):
 
 def filter_generator(
     name: GeneratorName,
-    seen: Readout,
+    readout: Readout,
     labels: Int64[Tensor, "images"],
     head: LastLayer,
     params: HeadParams,
@@ -72,12 +73,12 @@ def filter_generator(
         return ExactFilters("sufficient", head)
     if name == "exact_necessary":
         return ExactFilters("necessary", head)
-    return train_heads(seen.activations.to(device), labels.to(device), head.to(device), params, seed, name)
+    return train_heads(readout.activations.to(device), labels.to(device), head.to(device), params, seed, name)
 
 
 @dataclass(frozen=True)
 class FilterBank:
-    """The counts of one model; thresholds are views of them."""
+    """The counted filters of each class of one model."""
 
     histogram: Int64[Tensor, "classes filters"]
     """How many images of the class need the filter."""
@@ -91,7 +92,7 @@ class FilterBank:
     """Fingerprint of the explained model."""
 
     def global_filters(self, frequency_threshold: float) -> Bool[Tensor, "classes filters"]:
-        """G: the filters above a share of each class's most frequent one."""
+        """G: the filters counted more often than this share of each class's most frequent filter."""
         return self.histogram > frequency_threshold * self.histogram.max(dim=1, keepdim=True).values
 
     def summary(self, params: FilterParams) -> dict[str, float]:
@@ -142,20 +143,20 @@ class FilterBank:
 def accumulate(
     local: FilterGenerator,
     head: LastLayer,
-    seen: Readout,
+    readout: Readout,
     labels: Int64[Tensor, "images"],
     class_names: tuple[str, ...],
     threshold: float,
     model: str,
 ) -> FilterBank:
-    """The bank over a split's readout.
+    """Count the filters of each class over a split's readout.
 
     Raises:
         UserError: a class has no image that counts; the sentence names it, the threshold, and how far its images came.
     """
     classes, filters = head.weight.shape
-    sure = confident(seen, labels, threshold).nonzero()[:, 0]
-    activations, own = seen.activations[sure], labels[sure]
+    sure = confident(readout, labels, threshold).nonzero()[:, 0]
+    activations, own = readout.activations[sure], labels[sure]
     chosen = local.minimum_correct(activations, own)
     kept = head.predictions(activations * chosen) == own
     activations, own, chosen = activations[kept], own[kept], chosen[kept]
@@ -165,33 +166,40 @@ def accumulate(
     if bool((support == 0).any()):
         empty = int((support == 0).nonzero()[0])
         members, correct, certain = (
-            int((some == empty).sum()) for some in (labels, labels[seen.logits.argmax(dim=1) == labels], labels[sure])
-        )  # fmt: skip
+            int((some == empty).sum())
+            for some in (labels, labels[readout.logits.argmax(dim=1) == labels], labels[sure])
+        )
         raise UserError(
-            f"the class '{class_names[empty]}' has no training image that is predicted correctly with p ≥ {threshold} and keeps its prediction on its "
-            f"minimum correct filters (of {members} images {correct} are correct, {certain} of them with p ≥ {threshold}): "
-            "lower filters.confidence_threshold or train longer"
+            f"the class '{class_names[empty]}' has no training image that is predicted correctly with p ≥ {threshold} "
+            f"and keeps its prediction on its minimum correct filters (of {members} images {correct} are correct, "
+            f"{certain} of them with p ≥ {threshold}): lower filters.confidence_threshold or train longer"
         )
     return FilterBank(histogram, magnitude, support, local, model)
 
 
-def confident(seen: Readout, labels: Int64[Tensor, "images"], threshold: float) -> Bool[Tensor, "images"]:
+def confident(readout: Readout, labels: Int64[Tensor, "images"], threshold: float) -> Bool[Tensor, "images"]:
     """Correct predictions with at least this probability."""
-    probability, prediction = seen.logits.softmax(dim=1).max(dim=1)
+    probability, prediction = readout.logits.softmax(dim=1).max(dim=1)
     return (prediction == labels) & (probability >= threshold)
 
 
-def quality(
-    local: FilterGenerator, head: LastLayer, seen: Readout, labels: Int64[Tensor, "images"], threshold: float, seed: int
+def filter_quality(
+    local: FilterGenerator,
+    head: LastLayer,
+    readout: Readout,
+    labels: Int64[Tensor, "images"],
+    threshold: float,
+    seed: int,
 ) -> dict[str, float]:
-    """Are local sets sufficient (keep rate) and necessary (flip rate when disabled), against random sets of equal size?
+    """How often an image's filters suffice (keep rate) and are needed (flip rate when disabled), beside random filters.
 
-    Of the correct and confident images of a split; nothing where there are none.
+    Rates from 0 to 1 over the correct and confident images of a split; nothing where there are none. The random sets
+    are as large.
     """
-    rows = confident(seen, labels, threshold)
+    rows = confident(readout, labels, threshold)
     if not bool(rows.any()):
         return {}
-    activations, own = seen.activations[rows], labels[rows]
+    activations, own = readout.activations[rows], labels[rows]
     chosen = local.minimum_correct(activations, own)
     result = {"filters_per_image": float(chosen.sum(dim=1).double().mean())}
     for prefix, sets in (("", chosen), ("random/", random_like(chosen, seed))):
@@ -200,15 +208,15 @@ def quality(
     return result
 
 
-def incorrect_quality(
-    heads: FilterHeads, head: LastLayer, seen: Readout, labels: Int64[Tensor, "images"], threshold: float, seed: int
+def incorrect_filter_quality(
+    heads: FilterHeads, head: LastLayer, readout: Readout, labels: Int64[Tensor, "images"], threshold: float, seed: int
 ) -> dict[str, float]:
-    """Do minimum-incorrect filters turn an image into its runner-up class, against the same amounts added to random filters?"""
-    rows = confident(seen, labels, threshold)
+    """How often minimum-incorrect filters turn an image into its runner-up class, beside the same amounts elsewhere."""
+    rows = confident(readout, labels, threshold)
     if not bool(rows.any()):
         return {}
-    activations = seen.activations[rows]
-    target = seen.logits[rows].topk(2, dim=1).indices[:, 1]
+    activations = readout.activations[rows]
+    target = readout.logits[rows].topk(2, dim=1).indices[:, 1]
     added = heads.minimum_incorrect(activations, target)
     moved = added.gather(1, torch.rand(added.shape, generator=torch.Generator().manual_seed(seed)).argsort(dim=1))
     result = {"filters_per_image": float((added > 0).sum(dim=1).double().mean())}
@@ -219,14 +227,14 @@ def incorrect_quality(
 
 
 def random_like(sets: Bool[Tensor, "rows filters"], seed: int) -> Bool[Tensor, "rows filters"]:
-    """Random filters, in each row as many as it has: the control of every claim about filters."""
+    """Random filters, as many in each row as it has: the control of every claim about filters."""
     keys = torch.rand(sets.shape, generator=torch.Generator().manual_seed(seed))
     return keys.argsort(dim=1).argsort(dim=1) < sets.sum(dim=1, keepdim=True)
 
 
 def permuted(sets: Bool[Tensor, "classes filters"], seed: int) -> Bool[Tensor, "classes filters"]:
-    """Each class gets the filters of another one, at random."""
+    """The filters of another class for each class, at random."""
     order = torch.randperm(len(sets), generator=torch.Generator().manual_seed(seed))
     other = torch.empty_like(order)
-    other[order] = order.roll(1)  # a cycle through all classes: nobody keeps its own
+    other[order] = order.roll(1)  # a cycle through all classes: none keeps its own
     return sets[other]

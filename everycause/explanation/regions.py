@@ -1,4 +1,8 @@
-"""What stands in for a removed region while the search looks for it."""
+"""Regions of an image: partitions into disjoint regions, baselines, and images with some of their regions removed.
+
+`MaskedImages` holds normalized images where the model lies and composes masked images there, so that nothing is copied
+from the host for each candidate.
+"""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -8,26 +12,25 @@ from typing import Literal
 
 import numpy as np
 import torch
-from skimage.segmentation import slic
 from torch import Tensor
 from torchvision.transforms.v2.functional import gaussian_blur
 
-from everycause.data.split import Images, Split, normalized
 from everycause.errors import UserError
-from everycause.models import Classifier
 from everycause.shapes import Bool, Float, Int64, UInt8
 
-# MERGED DOC: """Partitions of an image into disjoint regions."""
-# MERGED DOC: """Images of which regions are removed, as tensors where the model lies: nothing is composed on the host."""
-
-
 PartitionKind = Literal["grid", "slico"]
+BaselineName = Literal["mean", "zeros", "blur", "background"]
+
+
+def is_shared(kind: PartitionKind) -> bool:
+    """Whether this kind of partition is the same for all images: a grid is, superpixels are not."""
+    return kind == "grid"
 
 
 def partitions(
     kind: PartitionKind, images: UInt8[Tensor, "batch 3 height width"], regions: int
 ) -> Int64[Tensor, "partitions height width"]:
-    """The region of each pixel, 0 … regions − 1: one grid for all images, or superpixels of each.
+    """The region of each pixel, 0 … regions − 1: one grid for all images, or superpixels of each image.
 
     Raises:
         UserError: an image has fewer pixels than regions, or the number does not fit the kind.
@@ -39,9 +42,10 @@ def partitions(
                 f"masks.regions is {regions}: a grid needs a square number, such as {cells**2} or {(cells + 1) ** 2}"
             )
         return grid(images.shape[-1], cells)[None]
-    if images.shape[-1] ** 2 < regions:
+    side = images.shape[-1]
+    if side**2 < regions:
         raise UserError(
-            f"an image of {images.shape[-1]} × {images.shape[-1]} pixels has fewer pixels than regions ({regions}): lower masks.regions"
+            f"an image of {side} × {side} pixels has fewer pixels than regions ({regions}): lower masks.regions"
         )
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         found = list(pool.map(lambda image: superpixels(image, regions), images.permute(0, 2, 3, 1).numpy()))
@@ -56,7 +60,8 @@ def grid(image_size: int, cells: int) -> Int64[Tensor, "height width"]:
     """
     if image_size < cells:
         raise UserError(
-            f"an image of {image_size} × {image_size} pixels is smaller than the region grid {cells} × {cells}: lower masks.regions"
+            f"an image of {image_size} × {image_size} pixels is smaller than the region grid {cells} × {cells}: "
+            "lower masks.regions"
         )
     line = torch.arange(image_size) * cells // image_size
     return line[:, None] * cells + line[None]
@@ -66,7 +71,16 @@ def superpixels(image: UInt8[np.ndarray, "height width 3"], regions: int) -> np.
     """SLICO superpixels, at most `regions`; where the algorithm makes more, the smallest join their largest neighbor.
 
     Source: Achanta et al., SLIC superpixels, TPAMI 2012, the parameter-free variant, by scikit-image.
+
+    Raises:
+        UserError: scikit-image is not installed.
     """
+    try:
+        from skimage.segmentation import slic  # here, because explaining with a grid must not need scikit-image
+    except ImportError as error:
+        raise UserError(
+            "the partition 'slico' needs scikit-image, which is not installed: pip install scikit-image, or take 'grid'"
+        ) from error
     labels = slic(image, n_segments=regions, slic_zero=True, start_label=0).astype(np.int64)
     while (count := len(sizes := np.bincount(labels.flatten()))) > regions:
         smallest = int(sizes.argmin())
@@ -77,33 +91,56 @@ def superpixels(image: UInt8[np.ndarray, "height width 3"], regions: int) -> np.
     return labels
 
 
+def largest_set(regions: int, max_regions: int) -> int:
+    """The most regions that a set may have: min(max_regions, ⌊regions / 4⌋), but at least one."""
+    return max(1, min(max_regions, regions // 4))
+
+
 def random_sets(
     sizes: Int64[Tensor, "images"], exists: Bool[Tensor, "images regions"], seed: int
 ) -> Bool[Tensor, "images regions"]:
-    """For each image a random set of as many of its regions: the control for any selector."""
+    """For each image a random set of the given size from its own regions: the control for any selector."""
     generator = torch.Generator().manual_seed(seed)
-    keys: Float[Tensor, "images regions"] = torch.rand(exists.shape, generator=generator).masked_fill(
-        ~exists, torch.inf
-    )
-    return keys.argsort(dim=1).argsort(dim=1) < sizes[:, None]
+    keys: Float[Tensor, "images regions"] = torch.rand(exists.shape, generator=generator)
+    return keys.masked_fill(~exists, torch.inf).argsort(dim=1).argsort(dim=1) < sizes[:, None]
+
+
+def baseline_pixels(
+    images: UInt8[Tensor, "batch 3 height width"],
+    name: BaselineName,
+    others: UInt8[Tensor, "batch 3 height width"] | None = None,
+) -> UInt8[Tensor, "batch 3 height width"] | None:
+    """Baseline pixel values for removed regions; None stands for the mean color, which is 0 after normalization.
+
+    Args:
+        images: The images whose regions are removed.
+        name: `mean` color, `zeros` (black), `blur` (the blurred image), or `background` (another image).
+        others: The other images, for `background`.
+    """
+    if name == "zeros":
+        return torch.zeros_like(images)
+    if name == "blur":
+        side = images.shape[-1] // 4
+        return gaussian_blur(images, kernel_size=[2 * side + 1, 2 * side + 1], sigma=[side / 2, side / 2])
+    return others
 
 
 @dataclass(frozen=True)
 class MaskedImages:
-    """Normalized images, their partitions, and what stands in for a removed region."""
+    """Normalized images with their partitions and the baseline that is shown in place of removed regions."""
 
     images: Float[Tensor, "images 3 height width"]
     partition: Int64[Tensor, "partitions height width"]
-    """The region of each pixel: one partition for all images, or one for each."""
+    """The region of each pixel: one partition for all images, or one for each image."""
     regions: int
     """The most regions that an image has, N."""
+    shared: bool
+    """Whether there is one partition for all images."""
     baseline: Float[Tensor, "images 3 height width"] | None = None
-    """What a removed region shows; None is the data set's mean color, which is 0 after normalization."""
+    """Normalized pixels shown in place of a removed region; None is the mean color, which is 0."""
 
-    @property
-    def shared(self) -> bool:
-        """Whether all images have the same partition."""
-        return len(self.partition) == 1
+    def __post_init__(self) -> None:
+        assert len(self.partition) == (1 if self.shared else len(self.images)), "partitions do not fit the images"
 
     @cached_property
     def _flat(self) -> Int64[Tensor, "partitions pixels"]:
@@ -111,7 +148,7 @@ class MaskedImages:
 
     @cached_property
     def _pixels(self) -> Float[Tensor, "images pixels 3"]:
-        """Channels last, so that what is shown needs no second copy for the convolutions."""
+        """The images with channels last: composed images then need no second copy for the convolutions."""
         return self.images.permute(0, 2, 3, 1).flatten(1, 2).contiguous()
 
     @cached_property
@@ -120,73 +157,41 @@ class MaskedImages:
 
     @cached_property
     def areas(self) -> Float[Tensor, "images regions"]:
-        """Share of the image that each region covers; 0 for a number that the image does not use."""
+        """Share of the image that each region covers, 0 … 1; 0 for a number that the image does not use."""
         offset = torch.arange(len(self._flat), device=self._flat.device)[:, None] * self.regions
-        counts = torch.bincount((self._flat + offset).flatten(), minlength=len(self._flat) * self.regions).view(
-            -1, self.regions
-        )
-        return (counts / self._flat.shape[1]).expand(len(self.images), -1)
+        counts = torch.bincount((self._flat + offset).flatten(), minlength=len(self._flat) * self.regions)
+        return (counts.view(-1, self.regions) / self._flat.shape[1]).expand(len(self.images), -1)
 
     @property
     def exists(self) -> Bool[Tensor, "images regions"]:
         """Which region numbers each image uses."""
         return self.areas > 0
 
-    def shown(
+    def composed(
         self, owner: Int64[Tensor, "candidates"], kept: Float[Tensor, "candidates regions"]
     ) -> Float[Tensor, "candidates 3 height width"]:
-        """x·k + b·(1 − k) for image `owner`, with k in [0, 1] per region."""
+        """Masked images x·k + b·(1 − k): image number `owner`, with k in [0, 1] for each region."""
         height, width = self.images.shape[-2:]
         weight = kept.index_select(1, self._flat[0]) if self.shared else kept.gather(1, self._flat[owner])
-        shown = self._pixels.index_select(0, owner)
+        pixels = self._pixels.index_select(0, owner)
         if self.baseline is None:
-            shown = shown.mul_(weight[:, :, None])
+            pixels = pixels.mul_(weight[:, :, None])
         else:
-            shown = (
-                self.baseline.permute(0, 2, 3, 1).flatten(1, 2).index_select(0, owner).lerp_(shown, weight[:, :, None])
-            )
-        return shown.unflatten(1, (height, width)).permute(0, 3, 1, 2)
+            removed = self.baseline.permute(0, 2, 3, 1).flatten(1, 2).index_select(0, owner)
+            pixels = removed.lerp_(pixels, weight[:, :, None])
+        return pixels.unflatten(1, (height, width)).permute(0, 3, 1, 2)
 
-    def summed(
+    def summed_over_regions(
         self, owner: Int64[Tensor, "candidates"], pixels: Float[Tensor, "candidates height width"]
     ) -> Float[Tensor, "candidates regions"]:
-        """The sum of a pixel map over each region of image `owner`."""
+        """The sum of a pixel map over each region of image number `owner`."""
         flat = pixels.flatten(1)
         if self.shared:
             return flat @ self._indicator
         return torch.zeros(len(flat), self.regions, device=flat.device).scatter_add_(1, self._flat[owner], flat)
 
     def rows(self, index: Tensor) -> "MaskedImages":
-        """The same for some of the images."""
+        """Some of the images."""
         baseline = None if self.baseline is None else self.baseline[index]
-        return MaskedImages(
-            self.images[index], self.partition if self.shared else self.partition[index], self.regions, baseline
-        )
-
-
-BaselineName = Literal["mean", "zeros", "blur", "background"]
-
-
-def other_images(split: Split, index: Tensor, name: BaselineName) -> Images | None:
-    """For the fill `background` another image of the split for each, the same one every time."""
-    return split.read(((index + len(split) // 2 + 1) % len(split)).numpy()) if name == "background" else None
-
-
-def masked_images(
-    classifier: Classifier,
-    images: Images,
-    partition: Int64[Tensor, "partitions height width"],
-    regions: int,
-    name: BaselineName,
-    baseline: Images | None = None,
-) -> MaskedImages:
-    """Images with their partitions and what stands in for removed regions, on the classifier's device; `baseline` is what the fill `background` shows."""
-    if name == "zeros":
-        baseline = torch.zeros_like(images)
-    if name == "blur":
-        side = images.shape[-1] // 4
-        baseline = gaussian_blur(images, kernel_size=[2 * side + 1, 2 * side + 1], sigma=[side / 2, side / 2])
-    shown = None if baseline is None else normalized(baseline, classifier.statistics, classifier.device)
-    return MaskedImages(
-        normalized(images, classifier.statistics, classifier.device), partition.to(classifier.device), regions, shown
-    )
+        partition = self.partition if self.shared else self.partition[index]
+        return MaskedImages(self.images[index], partition, self.regions, self.shared, baseline)

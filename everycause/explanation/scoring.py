@@ -1,21 +1,22 @@
-"""What a model says of masked images: batches of one shape, so that no image's result depends on the others.
+"""Logits and gradients of masked images, in batches of one shape.
 
-One forward pass of a candidate counts 1. A gradient counts 3: the pass itself and a backward pass, which was measured at
-1.3 to 2.4 forward passes (reports/log.md).
+Every forward pass has the same number of images, so that no image's result depends on which others are searched with it
+(with `padded` off, passes are as large as what is asked, which is right for a single image).
+
+Cost is counted in forward passes. One forward pass of a candidate counts 1. A gradient counts 3: the pass itself and a
+backward pass, which was measured at 1.3 to 2.4 forward passes (reports/log.md).
 """
 
-import copy
 from collections.abc import Iterator
-from typing import Literal
+from contextlib import contextmanager
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, fx, nn
-from torch.fx.experimental.optimization import fuse
+from torch import Tensor, nn
 
 from everycause.explanation.objectives import Logits, Objective
 from everycause.explanation.regions import MaskedImages
-from everycause.hooks import evaluating
-from everycause.models import Classifier
+from everycause.hooks import evaluating, folded
 from everycause.shapes import Bool, Float, Int64
 
 GRADIENT = 3
@@ -24,39 +25,50 @@ Precision = Literal["float32", "bfloat16"]
 
 
 class Scorer:
-    """A classifier, made fast for the search or left exactly as it is stored.
+    """A network that scores masked images: an accelerated copy for the search, or the network exactly as it is stored.
 
     Args:
-        classifier: The model; it is not changed.
-        batch_size: Masked images per forward pass; every pass has this many.
-        fast: Fold batch normalization into the convolutions where the network can be traced.
+        network: Any module that maps normalized images to logits; it is not changed.
+        batch_size: Masked images per forward pass.
+        device: Where the network lies; found from its parameters where it is not given.
+        fast: Use a copy with batch normalization folded into the convolutions, where the network can be traced. Without
+            it the network itself is used, in true float32 (no TF32).
         precision: bfloat16 runs under autocast.
-        compiled: torch.compile, which pays when there are many thousand images.
+        compiled: Use torch.compile, which pays from some ten thousand images on.
+        padded: Fill every pass up to `batch_size` with copies of its last row.
     """
 
     def __init__(
         self,
-        classifier: Classifier,
+        network: nn.Module,
         batch_size: int,
+        device: torch.device | None = None,
         fast: bool = False,
         precision: Precision = "float32",
         compiled: bool = False,
+        padded: bool = True,
     ) -> None:
-        self.classifier = classifier
-        self.batch_size = batch_size
-        self.network: nn.Module = folded(classifier) if fast else classifier.network
-        self.precision = precision
+        first = next((value for value in network.parameters() if value.is_floating_point()), torch.zeros(0))
+        self.device, self.dtype = device or first.device, first.dtype
+        self.batch_size, self.precision, self.padded, self.fast = batch_size, precision, padded, fast
+        self.network: nn.Module = folded(network) if fast else network
         if compiled:
             self.network = torch.compile(self.network, dynamic=False)
+
+    def output(self, images: Float[Tensor, "batch 3 height width"]) -> Any:
+        """Whatever the network returns for normalized images."""
+        with torch.no_grad(), evaluating(self.network), true_float32(not self.fast):
+            return self.network(images.to(self.dtype))
 
     def logits(
         self, masking: MaskedImages, owner: Int64[Tensor, "candidates"], kept: Bool[Tensor, "candidates regions"]
     ) -> Float[Tensor, "candidates classes"]:
-        """Logits of image `owner` with only the regions `kept` shown."""
+        """Logits of image number `owner` with every region but those in `kept` removed."""
         results = []
-        with torch.inference_mode(), evaluating(self.classifier):
-            for rows in self._padded(len(owner)):
-                results.append(self._forward(masking.shown(owner[rows], kept[rows].float())))
+        # no_grad, not inference_mode: a network that caches tensors in its forward pass must stay trainable afterwards
+        with torch.no_grad(), evaluating(self.network), true_float32(not self.fast):
+            for rows in self._chunks(len(owner)):
+                results.append(self._forward(masking.composed(owner[rows], kept[rows].float())))
         return torch.cat(results)[: len(owner)].clone()
 
     def set_logits(
@@ -66,7 +78,7 @@ class Scorer:
         removed: Bool[Tensor, "candidates regions"],
         objective: Objective,
     ) -> Logits:
-        """What an objective asks of candidate sets."""
+        """The logits of candidate sets that an objective reads."""
         alone = self.logits(masking, owner, removed) if objective.passes == 2 else None
         return Logits(self.logits(masking, owner, ~removed), alone)
 
@@ -78,39 +90,45 @@ class Scorer:
         runner_up: Int64[Tensor, "images"],
         objective: Objective,
     ) -> Float[Tensor, "images regions"]:
-        """The derivative of the objective by how far each region is removed, at a soft state in [0, 1]."""
+        """The derivative of the objective by the removal of each region, at a soft state with removals in [0, 1]."""
         everyone, results = torch.arange(len(removed), device=removed.device), []
-        with evaluating(self.classifier), torch.enable_grad():
-            for rows in self._padded(len(removed)):
+        with evaluating(self.network), torch.enable_grad():
+            for rows in self._chunks(len(removed)):
                 owner = everyone[rows]
                 sides = (1 - removed[rows], removed[rows])[: objective.passes]
-                shown = [masking.shown(owner, kept).requires_grad_() for kept in sides]
-                said = Logits(self._forward(shown[0]), self._forward(shown[1]) if len(shown) == 2 else None)
-                gradients = torch.autograd.grad(objective.value(said, labels[rows], runner_up[rows]).sum(), shown)
-                difference = (
-                    masking.images[owner]
-                    if masking.baseline is None
-                    else masking.images[owner] - masking.baseline[owner]
-                )
+                images = [masking.composed(owner, kept).requires_grad_() for kept in sides]
+                logits = Logits(self._forward(images[0]), self._forward(images[1]) if len(images) == 2 else None)
+                gradients = torch.autograd.grad(objective.value(logits, labels[rows], runner_up[rows]).sum(), images)
+                difference = masking.images[owner]
+                if masking.baseline is not None:
+                    difference = difference - masking.baseline[owner]
                 signed = -gradients[0] if len(gradients) == 1 else gradients[1] - gradients[0]
-                results.append(masking.summed(owner, (signed * difference).sum(dim=1)))
+                results.append(masking.summed_over_regions(owner, (signed * difference).sum(dim=1)))
         return torch.cat(results)[: len(removed)]
 
     def _forward(self, images: Tensor) -> Tensor:
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-            return self.network(images.contiguous(memory_format=torch.channels_last)).float()
+            return self.network(images.to(self.dtype).contiguous(memory_format=torch.channels_last)).float()
 
-    def _padded(self, count: int) -> Iterator[Tensor]:
-        """Chunks of exactly `batch_size` row numbers; the last one is filled up with copies of the last row."""
-        device = self.classifier.device
+    def _chunks(self, count: int) -> Iterator[Tensor]:
+        """Row numbers, at most `batch_size` at a time; where passes are padded, the last row is repeated."""
         for start in range(0, count, self.batch_size):
-            yield torch.arange(start, start + self.batch_size, device=device).clamp_max(count - 1)
+            end = start + self.batch_size if self.padded else min(start + self.batch_size, count)
+            yield torch.arange(start, end, device=self.device).clamp_max(count - 1)
 
 
-def folded(classifier: Classifier) -> nn.Module:
-    """A copy of the network with batch normalization folded into the convolutions; a plain copy where it cannot be traced."""
-    network = copy.deepcopy(classifier.network).eval().requires_grad_(False)
+@contextmanager
+def true_float32(wanted: bool = True) -> Iterator[None]:
+    """Switch TF32 off on CUDA within the block, and restore the switches afterwards.
+
+    cuDNN convolutions use TF32 by default: their 10-bit mantissa moves logits by about 1e-3, enough to turn a near tie.
+    """
+    if not wanted or not torch.cuda.is_available():
+        yield
+        return
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     try:
-        return fuse(network).to(memory_format=torch.channels_last)
-    except (fx.proxy.TraceError, TypeError, ValueError, RuntimeError):
-        return network  # control flow that depends on the input: nothing is lost but speed
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before

@@ -1,11 +1,12 @@
-"""Rankings of an image's regions, behind one interface: what the counterfactual search is compared with.
+"""Selectors: rankings of an image's regions, which the counterfactual search is compared with.
 
-A selector gives each image an order of all of its regions, the first to be removed first; `cut_at_flip` turns an order into
-the shortest set of its leading regions whose removal flips the prediction.
+A selector gives each image an order of all of its regions, the first to be removed first. `cut_at_flip` turns an order
+into the shortest set of its leading regions whose removal flips the prediction; `curves` and `area_under` are the
+insertion and deletion measures of an order.
 """
 
 from collections.abc import Callable, Iterator
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,8 +20,8 @@ from everycause.explanation.search import FAST, Search, SearchInputs, SearchResu
 from everycause.hooks import evaluating
 from everycause.shapes import Bool, Float, Int64
 
-# MERGED DOC: """Full rankings of an image's regions, and the curves by which rankings are judged."""
-
+if TYPE_CHECKING:
+    from everycause.models import Classifier
 
 PENDING = 12
 """Regions that are tried for the last place in each round of the bidirectional search; LIMA's value."""
@@ -29,7 +30,7 @@ PENDING = 12
 def leading(
     task: SearchInputs, scorer: Scorer, exact: Scorer, objective: ObjectiveName, count: int
 ) -> tuple[Int64[Tensor, "images regions"], Int64[Tensor, "images"]]:
-    """An order whose first `count` regions the fast search takes one by one; the derivative at the end orders the others."""
+    """An order whose first `count` regions the fast search removes one by one; the others follow by derivative."""
     state = Search(task, scorer, exact, objective, count, stops=False)
     state.fast(FAST._replace(overshoot=0, trust=0.0))
     return state.ranking(FAST.dimmed), state.forwards
@@ -40,8 +41,9 @@ def bidirectional(
 ) -> tuple[Int64[Tensor, "images regions"], Int64[Tensor, "images"]]:
     """LIMA's ranking (arXiv 2504.00470): in each round the best region joins the front and the worst the back.
 
-    The front takes the region that adds most to it. Of the `pending` regions that would have added least to the front, the
-    back takes the one that is worth least together with it. About N²/4 + pending·N/2 trials instead of N²/2 + N/2.
+    The front takes the region whose addition has the largest value. Of the `pending` regions with the smallest values,
+    the back takes the one whose addition to the back has the smallest value. About N²/4 + pending·N/2 trials instead of
+    N²/2 + N/2.
     """
     exists, goal = task.masking.exists, OBJECTIVES[objective]
     count, regions = exists.shape
@@ -51,17 +53,17 @@ def bidirectional(
     forwards = torch.zeros_like(task.labels)
     first, last = torch.zeros(count, dtype=torch.int64, device=device), exists.sum(dim=1) - 1
 
-    def values(base: Tensor, open_: Tensor) -> Tensor:
-        owner, region = open_.nonzero(as_tuple=True)
+    def values(base: Tensor, unplaced: Tensor) -> Tensor:
+        owner, region = unplaced.nonzero(as_tuple=True)
         set_logits = scorer.set_logits(task.masking, owner, base[owner].scatter(1, region[:, None], True), goal)
         forwards.add_(goal.passes * torch.bincount(owner, minlength=count))
-        result = torch.full(open_.shape, torch.nan, device=device)
+        result = torch.full(unplaced.shape, torch.nan, device=device)
         result[owner, region] = goal.value(set_logits, task.labels[owner], task.runner_up[owner])
         return result
 
-    while bool((open_ := place < 0).any()):
-        rows = open_.any(dim=1).nonzero()[:, 0]
-        value = values(front, open_)
+    while bool((unplaced := place < 0).any()):
+        rows = unplaced.any(dim=1).nonzero()[:, 0]
+        value = values(front, unplaced)
         best = value.nan_to_num(nan=-torch.inf).argmax(dim=1)[rows]
         front[rows, best], place[rows, best] = True, first[rows]
         first += 1
@@ -83,14 +85,18 @@ def curves(
     order: Int64[Tensor, "images regions"],
     insertion: bool,
 ) -> tuple[Float[Tensor, "images steps"], Float[Tensor, "images steps"]]:
-    """p(y) as regions are removed (or inserted into the empty image) in an order, and the share of the area moved by then."""
+    """p(y) after each removal of a region (or each insertion into the empty image) in an order.
+
+    Returns:
+        p(y) after 0 … N steps, and the share of the image's area that was removed (or inserted) by then.
+    """
     count, regions = order.shape
     rank = order.argsort(dim=1)
     moved = (rank[:, None] < torch.arange(regions + 1, device=order.device)[:, None]) & masking.exists[:, None]
     owner = torch.arange(count, device=order.device).repeat_interleave(regions + 1)
-    shown = moved if insertion else ~moved
+    kept = moved if insertion else ~moved
     probabilities = (
-        scorer.logits(masking, owner, shown.flatten(0, 1))
+        scorer.logits(masking, owner, kept.flatten(0, 1))
         .softmax(dim=1)
         .gather(1, labels[owner][:, None])
         .view(count, regions + 1)
@@ -109,12 +115,12 @@ SelectorName = Literal["counterfactual", "factual", "bidirectional", "random", "
 
 
 class Ranking(NamedTuple):
-    """What a selector says."""
+    """The order that a selector gives the regions of each image."""
 
     order: Int64[Tensor, "images regions"]
     """All regions, the first to be removed first; numbers that an image does not use come last."""
     score: Float[Tensor, "images regions"] | None
-    """What each region is worth to the selector, where it says so."""
+    """The score of each region, from selectors that give scores."""
     forwards: Int64[Tensor, "images"]
     """Forward passes spent."""
 
@@ -124,17 +130,19 @@ class Request(NamedTuple):
 
     task: SearchInputs
     scorer: Scorer
-    """The model as fast as it gets."""
+    """The accelerated model."""
     exact: Scorer
     """The stored model."""
+    classifier: "Classifier"
+    """Gives the explained layer and the last layer, which CAM selectors read."""
     index: Int64[Tensor, "images"]
-    """Of the images in their split: what is random depends on it alone."""
+    """Index of each image in its split; random orders depend on it alone."""
     leading: int
-    """How many regions at the front matter most."""
+    """How many regions at the front of the order are searched one by one."""
     objective: ObjectiveName
-    """What the selector `bidirectional` maximizes."""
+    """The set function that the selector `bidirectional` maximizes."""
     filters: Bool[Tensor, "classes filters"] | None
-    """The filters of each class, where a bank is at hand."""
+    """The filters of each class, for the selector `filter_cam`."""
 
 
 def counterfactual(request: Request) -> Ranking:
@@ -153,7 +161,7 @@ def both_ends(request: Request) -> Ranking:
 
 
 def random(request: Request) -> Ranking:
-    """Any order: the control that matters."""
+    """A random order: the control for every other selector."""
     exists = request.task.masking.exists
     keys = torch.stack(
         [torch.rand(exists.shape[1], generator=torch.Generator().manual_seed(int(index))) for index in request.index]
@@ -167,12 +175,12 @@ def grad_cam(request: Request) -> Ranking:
     Raises:
         UserError: the explained layer gives no feature maps.
     """
-    classifier, maps, gradients = request.exact.classifier, [], []
+    classifier, maps, gradients = request.classifier, [], []
     for images, labels in _batches(request):
         with torch.enable_grad():
-            seen = classifier.layer_output(images)
-            gradient = torch.autograd.grad(seen.logits.gather(1, labels[:, None]).sum(), seen.output)[0]
-        maps.append(classifier.as_maps(seen.output.detach()))
+            read = classifier.layer_output(images)
+            gradient = torch.autograd.grad(read.logits.gather(1, labels[:, None]).sum(), read.output)[0]
+        maps.append(classifier.as_maps(read.output.detach()))
         gradients.append(classifier.as_maps(gradient))
     weights = torch.cat(gradients).mean(dim=(2, 3), keepdim=True)
     return _by_map(request.task, (weights * torch.cat(maps)).sum(dim=1).relu(), GRADIENT)
@@ -186,20 +194,28 @@ def filter_cam(request: Request) -> Ranking:
     """
     if request.filters is None:
         raise UserError(
-            "the selector 'filter_cam' needs the filters of each class, and there are none here: run the stage accumulate_filters and give its folder"
+            "the selector 'filter_cam' needs the filters of each class, and there are none here: "
+            "run the stage accumulate_filters and give its folder"
         )
-    classifier = request.exact.classifier
+    classifier = request.classifier
     weight, _ = classifier.head()
     labels = request.task.labels
     chosen = weight[labels] * request.filters.to(weight.device)[labels]
     with torch.no_grad():
-        maps = torch.cat([classifier.as_maps(classifier.layer_output(images).output) for images, _ in _batches(request)])
+        maps = torch.cat(
+            [classifier.as_maps(classifier.layer_output(images).output) for images, _ in _batches(request)]
+        )
     return _by_map(request.task, torch.einsum("bkhw,bk->bhw", maps, chosen).relu(), 1)
 
 
 SELECTORS: dict[SelectorName, Callable[[Request], Ranking]] = {
-    "counterfactual": counterfactual, "factual": factual, "bidirectional": both_ends, "random": random, "grad_cam": grad_cam, "filter_cam": filter_cam,
-}  # fmt: skip
+    "counterfactual": counterfactual,
+    "factual": factual,
+    "bidirectional": both_ends,
+    "random": random,
+    "grad_cam": grad_cam,
+    "filter_cam": filter_cam,
+}
 
 
 def cut_at_flip(request: Request, ranking: Ranking, largest: int) -> SearchResult:
@@ -225,7 +241,7 @@ def cut_at_flip(request: Request, ranking: Ranking, largest: int) -> SearchResul
 
 def _batches(request: Request) -> Iterator[tuple[Tensor, Tensor]]:
     """Images and labels, a batch at a time, in evaluation mode."""
-    with evaluating(request.exact.classifier):
+    with evaluating(request.classifier):
         yield from zip(
             request.task.masking.images.split(request.exact.batch_size),
             request.task.labels.split(request.exact.batch_size),
@@ -245,9 +261,8 @@ def _by_score(task: SearchInputs, score: Tensor, forwards: int) -> Ranking:
 
 def _by_map(task: SearchInputs, maps: Float[Tensor, "images rows columns"], forwards: int) -> Ranking:
     """A map of the explained layer, enlarged and averaged over each region."""
-    enlarged = interpolate(maps[:, None], size=task.masking.images.shape[-2:], mode="bilinear", align_corners=False)[
-        :, 0
-    ]
+    size = task.masking.images.shape[-2:]
+    enlarged = interpolate(maps[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
     everyone = torch.arange(len(maps), device=maps.device)
     pixels = task.masking.areas * enlarged[0].numel()
-    return _by_score(task, task.masking.summed(everyone, enlarged) / pixels.clamp_min(1), forwards)
+    return _by_score(task, task.masking.summed_over_regions(everyone, enlarged) / pixels.clamp_min(1), forwards)

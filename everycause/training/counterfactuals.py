@@ -1,8 +1,13 @@
-"""Counterfactual images that need no search: the augmentations that everybody knows, and the ceiling that only Codebirds can show."""
+"""Counterfactual images: training images without the regions, or the parts, that a prediction depends on.
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+A row of the results table trains on originals and on counterfactual images of them that keep their label. `Removals`
+replaces regions that a search found (arXiv 2511.12100). `Erasing` and `CutMix` are standard augmentations, as controls.
+`OracleParts` renders Codebirds without some of its true parts, the best that any search could do.
+"""
+
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import isqrt
 from typing import NamedTuple
 
@@ -13,75 +18,132 @@ from torchvision.transforms import v2
 
 from codebirds.birds import Codebirds
 from everycause.data.sources import DataParams
-from everycause.data.split import Images
-from everycause.errors import UserError
-from everycause.explanation.masks import Masks
+from everycause.data.split import Images, Split
+from everycause.explanation.filters import FilterBank
+from everycause.explanation.masks import MaskParams, Masks
+from everycause.models import Classifier
 from everycause.shapes import Bool, Float, Int64
-from everycause.training.background import Background, vicinity
+from everycause.training.background import Background, BackgroundParams, neighborhood
+from everycause.training.loss import LossParams
+from everycause.training.steps import Counterfactuals, seeded
 
-# MERGED DOC: """Counterfactual images: the regions that a prediction hangs on, replaced by natural background.
-#
-# Paper: arXiv 2511.12100. A set of a pool and a background are drawn anew each time that an image is shown.
-# """
+MOST_PICTURES = 10
+"""Example pictures of a row, each of another class."""
+
+
+@dataclass(frozen=True)
+class Upstream:
+    """What rows are retrained from: the base model with its explanations, and the images.
+
+    Masks and filters are read, or made, when a row first asks for them. A row that needs none trains without them.
+    """
+
+    base: Classifier
+    model: str
+    """Fingerprint of the weights of the base."""
+    train: Split
+    validation: Split
+    open_masks: Callable[[], Masks]
+    """Reads the masks of the base; raises UserError if there are none."""
+    open_filters: Callable[[], FilterBank]
+    """Reads the filters of the base; raises UserError if there are none."""
+    watch_filters: bool
+    """Whether rows without filter terms record the values of these terms."""
+
+    @cached_property
+    def masks(self) -> Masks:
+        """The masks of the base.
+
+        Raises:
+            UserError: there are none.
+        """
+        return self.open_masks()
+
+    @cached_property
+    def filters(self) -> FilterBank:
+        """The filters of the base.
+
+        Raises:
+            UserError: there are none.
+        """
+        return self.open_filters()
+
+
+class Recipe(NamedTuple):
+    """The sections of params.yaml that decide what a row minimizes."""
+
+    data: DataParams
+    masks: MaskParams
+    background: BackgroundParams
+    loss: LossParams
+    frequency_threshold: float
+    """Share of the count of a class's most frequent filter, 0 to 1, above which a filter belongs to the class."""
+    threads: int
+    """Threads that render images."""
 
 
 class Pool(NamedTuple):
-    """The sets that images may lose, several for each."""
+    """The sets of regions that each image may lose, one or more for each image."""
 
     sets: dict[int, Bool[Tensor, "sets regions"]]
-    """By index in the training split; images without a set are not in it."""
+    """Index of an image in the training split → its sets. Images without a set are absent."""
     partition: Int64[Tensor, "partitions height width"]
     """The region of each pixel: one partition for all images, or one for each."""
     place: dict[int, int]
-    """Where each image's partition stands; unused when there is one for all."""
+    """Index of an image → row of its partition; unused if one partition serves all images."""
+    shared: bool
+    """Whether one partition serves all images."""
 
     def draw(
         self, index: Int64[Tensor, "batch"], generator: torch.Generator, none: bool
     ) -> Bool[Tensor, "batch regions"]:
-        """A random set of each image, or with `none` perhaps the empty one; nothing is drawn where there is no choice."""
+        """A random set for each image; with `none` the empty set is one of the choices."""
         chosen = []
         for image in index.tolist():
             sets = self.sets[image]
             choices = len(sets) + none
+            # with a single choice nothing is drawn, so that rows with one set per image consume no random numbers here
             pick = int(torch.randint(choices, (1,), generator=generator)) if choices > 1 else 0
             chosen.append(sets[pick] if pick < len(sets) else torch.zeros_like(sets[0]))
         return torch.stack(chosen)
 
     def known(self, index: Int64[Tensor, "batch"]) -> Bool[Tensor, "batch regions"]:
-        """All regions that are in any set of an image."""
+        """For each image, the regions that are in any of its sets."""
         return torch.stack([self.sets[image].any(dim=0) for image in index.tolist()])
 
     def pixels(
         self, index: Int64[Tensor, "batch"], sets: Bool[Tensor, "batch regions"]
     ) -> Bool[Tensor, "batch height width"]:
         """Sets of regions as pixel masks."""
-        partition = self.partition[[self.place[image] if len(self.partition) > 1 else 0 for image in index.tolist()]]
+        partition = self.partition[[0 if self.shared else self.place[image] for image in index.tolist()]]
         return sets.gather(1, partition.flatten(1)).view(partition.shape)
 
     def joined(self, masks: Masks) -> "Pool":
-        """The pool with the sets of more masks, of images whose prediction flips."""
+        """The pool with the sets of further masks; images whose prediction never flipped add nothing."""
         flips = masks.rows(masks.flipped.nonzero()[:, 0])
         sets, place, partition = dict(self.sets), dict(self.place), self.partition
         for row, (image, chosen) in enumerate(zip(flips.index.tolist(), flips.removed, strict=True)):
             place.setdefault(image, len(partition) + row)
             known = sets.get(image)
             sets[image] = chosen[None] if known is None else torch.cat([known, chosen[None]]).unique(dim=0)
-        return Pool(
-            sets,
-            partition if len(partition) == 1 == len(flips.partition) else torch.cat([partition, flips.partition]),
-            place,
-        )
+        partition = partition if self.shared else torch.cat([partition, flips.partition])
+        return Pool(sets, partition, place, self.shared)
 
 
 @dataclass(frozen=True)
 class Removals:
-    """Images that lose one of their sets: x·(1 − M) + b·M with a hard mask M, exactly; the label stays."""
+    """Images in which one set of regions is replaced by background: x·(1 − M) + b·M with a hard mask M.
+
+    The label stays. Set and background are drawn anew each time that an image is shown.
+    """
 
     pool: Pool
     background: Background
-    rate: float
+    probability: float
+    """Probability that an image with a set is shown with its counterfactual."""
     scene: bool = False
-    """Whether what lies away from every known cause of the image is replaced too, so that what is kept stands in another scene."""
+    """Whether pixels more than a region away from every set of the image are replaced too, so that what is kept stands
+    in another scene."""
     none: bool = False
     """Whether the empty set is one of the sets that are drawn."""
 
@@ -89,27 +151,32 @@ class Removals:
         """Whether the image has a set."""
         return index in self.pool.sets
 
+    def removed(self, index: Int64[Tensor, "batch"], generator: torch.Generator) -> Bool[Tensor, "batch height width"]:
+        """The pixels that each image loses, drawn at random."""
+        removed = self.pool.pixels(index, self.pool.draw(index, generator, self.none))
+        if self.scene:
+            regions = len(next(iter(self.pool.sets.values()))[0])
+            removed |= ~neighborhood(self.pool.pixels(index, self.pool.known(index)), isqrt(regions))
+        return removed
+
     def composed(
         self, index: Tensor, images: Images, labels: Tensor, generator: torch.Generator
     ) -> tuple[Images, Tensor]:
-        """The images without one of their sets each."""
+        """The images, each without one of its sets."""
         if len(index) == 0:
             return images, labels
-        removed = self.pool.pixels(index, self.pool.draw(index, generator, self.none))
-        if self.scene:
-            removed |= ~vicinity(
-                self.pool.pixels(index, self.pool.known(index)), isqrt(len(next(iter(self.pool.sets.values()))[0]))
-            )
+        removed = self.removed(index, generator)
         return torch.where(removed[:, None], self.background.draw(images, removed, labels, generator), images), labels
 
 
 @dataclass(frozen=True)
 class Erasing:
-    """A random rectangle of the image set to the data set's mean color (Zhong et al., AAAI 2020; torchvision's default sizes)."""
+    """Images with a random rectangle in the data set's mean color (Zhong et al., AAAI 2020; torchvision's sizes)."""
 
     mean: tuple[float, float, float]
-    """Channel means, 1 being white."""
-    rate: float
+    """Mean of each channel, 1 being white."""
+    probability: float
+    """Probability that an image is shown with its counterfactual."""
 
     def covers(self, _index: int) -> bool:
         """Every image can lose a rectangle."""
@@ -118,7 +185,7 @@ class Erasing:
     def composed(
         self, _index: Tensor, images: Images, labels: Int64[Tensor, "batch"], generator: torch.Generator
     ) -> tuple[Images, Tensor]:
-        """Each image without a rectangle of its own."""
+        """The images, each without a rectangle of its own."""
         erase = v2.RandomErasing(p=1.0, value=[round(255 * value) for value in self.mean])
         with seeded(generator):
             return (torch.stack([erase(image) for image in images]) if len(images) else images), labels
@@ -126,10 +193,14 @@ class Erasing:
 
 @dataclass(frozen=True)
 class CutMix:
-    """A rectangle of another image of the batch, and its share of the label (Yun et al., ICCV 2019)."""
+    """Images with a rectangle of another image of the batch, and that image's share of the label.
+
+    Paper: Yun et al., ICCV 2019.
+    """
 
     classes: int
-    rate: float
+    probability: float
+    """Probability that an image is shown with its counterfactual."""
 
     def covers(self, _index: int) -> bool:
         """Every image can be mixed."""
@@ -138,7 +209,7 @@ class CutMix:
     def composed(
         self, _index: Tensor, images: Images, labels: Int64[Tensor, "batch"], generator: torch.Generator
     ) -> tuple[Images, Float[Tensor, "batch classes"]]:
-        """Each image with a rectangle of its neighbor in the batch; the labels become probabilities."""
+        """The images, each with a rectangle of its neighbor in the batch; the labels become probabilities."""
         if len(images) == 0:
             return images, torch.nn.functional.one_hot(labels, self.classes).float()
         with seeded(generator):
@@ -147,13 +218,14 @@ class CutMix:
 
 @dataclass(frozen=True)
 class OracleParts:
-    """The truth instead of a search: the same bird rendered without some of its parts, in a scene that is independent of its class.
+    """Codebirds rendered again without some of their parts, in a scene that is independent of the class.
 
-    How many parts go is uniform over 1 … the most that leave the class decidable, which parts is uniform too.
+    The number of absent parts is uniform from 1 to the most that leave the class decidable. Which parts is uniform too.
     """
 
     birds: Codebirds
-    rate: float
+    probability: float
+    """Probability that an image is shown with its counterfactual."""
 
     def covers(self, _index: int) -> bool:
         """Every bird can be rendered again."""
@@ -162,7 +234,7 @@ class OracleParts:
     def composed(
         self, index: Int64[Tensor, "batch"], images: Images, labels: Tensor, generator: torch.Generator
     ) -> tuple[Images, Tensor]:
-        """The same birds, as if they had been photographed elsewhere without some parts."""
+        """The same birds in the same poses, without some parts and in other scenes."""
         if len(index) == 0:
             return images, labels
         code = self.birds.code
@@ -170,29 +242,40 @@ class OracleParts:
         count = torch.randint(1, code.length - code.dimension + 1, (len(index), 1), generator=generator)
         absent = torch.rand(len(index), code.length, generator=generator).argsort(dim=1) < count
         scene = torch.randint(self.birds.num_classes, (len(index),), generator=generator).numpy()
-        changed = replace(
-            factors, present=factors.present & ~absent.numpy(), scene=scene.astype(np.asarray(factors.scene).dtype)
-        )
+        scene = scene.astype(np.asarray(factors.scene).dtype)
+        changed = replace(factors, present=factors.present & ~absent.numpy(), scene=scene)
         return torch.from_numpy(self.birds.images(changed)), labels
 
 
-def oracle_parts(data: DataParams, threads: int, rate: float) -> OracleParts:
-    """The oracle of the embedded data.
+class Pictures(NamedTuple):
+    """Training images beside one of their counterfactual images, for reports."""
 
-    Raises:
-        UserError: the data are photos, whose parts nobody knows.
+    images: Images
+    removed: Bool[Tensor, "batch height width"]
+    """The pixels that were replaced."""
+    counterfactuals: Images
+    titles: list[str]
+    """The class of each image."""
+
+
+def example_pictures(counterfactuals: Counterfactuals, split: Split, seed: int) -> Pictures | None:
+    """One counterfactual image for each of at most ten classes; None if no image has any.
+
+    They are drawn with a generator of their own, so that training is not affected.
     """
-    if data.source != "codebirds":
-        raise UserError(
-            "the row 'oracle_parts' needs data whose parts are known (data.source: codebirds): leave it out of rows"
-        )
-    return OracleParts(Codebirds(data.codebirds, threads), rate)
-
-
-@contextmanager
-def seeded(generator: torch.Generator) -> Iterator[None]:
-    """torch's global generator follows another one within the block and is restored after it: torchvision's transforms know no other."""
-    seed = int(torch.randint(2**31, (1,), generator=generator))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        yield
+    first: dict[int, int] = {}
+    for index, label in enumerate(split.labels.tolist()):
+        if label not in first and counterfactuals.covers(index):
+            first[label] = index
+            if len(first) == MOST_PICTURES:
+                break
+    if not first:
+        return None
+    index = torch.tensor(list(first.values()))
+    images, labels = split.read(index.numpy()), split.labels[index]
+    replaced, _ = counterfactuals.composed(index, images, labels, torch.Generator().manual_seed(seed))
+    if isinstance(counterfactuals, Removals):
+        removed = counterfactuals.removed(index, torch.Generator().manual_seed(seed))  # the same draws again
+    else:
+        removed = (replaced != images).any(dim=1)
+    return Pictures(images, removed, replaced, [split.class_names[label] for label in first])

@@ -1,56 +1,116 @@
-"""The training loop: a generator that yields epochs and knows no logger."""
+"""The training loop: optimizer, schedule, which weights learn, and epochs.
 
-from collections.abc import Iterable, Iterator
+Training is a generator of epochs that knows no logger: stages and sweeps record what it yields. All random numbers
+follow the seed: order, augmentation and counterfactual images come from one generator, dropout and stochastic depth
+from torch's global one, which is seeded anew for every epoch and restored afterwards.
+"""
+
+from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any, Literal, NamedTuple
 
 import torch
 from pydantic import Field
+from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from everycause.data.split import AugmentationParams, Split, normalized
 from everycause.errors import UserError
 from everycause.inference import logits_of
-from everycause.models import Classifier
+from everycause.models import Classifier, ModelParams, new_classifier
 from everycause.params import Section
 from everycause.shapes import Bool
-from everycause.training.loss import FilterTerms, LossParams, accuracy, filter_terms, joint_terms
+from everycause.training.loss import PLAIN_LOSS, FilterTerms, LossParams, accuracy, filter_terms, joint_terms
 from everycause.training.steps import Counterfactuals, Step, training_steps
 
-# MERGED DOC: """Optimizer and schedule."""
-# MERGED DOC: """Which weights learn: everything, or some modules while the rest stands still."""
-
-
 MOMENTUM = 0.9
-"""Of stochastic gradient descent, as in both papers."""
+"""Momentum of stochastic gradient descent, as in both papers."""
+EVERYTHING = ["all"]
+LARGEST_SEED = 2**32
 
 
 class OptimizerParams(Section):
-    """How the weights move."""
+    """Optimizer and learning rate schedule."""
 
     name: Literal["adamw", "sgd"]
     """AdamW, or stochastic gradient descent with momentum 0.9."""
     schedule: Literal["one_cycle", "constant"]
-    """Up to the peak and down again along cosines, or the same rate throughout."""
-    learning_rate: float = Field(gt=0)
-    """At the peak."""
-    weight_decay: float = Field(ge=0)
-    """Not applied to biases and normalization; decoupled with AdamW."""
+    """Up to the peak and down again along cosines, or the same learning rate throughout."""
+    learning_rate: float = Field(gt=0, le=1000)
+    """Learning rate at the peak."""
+    weight_decay: float = Field(ge=0, le=1000)
+    """Weight decay, decoupled with AdamW. Biases, normalization and what timm names for a network are not decayed."""
     warmup: float = Field(ge=0, lt=1)
-    """Share of the steps that lead up to the peak; a constant schedule has none."""
+    """Share of the steps that lead up to the peak; ignored with a constant schedule."""
 
 
-def optimizer(parameters: Iterable[nn.Parameter], params: OptimizerParams) -> torch.optim.Optimizer:
-    """An optimizer of some parameters."""
-    parameters = list(parameters)
-    decayed = [value for value in parameters if value.ndim > 1]
-    free = [value for value in parameters if value.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": params.weight_decay}, {"params": free, "weight_decay": 0.0}]
+class FitParams(Section):
+    """How long and how fast a network is trained."""
+
+    epochs: int = Field(ge=1, le=100_000)
+    """Epochs. One epoch shows as many images as the training split has, counterfactual images counted."""
+    batch_size: int = Field(ge=2, le=100_000)
+    """Images per step, counterfactual images counted."""
+    trainable: list[str] = Field(min_length=1)
+    """`all`, or the modules whose weights learn: `head` and dotted names such as layer4."""
+    keep: Literal["last", "best"]
+    """Which epoch is the result: the last, or the first of those with the best validation accuracy (in rounds always
+    the last)."""
+    augmentation: AugmentationParams
+    """Random changes of training images."""
+    optimizer: OptimizerParams
+    """Optimizer and learning rate schedule."""
+
+
+class BaseParams(FitParams):
+    """How the base is trained: first its head alone, if at all, then everything that is trainable."""
+
+    head_epochs: int = Field(ge=0, le=100_000)
+    """Epochs of the head alone, before the others; 0 for a network without pretrained weights."""
+    head_learning_rate: float = Field(gt=0, le=1000)
+    """Learning rate of these epochs at the peak."""
+
+
+class Epoch(NamedTuple):
+    """The measures of one epoch."""
+
+    number: int
+    """From 1; 0 for measures of the base before any training."""
+    measures: dict[str, float]
+    """Means of the loss terms over the steps, and the validation accuracy."""
+
+
+class Goal(NamedTuple):
+    """What training minimizes, beyond plain cross-entropy."""
+
+    weights: LossParams
+    """The weights of the loss terms."""
+    counterfactuals: Counterfactuals | None
+    """Counterfactual images that are shown beside the originals."""
+    filters: Bool[Tensor, "classes filters"] | None
+    """The filters whose loss terms are computed; with weights of 0 the terms are only recorded."""
+
+
+PLAIN = Goal(PLAIN_LOSS, None, None)
+
+
+def optimizer(network: nn.Module, params: OptimizerParams) -> torch.optim.Optimizer:
+    """An optimizer of the parameters that require a gradient, with weight decay where timm applies it."""
+    groups = param_groups_weight_decay(network, params.weight_decay, no_weight_decay_list=undecayed(network))
     if params.name == "sgd":
         return torch.optim.SGD(groups, lr=params.learning_rate, momentum=MOMENTUM)
     return torch.optim.AdamW(groups, lr=params.learning_rate)
+
+
+def undecayed(network: nn.Module) -> set[str]:
+    """Parameters that timm never decays, such as position embeddings, by their names within the network."""
+    names = set()
+    for prefix, module in network.named_modules():
+        if hasattr(module, "no_weight_decay"):
+            names |= {f"{prefix}.{name}" if prefix else name for name in module.no_weight_decay()}
+    return names
 
 
 def schedule(
@@ -59,16 +119,16 @@ def schedule(
     """The learning rate over `steps` steps."""
     if params.schedule == "constant":
         return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
+    total, warmup = max(steps, 2), params.warmup
+    if warmup * total == 1.0:
+        warmup *= 1 - 1e-9  # PyTorch divides by the length of the warm-up less one step: 0 for a warm-up of one step
     return torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, params.learning_rate, total_steps=max(steps, 2), pct_start=params.warmup, cycle_momentum=False
+        optimizer, params.learning_rate, total_steps=total, pct_start=warmup, cycle_momentum=False
     )
 
 
-EVERYTHING = ["all"]
-
-
 def trainable_modules(classifier: Classifier, names: list[str]) -> list[nn.Module]:
-    """The modules that learn: `all`, `head`, or dotted names within the network.
+    """The modules whose weights learn: `all`, `head`, or dotted names within the network.
 
     Raises:
         UserError: the network has no module of that name.
@@ -79,20 +139,20 @@ def trainable_modules(classifier: Classifier, names: list[str]) -> list[nn.Modul
     if unknown := [name for name in names if name != "head" and (name not in modules or not name)]:
         top = ", ".join(name for name, _ in classifier.network.named_children())
         raise UserError(
-            f"trainable: '{unknown[0]}' is neither 'all' nor 'head' nor a module of {classifier.params.name} (top level: {top})"
+            f"trainable: '{unknown[0]}' is neither 'all' nor 'head' nor a module of {classifier.params.name} "
+            f"(top level: {top})"
         )
     return [classifier.network.get_classifier() if name == "head" else modules[name] for name in names]
 
 
 def trainable_parameters(classifier: Classifier, names: list[str]) -> list[nn.Parameter]:
-    """The parameters of the learners, each once.
+    """The parameters that learn, each once.
 
     Raises:
-        UserError: as learners, or there are none.
+        UserError: as trainable_modules, or there are none.
     """
-    parameters = list(
-        dict.fromkeys(value for module in trainable_modules(classifier, names) for value in module.parameters())
-    )
+    modules = trainable_modules(classifier, names)
+    parameters = list(dict.fromkeys(value for module in modules for value in module.parameters()))
     if not parameters:
         raise UserError(
             f"trainable: {', '.join(names)} of {classifier.params.name} holds no weights: name modules that do"
@@ -102,12 +162,17 @@ def trainable_parameters(classifier: Classifier, names: list[str]) -> list[nn.Pa
 
 @contextmanager
 def training_mode(classifier: Classifier, names: list[str]) -> Iterator[None]:
-    """Training mode for the learners alone: what stands still needs no gradient and keeps its statistics. Ends in evaluation mode."""
+    """Training mode within the block, evaluation mode afterwards; only trainable weights require a gradient.
+
+    Dropout and stochastic depth are active in the whole network. Normalization that is not trainable keeps its running
+    statistics, and uses them.
+    """
     wanted = {id(value) for value in trainable_parameters(classifier, names)}
+    learning = {id(part) for module in trainable_modules(classifier, names) for part in module.modules()}
     before = [(value, value.requires_grad) for value in classifier.parameters()]
-    classifier.eval()
-    for module in trainable_modules(classifier, names):
-        module.train()
+    for module in classifier.train().modules():
+        if id(module) not in learning and has_statistics(module):
+            module.training = False
     for value, _ in before:
         value.requires_grad_(id(value) in wanted)
     try:
@@ -118,61 +183,23 @@ def training_mode(classifier: Classifier, names: list[str]) -> Iterator[None]:
         classifier.eval()
 
 
-class FitParams(Section):
-    """How long and how fast."""
-
-    epochs: int = Field(ge=1)
-    """One epoch shows as many images as the training split has, counterfactuals counted."""
-    batch_size: int = Field(ge=2)
-    """Images per step, counterfactuals counted."""
-    trainable: list[str] = Field(min_length=1)
-    """`all`, or the modules that learn while the rest stands still: `head` and dotted names such as layer4."""
-    keep: Literal["last", "best"]
-    """Which epoch is the result: the last, or the first of those with the best validation accuracy (in rounds always the last)."""
-    augmentation: AugmentationParams
-    optimizer: OptimizerParams
-
-
-class BaseParams(FitParams):
-    """How the base is trained: first its head alone, if at all, then what is trainable."""
-
-    head_epochs: int = Field(ge=0)
-    """Epochs of the head alone, before the others; 0 with a network that starts from nothing."""
-    head_learning_rate: float = Field(gt=0)
-    """Of these epochs."""
-
-
-class Epoch(NamedTuple):
-    """What an epoch came to."""
-
-    number: int
-    """From 1."""
-    measures: dict[str, float]
-    """Means of the terms over the steps, and the validation accuracy."""
-
-
-class Goal(NamedTuple):
-    """What is minimized, beyond plain cross-entropy."""
-
-    weights: LossParams
-    counterfactuals: Counterfactuals | None
-    filters: Bool[Tensor, "classes filters"] | None
-    """The filters whose terms are computed; with weights of 0 they are only watched."""
-
-
-PLAIN = Goal(LossParams(lambda_augment=0.0, lambda_mc=0.0, lambda_nonmc=0.0, surrogate="sigmoid_threshold"), None, None)
+def has_statistics(module: nn.Module) -> bool:
+    """Whether a module itself keeps running statistics of its inputs, as batch normalization does."""
+    return any(name.startswith("running_") for name, _ in module.named_buffers(recurse=False))
 
 
 class Training:
-    """A classifier in training: it can go on with another goal, and its state can be kept and taken up again."""
+    """A classifier in training. It can go on with another goal, and its state can be saved and loaded."""
 
     def __init__(
         self, classifier: Classifier, train: Split, validation: Split, params: FitParams, seed: int, row: str
     ) -> None:
         self.classifier, self.train, self.validation, self.params, self.row = classifier, train, validation, params, row
+        self.seed = seed
         self.per_epoch = max(1, len(train) // params.batch_size)
-        self.optimizer = optimizer(trainable_parameters(classifier, params.trainable), params.optimizer)
-        self.rate = schedule(self.optimizer, params.optimizer, params.epochs * self.per_epoch)
+        with training_mode(classifier, params.trainable):  # so that the optimizer takes trainable weights alone
+            self.optimizer = optimizer(classifier.network, params.optimizer)
+        self.schedule = schedule(self.optimizer, params.optimizer, params.epochs * self.per_epoch)
         self.generator = torch.Generator().manual_seed(seed)
         self.epoch = 0
 
@@ -186,46 +213,57 @@ class Training:
         steps = training_steps(self.train, size, self.params.augmentation, goal.counterfactuals, self.generator)
         for _ in range(count):
             self.epoch += 1
-            with training_mode(self.classifier, self.params.trainable):
+            with training_mode(self.classifier, self.params.trainable), self._seeded():
                 terms = self._epoch(islice(steps, self.per_epoch), goal)
-            yield Epoch(
-                self.epoch,
-                terms
-                | {
-                    "validation/accuracy": accuracy(logits_of(self.classifier, self.validation), self.validation.labels)
-                },
-            )
+            reached = accuracy(logits_of(self.classifier, self.validation), self.validation.labels)
+            yield Epoch(self.epoch, terms | {"validation/accuracy": reached})
+
+    @contextmanager
+    def _seeded(self) -> Iterator[None]:
+        """Seed torch's global generators, which dropout draws from, by seed and epoch; restore them afterwards.
+
+        So an epoch depends neither on what ran before in the process nor on whether the run was killed and went on.
+        """
+        device = self.classifier.device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(self.epoch * LARGEST_SEED + self.seed)
+            yield
 
     def _epoch(self, steps: Iterator[Step], goal: Goal) -> dict[str, float]:
+        """One epoch of optimizer steps; the mean of each loss term over the steps."""
         sums: dict[str, float] = {}
         title = f"{self.row} epoch {self.epoch}/{self.params.epochs}"
         for number, step in enumerate(tqdm(steps, total=self.per_epoch, desc=title, disable=None, leave=False), 1):
             terms = step_terms(self.classifier, step, goal)
             if not torch.isfinite(terms["loss"]):
                 raise UserError(
-                    f"row {self.row}: the loss is {terms['loss'].item()} at epoch {self.epoch}, batch {number}: lower the learning rate or the weights of the terms"
+                    f"row {self.row}: the loss is {terms['loss'].item()} at epoch {self.epoch}, batch {number}: "
+                    "lower the learning rate or the weights of the terms"
                 )
             self.optimizer.zero_grad(set_to_none=True)
             terms["loss"].backward()
             self.optimizer.step()
-            self.rate.step()
+            self.schedule.step()
             for name, value in terms.items():
                 sums[name] = sums.get(name, 0.0) + value.item()
         return {f"train/{name}": value / self.per_epoch for name, value in sums.items()}
 
     def state(self) -> dict[str, Any]:
-        """Everything that the next epoch depends on, as torch.save takes it."""
+        """Everything that the next epoch depends on, in a form that torch.save takes."""
         return {
-            "network": self.classifier.network.state_dict(), "optimizer": self.optimizer.state_dict(), "rate": self.rate.state_dict(),
-            "generator": self.generator.get_state(), "epoch": self.epoch,
-        }  # fmt: skip
+            "network": self.classifier.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "generator": self.generator.get_state(),
+            "epoch": self.epoch,
+        }
 
-    def take_up(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was kept."""
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state."""
         self.classifier.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.rate.load_state_dict(state["rate"])
-        self.generator.set_state(state["generator"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.generator.set_state(state["generator"].cpu())  # torch.load puts it where the network lies
         self.epoch = state["epoch"]
 
 
@@ -238,7 +276,7 @@ def fit(
     goal: Goal = PLAIN,
     row: str = "base",
 ) -> Iterator[Epoch]:
-    """Train in place, epoch by epoch; at the end the classifier is the epoch that `keep` names.
+    """Train a classifier in place, epoch by epoch; at the end it is the epoch that `keep` names.
 
     Raises:
         UserError: the loss is not finite; the sentence names row, epoch and batch.
@@ -253,45 +291,39 @@ def fit(
         classifier.network.load_state_dict(state)
 
 
-def fit_base(classifier: Classifier, train: Split, validation: Split, params: BaseParams, seed: int) -> Iterator[Epoch]:
-    """Train the base in place: the head alone for `head_epochs`, then what is trainable.
+def train_base(
+    model: ModelParams, params: BaseParams, train: Split, validation: Split, seed: int, device: torch.device
+) -> tuple[Classifier, Iterator[Epoch]]:
+    """A new base classifier, trained as its epochs are drawn: `head_epochs` of the head alone, then the others.
 
     Raises:
-        UserError: as fit.
+        UserError: the network does not exist; drawing epochs raises it if the loss is not finite.
     """
-    if params.head_epochs:
-        rate = params.optimizer.model_copy(update={"learning_rate": params.head_learning_rate})
-        yield from fit(
-            classifier,
-            train,
-            validation,
-            params.model_copy(update={"epochs": params.head_epochs, "trainable": ["head"], "optimizer": rate}),
-            seed,
-        )
-    for epoch in fit(classifier, train, validation, params, seed):
-        yield epoch._replace(number=params.head_epochs + epoch.number)
+    torch.manual_seed(seed)  # initial weights come from torch's global generator
+    classifier = new_classifier(model, train).to(device=device, memory_format=torch.channels_last)
+
+    def epochs() -> Iterator[Epoch]:
+        if params.head_epochs:
+            slower = params.optimizer.model_copy(update={"learning_rate": params.head_learning_rate})
+            changes = {"epochs": params.head_epochs, "trainable": ["head"], "optimizer": slower}
+            yield from fit(classifier, train, validation, params.model_copy(update=changes), seed)
+        for epoch in fit(classifier, train, validation, params, seed):
+            yield epoch._replace(number=params.head_epochs + epoch.number)
+
+    return classifier, epochs()
 
 
 def step_terms(classifier: Classifier, step: Step, goal: Goal) -> dict[str, Tensor]:
-    """The terms of one step, from a single forward pass over originals and counterfactuals together."""
+    """The loss terms of one step, from a single forward pass over originals and counterfactual images together."""
     together = torch.cat([step.images, step.counterfactuals])
     inputs = normalized(together, classifier.statistics, classifier.device)
-    count = len(step.labels)
-    labels = step.labels.to(inputs.device)
+    count, labels = len(step.labels), step.labels.to(inputs.device)
     activity_terms: FilterTerms | None = None
     if goal.filters is None:
         logits = classifier(inputs)
     else:
         seen = classifier.readout(inputs)
-        logits = seen.logits
-        activity_terms = filter_terms(
-            seen.activations[:count], labels, goal.filters.to(inputs.device), goal.weights.surrogate
-        )
-    return joint_terms(
-        logits[:count],
-        labels,
-        logits[count:],
-        step.counterfactual_labels.to(inputs.device),
-        activity_terms,
-        goal.weights,
-    )
+        logits, activations, filters = seen.logits, seen.activations[:count], goal.filters.to(inputs.device)
+        activity_terms = filter_terms(activations, labels, filters, goal.weights.surrogate)
+    other_labels = step.counterfactual_labels.to(inputs.device)
+    return joint_terms(logits[:count], labels, logits[count:], other_labels, activity_terms, goal.weights)

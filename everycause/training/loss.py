@@ -1,4 +1,4 @@
-"""The terms of the joint objective, as pure functions, and their sum.
+"""The terms of the joint loss as pure functions, and their weighted sum.
 
     L = CE(f(x), y) + λ_aug · CE(f(x'), y) − λ1 · L_MC(x) + λ2 · L_nonMC(x)
 
@@ -16,38 +16,44 @@ from everycause.params import Section
 from everycause.shapes import Bool, Float, Int64
 
 PAPER_BATCH = 16
-"""Batch over which arXiv 2501.11087 sums its terms: with it, λ1 and λ2 keep their meaning at any batch size."""
-
-
+"""Batch size of arXiv 2501.11087, which sums its terms over the batch. Scaled to it, λ1 and λ2 mean the same at any
+batch size."""
 SMALLEST = 1e-6
-"""Below it neither a share nor a sum of activations is told from zero."""
+"""Shares and sums of activations below this value are treated as zero."""
 Surrogate = Literal["sigmoid_threshold", "raw", "share"]
 
 
 class LossParams(Section):
-    """The weights of the terms."""
+    """The weights of the loss terms."""
 
     lambda_augment: float = Field(ge=0)
-    """Weight of the cross-entropy of counterfactual images, λ_aug."""
+    """λ_aug, the weight of the cross-entropy of counterfactual images."""
     lambda_mc: float = Field(ge=0)
-    """Weight that rewards activity on the filters of the image's class, λ1."""
+    """λ1, the weight that rewards activity of the filters of the image's class."""
     lambda_nonmc: float = Field(ge=0)
-    """Weight that punishes activity on the other filters, λ2."""
+    """λ2, the weight that punishes activity of the other filters."""
     surrogate: Surrogate
-    """What counts as activity: `sigmoid_threshold` is the paper's, `raw` the activation itself, `share` its distribution over the filters."""
+    """How activity is measured: `sigmoid_threshold` as in the paper, `raw` by the activation itself, `share` by its
+    distribution over the filters."""
+
+
+PLAIN_LOSS = LossParams(lambda_augment=0.0, lambda_mc=0.0, lambda_nonmc=0.0, surrogate="sigmoid_threshold")
+"""Plain cross-entropy."""
 
 
 class FilterTerms(NamedTuple):
-    """Activity on a class's filters and beside them."""
+    """Activity of the filters of an image's class (minimum correct, MC) and of the other filters."""
 
     mc: Float[Tensor, ""]
+    """L_MC."""
     nonmc: Float[Tensor, ""]
+    """L_nonMC."""
     active: Float[Tensor, ""]
-    """Filters above 0 per image; watched, not minimized."""
+    """Mean number of filters above 0 per image; recorded, not minimized."""
 
 
 def activity(activations: Float[Tensor, "batch filters"]) -> Float[Tensor, "batch filters"]:
-    """sigmoid(a) where it exceeds one half, else 0: the paper's differentiable stand-in for "active"."""
+    """sigmoid(a) where it exceeds one half, otherwise 0: the paper's differentiable measure of an active filter."""
     squashed = activations.sigmoid()
     return squashed * (squashed > 0.5)
 
@@ -58,19 +64,18 @@ def filter_terms(
     filters: Bool[Tensor, "classes filters"],
     surrogate: Surrogate = "sigmoid_threshold",
 ) -> FilterTerms:
-    """L_MC and L_nonMC, per image and times the paper's batch.
+    """L_MC and L_nonMC, means over the images times the paper's batch size.
 
-    With `share` they are the logarithm of the share of an image's activation that falls on its class's filters, and the
-    share that falls beside them: neither changes with the scale of the activations.
+    With `share`, L_MC is the logarithm of the share of an image's activation that the filters of its class have, and
+    L_nonMC the share that the others have. Neither changes with the scale of the activations.
     """
     own = filters[labels].to(activations.dtype)
     scale, positive = PAPER_BATCH / len(labels), activations.relu()
     active = (activations > 0).sum() / len(labels)
     if surrogate == "share":
         total = positive.sum(dim=1)
-        share = torch.where(
-            total > SMALLEST, (positive * own).sum(dim=1) / total.clamp_min(SMALLEST), 1.0
-        )  # nothing to share is no fault
+        # an image without any activation has no wrong filters: its share is 1, and its gradient 0
+        share = torch.where(total > SMALLEST, (positive * own).sum(dim=1) / total.clamp_min(SMALLEST), 1.0)
         return FilterTerms(share.clamp_min(SMALLEST).log().sum() * scale, (1 - share).sum() * scale, active)
     activity_of = activity(activations) if surrogate == "sigmoid_threshold" else positive
     return FilterTerms((activity_of * own).sum() * scale, (activity_of * (1 - own)).sum() * scale, active)
@@ -84,10 +89,10 @@ def joint_terms(
     activity_terms: FilterTerms | None,
     weights: LossParams,
 ) -> dict[str, Float[Tensor, ""]]:
-    """Every term by name, unweighted, and their weighted sum as `loss`.
+    """Every term by name, without its weight, and the weighted sum of all terms as `loss`.
 
-    A term without samples, or with weight 0, is left out of the sum rather than added as 0, so that the limiting case
-    is plain cross-entropy to the last bit.
+    A term without images, or with weight 0, is left out of the sum instead of being added as 0, so that with all
+    weights 0 the loss is plain cross-entropy to the last bit.
     """
     terms = {"cross_entropy": cross_entropy(logits, labels)}
     loss = terms["cross_entropy"]
@@ -104,5 +109,5 @@ def joint_terms(
 
 
 def accuracy(logits: Float[Tensor, "batch classes"], labels: Int64[Tensor, "batch"]) -> float:
-    """Share of images whose largest logit is their label's."""
+    """Share of images whose largest logit is that of their label, 0 to 1."""
     return float((logits.argmax(dim=1) == labels).to(torch.float64).mean())

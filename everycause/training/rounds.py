@@ -1,13 +1,16 @@
-"""Rounds: masks are searched again on the model as it learns, until no cause is missing. The project's own method.
+"""Rounds: masks are searched again on the model as it learns, until no cause is missing. This project's own method.
 
-One round of masks shows what the model relies on now; trained against that alone it may move on to the next cause. So each
-image has a pool of sets. Before each round the region search runs on the current model and its sets join the pool. A
-counterfactual of the image loses a random set of its pool, or none; what lies away from every set of the pool is replaced
-as well, so that the scene is nobody's way out. The searches end when the number of regions that a flip takes no longer
-grows; training goes on to the same number of steps and images as every other row.
+One round of masks shows which regions the model uses now. Trained without those alone it may move on to the next cause.
+So each image has a pool of sets. Before each round the region search runs on the current model, and the sets that it
+finds join the pool. A counterfactual image loses a random set of its pool, or none; pixels away from every set of the
+pool are replaced as well, so that the model cannot use the scene instead. The searches end when flips no longer take
+more regions than before. Training goes on to the same number of steps and images as in every other row.
 """
 
-from collections.abc import Iterator
+import copy
+import logging
+import pickle
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -15,128 +18,176 @@ from typing import NamedTuple
 import torch
 from pydantic import Field
 
+from everycause.errors import UserError
 from everycause.explanation.masks import MaskParams, Masks, searched, select_images
+from everycause.models import Classifier
 from everycause.params import Section
-from everycause.training.background import background_of
-from everycause.training.counterfactuals import Pool, Removals
+from everycause.training.counterfactuals import Pool, Removals, Upstream
 from everycause.training.fit import Epoch, Goal, Training
-from everycause.training.rows import Recipe, Upstream, with_flips
 
 ROUND = "round-{}.safetensors"
+"""File of the masks that joined the pool before a round, by the number of the round."""
 CHECKPOINT = "checkpoint.pt"
+"""File of the state after the last finished round."""
+UNREADABLE = (RuntimeError, EOFError, KeyError, ValueError, TypeError, AttributeError, pickle.UnpicklingError)
+"""What torch raises, by kind of damage, over a checkpoint that is not whole."""
+Observe = Callable[[int, Classifier, Masks | None], dict[str, float]]
+"""Measures the model after a round: number of the round (0: the base), model, masks that joined the pool before it."""
+
+logger = logging.getLogger(__name__)
 
 
 class RoundsParams(Section):
     """How often the search runs again."""
 
-    rounds: int = Field(ge=1)
-    """The most rounds, R; the epochs of retraining are shared out among them."""
+    rounds: int = Field(ge=1, le=1000)
+    """The most rounds, R; the epochs of retraining are divided among them."""
     images: int = Field(ge=1)
-    """Images that are searched before each later round, evenly over the classes; the first takes the masks of the base."""
+    """Images searched before each round, evenly over the classes; the first round uses the masks of the base."""
     growth: float = Field(ge=0)
-    """The searches end when the mean number of regions at the flip has grown by less than this share since the last one."""
-
-
-class Round(NamedTuple):
-    """What one round came to."""
-
-    number: int
-    """From 1."""
-    masks: Masks | None
-    """The masks that joined the pool before it; None once the searches have ended."""
-    epochs: list[Epoch]
-
-
-def rounds(
-    training: Training, upstream: Upstream, recipe: Recipe, params: RoundsParams, before: list[Masks | None]
-) -> Iterator[Round]:
-    """Search and train in turn; the classifier in `training` becomes the result.
-
-    Args:
-        training: A fresh training of the base, or one that has taken up the state after the rounds in `before`.
-        upstream: The base, with its masks, and the training images.
-        recipe: The params of masks, background and loss.
-        params: How many rounds.
-        before: The masks of the rounds that are finished already.
-
-    Raises:
-        UserError: no searched image of the base changes its prediction, or the loss is not finite.
-    """
-    found: list[Masks | None] = list(before)
-    background = background_of(upstream.masks, upstream.train, upstream.base.statistics, recipe.background)
-    ends = [round(number * training.params.epochs / params.rounds) for number in range(params.rounds + 1)]
-    for number in range(len(before) + 1, params.rounds + 1):
-        found.append(_next_masks(training, upstream, recipe.masks, params, found))
-        pool = Pool(
-            {}, upstream.masks.partition[:1] if len(upstream.masks.partition) == 1 else upstream.masks.partition[:0], {}
-        )
-        for masks in found:
-            pool = pool if masks is None else pool.joined(masks)
-        goal = Goal(
-            recipe.weights, Removals(pool, background, recipe.background.augment_rate, scene=True, none=True), None
-        )
-        yield Round(number, found[-1], list(training.epochs(goal, ends[number] - ends[number - 1])))
-
-
-def _next_masks(
-    training: Training, upstream: Upstream, masks: MaskParams, params: RoundsParams, found: list[Masks | None]
-) -> Masks | None:
-    """The masks of the model as it is now, while the flips still take more and more regions."""
-    if not found:
-        return with_flips(upstream.masks)
-    if found[-1] is None or (
-        len(found) > 1
-        and found[-2] is not None
-        and size_at_flip(found[-1]) < (1 + params.growth) * size_at_flip(found[-2])
-    ):
-        return None
-    selection = select_images(training.classifier, upstream.train, masks.confidence, params.images)
-    new = replace(
-        Masks.joined(list(searched(training.classifier, upstream.train, selection.index, masks))),
-        selection_counts=selection.counts,
-    )
-    return new if bool(new.flipped.any()) else None
-
-
-def size_at_flip(masks: Masks) -> float:
-    """The mean number of regions that a flip takes; images that never flip count with one more than the largest set."""
-    return float(torch.where(masks.flipped, masks.sizes, masks.order.shape[1] + 1).double().mean())
+    """The searches end when the mean number of regions at the flip has grown by less than this share since the last
+    search."""
 
 
 class Progress(NamedTuple):
-    """What a folder holds of rounds that are finished."""
+    """The finished rounds."""
 
     masks: list[Masks | None]
-    """Of each round."""
-    measures: list[tuple[dict[str, float], int]]
-    """Everything that was recorded, with its step."""
+    """The masks of each round; None once the searches have ended."""
+    epochs: list[Epoch]
+    """Everything that was recorded."""
 
 
-def keep(folder: Path, training: Training, kept: Progress, model: str, data: str) -> None:
-    """Write the state after a round, so that a killed run can go on from it."""
-    number, masks = len(kept.masks), kept.masks[-1]
-    if masks is not None:
-        masks.save(folder / ROUND.format(number), model, data)
+class Rounds:
+    """A training that goes on in rounds of search and training; the model in `training` becomes the result."""
+
+    def __init__(
+        self, training: Training, goal: Goal, upstream: Upstream, search: MaskParams, params: RoundsParams
+    ) -> None:
+        """Prepare the rounds.
+
+        Args:
+            training: A fresh training of the base.
+            goal: What to minimize; its counterfactual images lose the sets of the first round.
+            upstream: The base, with its masks.
+            search: How to search.
+            params: How many rounds.
+        """
+        assert isinstance(goal.counterfactuals, Removals)
+        self.training, self.goal, self.upstream, self.search, self.params = training, goal, upstream, search, params
+        self._removals = replace(goal.counterfactuals, none=True)
+        self._found: list[Masks | None] = []
+
+    def epochs(self, folder: Path | None = None, observe: Observe | None = None) -> Iterator[Epoch]:
+        """All epochs, and after each round an entry with the measures of `observe`.
+
+        Args:
+            folder: Where checkpoints and masks are written after each round. Rounds that it holds are not trained
+                again; their epochs come first.
+            observe: Measures the base and the model after each round.
+
+        Raises:
+            UserError: the loss is not finite.
+        """
+        training, number_of = self.training, self.params.rounds
+        done = load_checkpoint(folder, training) if folder is not None else Progress([], [])
+        self._found, recorded = list(done.masks), list(done.epochs)
+        if not recorded and observe is not None:
+            recorded.append(Epoch(0, observe(0, training.classifier, None)))
+        yield from recorded
+        ends = [round(number * training.params.epochs / number_of) for number in range(number_of + 1)]
+        for number in range(len(self._found) + 1, number_of + 1):
+            self._found.append(self._next_masks())
+            self._renew_goal()
+            for epoch in training.epochs(self.goal, ends[number] - ends[number - 1]):
+                recorded.append(epoch)
+                yield epoch
+            if observe is not None:
+                recorded.append(Epoch(training.epoch, observe(number, training.classifier, self._found[-1])))
+                yield recorded[-1]
+            if folder is not None:
+                save_checkpoint(folder, training, Progress(self._found, recorded), self.upstream.model)
+        self._renew_goal()
+
+    def _renew_goal(self) -> None:
+        """Let the counterfactual images lose the sets of all searches so far."""
+        base = self.upstream.masks
+        pool = Pool({}, base.partition if base.shared else base.partition[:0], {}, base.shared)
+        for masks in self._found:
+            pool = pool if masks is None else pool.joined(masks)
+        self.goal = self.goal._replace(counterfactuals=replace(self._removals, pool=pool))
+
+    def _next_masks(self) -> Masks | None:
+        """The masks of the model as it is now; None if the searches have ended."""
+        if not self._found:
+            return self.upstream.masks
+        if has_ended(self._found, self.params.growth):
+            return None
+        classifier, train = self.training.classifier, self.upstream.train
+        selection = select_images(classifier, train, self.search.confidence, self.params.images)
+        masks = Masks.joined(list(searched(classifier, train, selection.index, self.search)))
+        return replace(masks, selection_counts=selection.counts) if bool(masks.flipped.any()) else None
+
+
+def has_ended(found: list[Masks | None], growth: float) -> bool:
+    """Whether no further search is worth it: the last one was left out, or its flips took hardly more regions."""
+    if found[-1] is None:
+        return True
+    if len(found) == 1:
+        return False
+    assert found[-2] is not None
+    return size_at_flip(found[-1]) < (1 + growth) * size_at_flip(found[-2])
+
+
+def size_at_flip(masks: Masks) -> float:
+    """Mean number of regions that a flip takes over all searched images.
+
+    Images that never flip count with one more than the largest set: left out, they would make a model look worse the
+    more of its predictions can no longer be flipped.
+    """
+    return float(torch.where(masks.flipped, masks.sizes, masks.order.shape[1] + 1).double().mean())
+
+
+def save_checkpoint(folder: Path, training: Training, done: Progress, model: str) -> None:
+    """Write the state after a round, so that a killed run can go on from it.
+
+    Args:
+        folder: Where to write.
+        training: Its state is saved.
+        done: The finished rounds; the masks of the last one are written.
+        model: Fingerprint of the base.
+    """
+    if done.masks[-1] is not None:
+        done.masks[-1].save(folder / ROUND.format(len(done.masks)), model, training.train.identity)
     partial = folder / (CHECKPOINT + ".writing")
-    torch.save(
-        {
-            "searched": [masks is not None for masks in kept.masks],
-            "measures": kept.measures,
-            "training": training.state(),
-        },
-        partial,
-    )
+    state = {
+        "searched": [masks is not None for masks in done.masks],
+        "epochs": [tuple(epoch) for epoch in done.epochs],
+        "training": training.state(),
+    }
+    torch.save(state, partial)
     partial.rename(folder / CHECKPOINT)
 
 
-def take_up(folder: Path, training: Training) -> Progress:
-    """The finished rounds in a folder, none in a fresh one; the training goes on after the last of them."""
-    if not (folder / CHECKPOINT).is_file():
+def load_checkpoint(folder: Path, training: Training) -> Progress:
+    """The finished rounds in a folder, and the training in its state after the last of them; none in a fresh folder.
+
+    A checkpoint that cannot be read is renamed and reported once, and the rounds start again.
+    """
+    path = folder / CHECKPOINT
+    if not path.is_file():
         return Progress([], [])
-    state = torch.load(folder / CHECKPOINT, weights_only=True)
-    training.take_up(state["training"])
-    masks = [
-        Masks.read(folder / ROUND.format(number)) if searched_ else None
-        for number, searched_ in enumerate(state["searched"], 1)
-    ]
-    return Progress(masks, [(measures, step) for measures, step in state["measures"]])
+    before = copy.deepcopy(training.state())
+    try:
+        # without map_location a run that was killed on a GPU could not go on on a CPU
+        state = torch.load(path, map_location=training.classifier.device, weights_only=True)
+        rounds = enumerate(state["searched"], 1)
+        masks = [Masks.read(folder / ROUND.format(number)) if was_searched else None for number, was_searched in rounds]
+        epochs = [Epoch(number, measures) for number, measures in state["epochs"]]
+        training.load_state(state["training"])
+    except (UserError, *UNREADABLE) as error:
+        training.load_state(before)
+        path.rename(path.with_suffix(".damaged"))
+        logger.warning("%s is damaged (%s): the rounds start again", path, " ".join(str(error).split())[:200])
+        return Progress([], [])
+    return Progress(masks, epochs)

@@ -1,40 +1,89 @@
-"""The rows of the results table: what each one adds to the continued base, controls included."""
+"""The rows of the results table: what each one adds to the continued training of the base, controls included.
 
-from dataclasses import dataclass
+To add a row, write how its counterfactual images are made in a module of its own, as a class like those in
+counterfactuals.py and a function `(upstream, recipe) -> Counterfactuals`, and name the function here in a new line of
+ROWS. Stages, sweeps and reports take the row from there.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 from torch import Tensor
 
+from codebirds.birds import Codebirds
 from everycause.data.sources import DataParams
-from everycause.data.split import Split
 from everycause.errors import UserError
 from everycause.explanation.filters import FilterBank, permuted, random_like
 from everycause.explanation.masks import MaskParams, Masks, orders
 from everycause.explanation.regions import random_sets
-from everycause.models import Classifier
 from everycause.shapes import Bool
-from everycause.training.background import BackgroundParams, background_of
-from everycause.training.counterfactuals import CutMix, Erasing, Pool, Removals, oracle_parts
-from everycause.training.fit import Goal
-from everycause.training.loss import LossParams
+from everycause.training.background import background_of
+from everycause.training.counterfactuals import (
+    CutMix,
+    Erasing,
+    OracleParts,
+    Pictures,
+    Pool,
+    Recipe,
+    Removals,
+    Upstream,
+    example_pictures,
+)
+from everycause.training.fit import Epoch, FitParams, Goal, Training, fit
+from everycause.training.rounds import Observe, Rounds, RoundsParams
 from everycause.training.steps import Counterfactuals
 
 Selector = Literal["counterfactual", "factual", "grad_cam", "random"]
 
 
 class Row(NamedTuple):
-    """One way to retrain."""
+    """One way to retrain the base."""
 
     meaning: str
     """What the row is, for tables."""
     removes: Selector | None = None
-    """Which regions the counterfactual images lose; all rows lose as many regions of the same images."""
+    """What chooses the regions that counterfactual images lose. Every selector takes as many regions of the same
+    images."""
     extent: Literal["region", "scene"] = "region"
-    """`region` replaces the set alone (the paper's); `scene` also what lies away from it, so that the evidence that is kept stands in another scene."""
-    augments: Literal["erasing", "cutmix", "oracle_parts"] | None = None
-    """Another source of counterfactual images."""
+    """`region` replaces the set alone (as the paper does); `scene` also the pixels away from it, so that what is kept
+    stands in another scene."""
+    augments: Callable[[Upstream, Recipe], Counterfactuals] | None = None
+    """Makes counterfactual images in another way."""
     filters: Literal["own", "random", "permuted"] | None = None
-    """Whose filters the terms λ1 and λ2 reward: the class's own, as many random ones, another class's; without any the terms are watched."""
+    """The filters that the loss terms λ1 and λ2 reward: the class's own, as many random ones, or another class's."""
+    rounds: bool = False
+    """Whether masks are searched again on the model as it learns."""
+    needs_parts: bool = False
+    """Whether the row needs images whose parts are known."""
+
+    def check(self, data: DataParams) -> None:
+        """Refuse data that the row cannot be made from.
+
+        Raises:
+            UserError: the row needs images whose parts are known, and those of these data are not.
+        """
+        if self.needs_parts and data.source != "codebirds":
+            name = next((name for name, row in ROWS.items() if row is self), self.meaning)
+            raise UserError(
+                f"the row '{name}' needs data whose parts are known (data.source: codebirds): leave it out of rows"
+            )
+
+
+def erasing(upstream: Upstream, recipe: Recipe) -> Erasing:
+    """Random erasing of every image."""
+    return Erasing(upstream.base.statistics.mean, recipe.background.augment_rate)
+
+
+def cutmix(upstream: Upstream, recipe: Recipe) -> CutMix:
+    """CutMix of every image."""
+    return CutMix(upstream.train.num_classes, recipe.background.augment_rate)
+
+
+def oracle_parts(_upstream: Upstream, recipe: Recipe) -> OracleParts:
+    """True parts of every image rendered away."""
+    birds = Codebirds(recipe.data.codebirds.settings, recipe.threads)
+    return OracleParts(birds, recipe.background.augment_rate)
 
 
 ROWS = {
@@ -46,93 +95,157 @@ ROWS = {
     "masks_scene": Row(
         "the same, and what lies away from the set replaced too (ours)", removes="counterfactual", extent="scene"
     ),
+    "masks_rounds": Row(
+        "counterfactual images from a pool of masks that grows round by round (ours)",
+        removes="counterfactual", extent="scene", rounds=True,
+    ),
     "masks_random": Row("control: as many random regions replaced", removes="random"),
     "masks_grad_cam": Row("control: as many regions by Grad-CAM", removes="grad_cam"),
     "masks_factual": Row("control: as many regions by LIMA's factual objective", removes="factual"),
     "joint": Row("both", removes="counterfactual", filters="own"),
-    "erasing": Row("control: random erasing of every image", augments="erasing"),
-    "cutmix": Row("control: CutMix with another image of the batch", augments="cutmix"),
+    "erasing": Row("control: random erasing of every image", augments=erasing),
+    "cutmix": Row("control: CutMix with another image of the batch", augments=cutmix),
     "oracle_parts": Row(
-        "the ceiling: true parts rendered away, in a scene independent of the class", augments="oracle_parts"
+        "the ceiling: true parts rendered away, in a scene independent of the class",
+        augments=oracle_parts, needs_parts=True,
     ),
-}
-ROUNDS = "masks_rounds"
-"""The row that a stage of its own makes: masks searched again and again on the model as it learns (ours)."""
-ROUNDS_MEANING = "counterfactual images from a pool of masks that grows round by round (ours)"
+}  # fmt: skip
+"""Name of a row → how it is retrained."""
 
 
-@dataclass(frozen=True)
-class Upstream:
-    """What rows are made from: the base with its explanations, and the training images."""
+class Retraining:
+    """A row that is about to be retrained; the base classifier in `upstream` becomes the result."""
 
-    base: Classifier
-    bank: FilterBank | None
-    """Rows with filter terms need one; the others watch the terms where there is one."""
-    masks: Masks
-    train: Split
+    def __init__(
+        self, row: str, upstream: Upstream, recipe: Recipe, params: FitParams, rounds: RoundsParams, seed: int
+    ) -> None:
+        self._upstream, self._params, self._row, self._seed = upstream, params, row, seed
+        self._goal = goal_of(row, upstream, recipe, seed)
+        self._rounds: Rounds | None = None
+        if ROWS[row].rounds:
+            training = Training(upstream.base, upstream.train, upstream.validation, params, seed, row)
+            self._rounds = Rounds(training, self._goal, upstream, recipe.masks, rounds)
+
+    def __iter__(self) -> Iterator[Epoch]:
+        return self.epochs()
+
+    def epochs(self, checkpoint_folder: Path | None = None, observe: Observe | None = None) -> Iterator[Epoch]:
+        """Train, epoch by epoch.
+
+        Args:
+            checkpoint_folder: Where a row with rounds writes its state after each round and finds that of a killed run.
+            observe: Measures the model before the first and after each round; its measures are yielded as entries.
+
+        Raises:
+            UserError: the loss is not finite; the sentence names row, epoch and batch.
+        """
+        if self._rounds is not None:
+            return self._rounds.epochs(checkpoint_folder, observe)
+        upstream, params = self._upstream, self._params
+        return fit(upstream.base, upstream.train, upstream.validation, params, self._seed, self._goal, self._row)
+
+    def pictures(self) -> Pictures | None:
+        """Examples of the counterfactual images that were shown last; None if the row has none."""
+        goal = self._goal if self._rounds is None else self._rounds.goal
+        if goal.counterfactuals is None:
+            return None
+        return example_pictures(goal.counterfactuals, self._upstream.train, self._seed)
 
 
-class Recipe(NamedTuple):
-    """The sections of params.yaml that decide what a row minimizes."""
+def retrain(
+    row: str, upstream: Upstream, recipe: Recipe, params: FitParams, rounds: RoundsParams, seed: int
+) -> Retraining:
+    """Prepare the retraining of a row; the base classifier is trained as epochs are drawn.
 
-    data: DataParams
-    masks: MaskParams
-    background: BackgroundParams
-    weights: LossParams
-    frequency_threshold: float
-    threads: int
-
-
-def goal_of(row: Row, upstream: Upstream, recipe: Recipe, seed: int) -> Goal:
-    """What a row minimizes, from the base model's filters and masks.
-
-    Only searched images whose prediction flipped have a counterfactual; every other selector replaces as many regions of
-    the same images.
+    Args:
+        row: A row of ROWS.
+        upstream: The base with its explanations, and the images.
+        recipe: The sections of params.yaml that decide what the row minimizes.
+        params: How long and how fast to train.
+        rounds: How often rows with rounds search again.
+        seed: Seed of order, augmentation, backgrounds and dropout.
 
     Raises:
-        UserError: the row needs counterfactual images and no searched image has one, or parts that nobody knows.
+        UserError: there is no such row, or it needs masks, filters or parts that are not there.
     """
-    assert upstream.bank is not None or not row.filters
-    filters = upstream.bank.global_filters(recipe.frequency_threshold) if upstream.bank is not None else None
-    weights = (
-        recipe.weights if row.filters else recipe.weights.model_copy(update={"lambda_mc": 0.0, "lambda_nonmc": 0.0})
-    )
+    if row not in ROWS:
+        raise UserError(f"'{row}' is not a retraining row (known: {', '.join(ROWS)})")
+    return Retraining(row, upstream, recipe, params, rounds, seed)
+
+
+def goal_of(name: str, upstream: Upstream, recipe: Recipe, seed: int) -> Goal:
+    """What a row minimizes, from the filters and masks of the base.
+
+    Only searched images whose prediction flipped have a counterfactual. Every other selector replaces as many regions
+    of the same images.
+
+    Raises:
+        UserError: the row needs masks, filters or parts that are not there; the sentence names the row.
+    """
+    row = ROWS[name]
+    row.check(recipe.data)
+    weights = recipe.loss if row.filters else recipe.loss.model_copy(update={"lambda_mc": 0.0, "lambda_nonmc": 0.0})
+    filters = None
+    if row.filters:
+        filters = filters_of(name, upstream).global_filters(recipe.frequency_threshold)
+    elif upstream.watch_filters:
+        filters = upstream.filters.global_filters(recipe.frequency_threshold)
     if filters is not None and row.filters in ("random", "permuted"):
         filters = (random_like if row.filters == "random" else permuted)(filters, seed)
-    return Goal(weights, counterfactuals_of(row, upstream, recipe, seed), filters)
+    return Goal(weights, counterfactuals_of(name, upstream, recipe, seed), filters)
 
 
-def counterfactuals_of(row: Row, upstream: Upstream, recipe: Recipe, seed: int) -> Counterfactuals | None:
-    """The counterfactual images of a row.
+def filters_of(row: str, upstream: Upstream) -> FilterBank:
+    """The filters that a row needs.
 
     Raises:
-        UserError: as goal_of.
+        UserError: there are none, or a class has none; the sentence names the row and the class.
     """
-    rate = recipe.background.augment_rate
-    match row.augments:
-        case "erasing":
-            return Erasing(upstream.base.statistics.mean, rate)
-        case "cutmix":
-            return CutMix(upstream.train.num_classes, rate)
-        case "oracle_parts":
-            return oracle_parts(recipe.data, recipe.threads, rate)
+    try:
+        bank = upstream.filters
+    except UserError as error:
+        raise UserError(f"the row '{row}' needs the filters of the base: {error}") from error
+    empty = (bank.support == 0).nonzero()[:, 0].tolist()
+    if empty:
+        raise UserError(
+            f"the row '{row}' needs filters of every class, and '{upstream.train.class_names[empty[0]]}' has none, "
+            "since none of its training images is predicted correctly with p ≥ filters.confidence_threshold: train the "
+            "base longer, lower the threshold if it is above 0, or leave the row out of rows"
+        )
+    return bank
+
+
+def counterfactuals_of(name: str, upstream: Upstream, recipe: Recipe, seed: int) -> Counterfactuals | None:
+    """The counterfactual images of a row; None if it has none.
+
+    Raises:
+        UserError: the row needs masks, and there are none, or no prediction flips.
+    """
+    row = ROWS[name]
+    if row.augments is not None:
+        return row.augments(upstream, recipe)
     if row.removes is None:
         return None
-    masks = with_flips(upstream.masks)
+    try:
+        masks = with_flips(upstream.masks)
+    except UserError as error:
+        raise UserError(f"the row '{name}' needs the masks of the base: {error}") from error
     sets = sets_of(row.removes, upstream, masks, recipe.masks, seed)
     background = background_of(upstream.masks, upstream.train, upstream.base.statistics, recipe.background)
-    return Removals(pool_of(masks, sets), background, rate, scene=row.extent == "scene")
+    probability = recipe.background.augment_rate
+    return Removals(pool_of(masks, sets), background, probability, scene=row.extent == "scene")
 
 
 def with_flips(masks: Masks) -> Masks:
-    """The images whose prediction flips.
+    """The masks of the images whose prediction flips.
 
     Raises:
         UserError: there are none.
     """
     if not bool(masks.flipped.any()):
         raise UserError(
-            f"none of the {len(masks.flipped)} searched images changes its prediction, so there is nothing to retrain on: raise masks.max_regions, masks.regions or masks.images"
+            f"none of the {len(masks.flipped)} searched images changes its prediction, so there is nothing to retrain "
+            "on: raise masks.max_regions, masks.regions or masks.images"
         )
     return masks.rows(masks.flipped.nonzero()[:, 0])
 
@@ -149,8 +262,7 @@ def sets_of(
 
 
 def pool_of(masks: Masks, sets: Bool[Tensor, "images regions"]) -> Pool:
-    """One set for each image."""
+    """A pool with one set for each image."""
     index = masks.index.tolist()
-    return Pool(
-        dict(zip(index, sets[:, None], strict=True)), masks.partition, dict(zip(index, range(len(index)), strict=True))
-    )
+    place = dict(zip(index, range(len(index)), strict=True))
+    return Pool(dict(zip(index, sets[:, None], strict=True)), masks.partition, place, masks.shared)

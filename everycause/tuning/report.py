@@ -1,6 +1,5 @@
-"""A proposal written into params.yaml: the values change, and nothing else in the file does."""
+"""The outcome of a study: its table, its figures, and the proposal that a person may adopt."""
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,26 +7,26 @@ import numpy as np
 import yaml
 
 from everycause.errors import UserError
-from everycause.params import flattened, validated
-from everycause.tuning.loop import RETRIES, RUN, WORKER, complete, finished
+from everycause.tuning.loop import RUN, WORKER, complete, finished
 from everycause.tuning.space import ENQUEUED, OBJECTIVES, Plan, Range, Value, Values, nested, starts, used
-from everycause.tuning.study import ATTEMPT, MOST_ATTEMPTS, REASON
-
-# MERGED DOC: """What came out of a study: its table, its figures, and the proposal that a person may adopt."""
-
+from everycause.tuning.study import ATTEMPT, REASON, RETRIES, STOPPED, SURPLUS
 
 if TYPE_CHECKING:
     import optuna
     from optuna.trial import FrozenTrial
 
-ABOUT = {WORKER, RUN, REASON, ATTEMPT, RETRIES, ENQUEUED}
+NOTES = {WORKER, RUN, REASON, ATTEMPT, RETRIES, SURPLUS, STOPPED, ENQUEUED}
+"""What trials hold besides their measures."""
 SHOWN_TRIALS = 12
 EDGE = 0.05
+"""Share of a range at each end within which a proposed value is pointed out."""
 STATES = {"FAIL": "failed"}
 
 
 def winner(study: "optuna.Study", plan: Plan) -> "tuple[FrozenTrial, str]":
-    """The trial that is proposed, and the rule in words: the highest value; of a front, the largest sum. Ties go to the earlier trial.
+    """The trial that is proposed, and the rule in words: the highest value, or of a front the largest sum.
+
+    Of equal trials the earlier one is proposed.
 
     Raises:
         UserError: no trial is complete; the last failure says why.
@@ -50,7 +49,7 @@ def winner(study: "optuna.Study", plan: Plan) -> "tuple[FrozenTrial, str]":
 
 
 def table_of(study: "optuna.Study", plan: Plan) -> Any:
-    """All trials as a pandas table: number, state, objectives, what they used, every measure, seconds, why they failed."""
+    """All trials as a pandas table: number, state, objectives, values, every measure, seconds, and why they failed."""
     import pandas
 
     front = {trial.number for trial in study.best_trials} if len(plan.objectives) > 1 else set()
@@ -60,7 +59,7 @@ def table_of(study: "optuna.Study", plan: Plan) -> Any:
         row: dict[str, Any] = {"number": trial.number, "state": STATES.get(trial.state.name, trial.state.name.lower())}
         row |= dict(zip(plan.objectives, values, strict=False))
         row |= {"front": trial.number in front} if front else {}
-        row |= used(trial, plan) | {name: value for name, value in trial.user_attrs.items() if name not in ABOUT}
+        row |= used(trial, plan) | {name: value for name, value in trial.user_attrs.items() if name not in NOTES}
         row |= {"pruned after": trial.last_step} if trial.state.name == "PRUNED" else {}
         row |= {"seconds": round(trial.duration.total_seconds(), 1)} if trial.duration else {}
         rows.append(row | {name: trial.user_attrs[name] for name in (REASON, RETRIES) if name in trial.user_attrs})
@@ -68,7 +67,14 @@ def table_of(study: "optuna.Study", plan: Plan) -> Any:
 
 
 def write_grid(study: "optuna.Study", plan: Plan, reference: dict[str, float], folder: Path) -> None:
-    """An ablation's table and figure: a line over one parameter, a heat map over two; `reference` is the continued base's."""
+    """Write an ablation's table and figure: a line over one parameter, a heat map over two.
+
+    Args:
+        study: The finished study.
+        plan: What it searched.
+        reference: Measures of the row `continued`, to compare with.
+        folder: Where both go.
+    """
     import matplotlib.pyplot as plt
 
     paths = list(plan.parameters)
@@ -99,14 +105,17 @@ def write_grid(study: "optuna.Study", plan: Plan, reference: dict[str, float], f
 
 
 def write_proposal(study: "optuna.Study", plan: Plan, present: dict[str, Value], folder: Path) -> None:
-    """The winner, the table of trials, the figures and the report, for a person to adopt or not.
+    """Write the proposed values, the table of trials, the figures and the report, for a person to adopt or not.
 
     Raises:
         UserError: no trial is complete.
     """
     trial, rule = winner(study, plan)
     measured = ", ".join(f"{name} {value:.4f}" for name, value in zip(plan.objectives, trial.values, strict=True))
-    header = f"# Proposed by the study '{plan.study}' (row {plan.row}): trial {trial.number}, selected by {rule}: {measured}\n# `make adopt` writes it into params.yaml\n"
+    header = (
+        f"# Proposed by the study '{plan.study}' (row {plan.row}): trial {trial.number}, selected by {rule}: "
+        f"{measured}\n# `make adopt` writes it into params.yaml\n"
+    )
     folder.joinpath("best_params.yaml").write_text(header + yaml.safe_dump(nested(used(trial, plan))))
     table = table_of(study, plan)
     table.to_csv(folder / "trials.csv", index=False)
@@ -127,33 +136,47 @@ def _report(
     states = ", ".join(f"{count} {state}" for state, count in table["state"].value_counts().items())
     seeds = f"{len(plan.seeds)} seeds each, averaged" if len(plan.seeds) > 1 else f"one seed each ({plan.seeds[0]})"
     lines = [
-        f"# Study `{plan.study}`: row `{plan.row}`", "",
-        f"**Selection rule**: {rule}, on validation images; no test split was read. The best of many trials looks better than it is: confirm it on other seeds.", "",
-        f"Trials: {states}; {seeds}. Sampler {plan.sampler} (seed {plan.seed}), pruner {plan.pruner}.", "",
-        "| parameter | present | proposed |", "| --- | --- | --- |",
-        *(f"| `{path}` | {_number(present[path])} | {_number(value)}{_edge(plan.parameters[path], value)} |" for path, value in used(trial, plan).items()), "",
-        "| trial | " + " | ".join([*plan.objectives, *plan.parameters]) + " |", "| --- " * (1 + len(plan.objectives) + len(plan.parameters)) + "|",
-    ]  # fmt: skip
-    whole = sorted(complete(study), key=lambda one: (one.number != trial.number, -one.values[0]))
+        f"# Study `{plan.study}`: row `{plan.row}`",
+        "",
+        f"**Selection rule**: {rule}, on validation images; no test split was read. "
+        "The best of many trials looks better than it is: confirm it on other seeds.",
+        "",
+        f"Trials: {states}; {seeds}. Sampler {plan.sampler} (seed {plan.seed}), pruner {plan.pruner}.",
+        "",
+        *_proposed(plan, present, used(trial, plan)),
+        "",
+        *_trials(study, plan, present, trial),
+    ]
+    for one in study.get_trials(deepcopy=False):
+        if one.state.name == "FAIL" and one.params:
+            lines += ["", _failure(one)]
+    pictures = [f"![{name.removesuffix('.png').replace('_', ' ')}]({name})" for name in figures]
+    return "\n".join([*lines, "", *pictures]) + "\n"
+
+
+def _proposed(plan: Plan, present: dict[str, Value], values: dict[str, Value]) -> list[str]:
+    """A Markdown table of the proposed values beside the present ones."""
+    rows = [
+        f"| `{path}` | {_number(present[path])} | {_number(value)}{_edge(plan.parameters[path], value)} |"
+        for path, value in values.items()
+    ]
+    return ["| parameter | present | proposed |", "| --- | --- | --- |", *rows]
+
+
+def _trials(study: "optuna.Study", plan: Plan, present: dict[str, Value], proposed: "FrozenTrial") -> list[str]:
+    """A Markdown table of the best trials, the proposed one first."""
+    columns = [*plan.objectives, *plan.parameters]
+    lines = ["| trial | " + " | ".join(columns) + " |", "| --- " * (1 + len(columns)) + "|"]
+    whole = sorted(complete(study), key=lambda one: (one.number != proposed.number, -one.values[0]))
     first = dict(zip((" (present values)", " (published values)"), starts(plan, present), strict=False))
     for one in whole[:SHOWN_TRIALS]:
-        note = (" (proposed)" if one.number == trial.number else "") + "".join(
-            name for name, values in first.items() if used(one, plan) == values
-        )
+        note = " (proposed)" if one.number == proposed.number else ""
+        note += "".join(name for name, values in first.items() if used(one, plan) == values)
         cells = [*(f"{value:.4f}" for value in one.values), *(_number(value) for value in used(one, plan).values())]
         lines.append(f"| {one.number}{note} | " + " | ".join(cells) + " |")
     if len(whole) > SHOWN_TRIALS:
         lines += ["", f"Complete trials beyond these: {len(whole) - SHOWN_TRIALS}, in trials.csv."]
-    lines += [
-        text
-        for one in study.get_trials(deepcopy=False)
-        if one.state.name == "FAIL" and one.params
-        for text in ("", _failure(one))
-    ]
-    return (
-        "\n".join([*lines, "", *(f"![{name.removesuffix('.png').replace('_', ' ')}]({name})" for name in figures)])
-        + "\n"
-    )
+    return lines
 
 
 def _edge(bounds: Range | Values, value: Value) -> str:
@@ -167,9 +190,8 @@ def _edge(bounds: Range | Values, value: Value) -> str:
 
 def _failure(trial: "FrozenTrial") -> str:
     """Why a trial failed."""
-    given_up = trial.user_attrs.get(ATTEMPT, 1) >= MOST_ATTEMPTS
-    lost = f"its worker ended before it did; its values were {'given up' if given_up else 'queued again'}"
-    return f"Trial {trial.number} failed: {trial.user_attrs.get(REASON, lost)}."
+    ended = f"its worker ended before it did; its values were {'given up' if given_up(trial) else 'queued again'}"
+    return f"Trial {trial.number} failed: {trial.user_attrs.get(REASON, ended)}."
 
 
 def _draw(study: "optuna.Study", plan: Plan, folder: Path) -> list[str]:
@@ -239,51 +261,3 @@ def _heat_map(axis: Any, square: Any) -> None:
 def _number(value: Any) -> str:
     """A value for people."""
     return f"{value:g}" if isinstance(value, float | int) and not isinstance(value, bool) else str(value)
-
-
-def adopt(proposal: Path, params: Path) -> dict[str, tuple[Any, Any]]:
-    """Write the proposed values in place of the present ones; comments, order and layout stay as they are.
-
-    Returns:
-        Dotted path → (before, now) of what changed.
-
-    Raises:
-        UserError: there is no proposal, it names a key that params.yaml lacks, or the outcome would not be valid; nothing is written then.
-    """
-    if not proposal.is_file():
-        raise UserError(f"{proposal} does not exist: `make sweep` proposes first")
-    text = params.read_text() if params.is_file() else ""
-    try:
-        whole = yaml.safe_load(proposal.read_text()) or {}, yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(
-            f"{proposal} and {params} must be YAML files with keys: {' '.join(str(error).split())}"
-        ) from error
-    if not all(isinstance(one, dict) for one in whole):
-        raise UserError(f"{proposal} and {params} must be YAML files with keys, and one of them has none")
-    proposed, present = map(flattened, whole)
-    if unknown := [path for path in proposed if path not in present]:
-        raise UserError(f"{proposal}: params.yaml has no key '{unknown[0]}'")
-    changed = {path: (present[path], value) for path, value in proposed.items() if present[path] != value}
-    for path, (_, value) in changed.items():
-        text = replaced(text, path, value)
-    validated(yaml.safe_load(text), f"{params} with {proposal}")
-    partial = params.with_name(params.name + ".partial")
-    partial.write_text(text)
-    partial.rename(params)
-    return changed
-
-
-def replaced(text: str, path: str, value: Any) -> str:
-    """A YAML text with another scalar at a dotted path; a comment behind it keeps its column where there is room."""
-    node = yaml.compose(text)
-    for key in path.split("."):
-        (node,) = (child for name, child in node.value if name.value == key)
-    start, end = node.start_mark.index, node.end_mark.index
-    new = yaml.safe_dump(value).splitlines()[0]
-    rest = text[end:]
-    gap = re.match(r" +(?=#)", rest)
-    if gap:
-        width = max(2, len(gap[0]) + (end - start) - len(new))
-        rest = " " * width + rest[gap.end() :]
-    return text[:start] + new + rest

@@ -1,4 +1,8 @@
-"""The space that a plan searches: dotted paths into params, their present and published values, and what a trial uses."""
+"""What a study searches: the `tuning` section, the plan of one study, and the values of its trials.
+
+The search space is dotted paths into params.yaml, each with a range or a list of values. From top to bottom: bounds of
+one parameter, the section, the plan that is made from it, present and published values, and the values of one trial.
+"""
 
 import difflib
 import math
@@ -10,23 +14,27 @@ from pydantic import Field, field_validator, model_validator
 from everycause.errors import UserError
 from everycause.params import Section, flattened
 
-# MERGED DOC: """What is searched, how, and by what it is judged: the `tuning:` section, and the plan of one study."""
-
+if TYPE_CHECKING:
+    import optuna
 
 Value = bool | int | float | str
 OBJECTIVES = ("validation completeness", "validation accuracy")
 """What a study may maximize: shares of validation images, 0 to 1."""
+ENQUEUED = "enqueued"
+"""Note in a trial that was queued: the values that it must try, exactly."""
+DIGITS = 3
+"""Significant digits of sampled numbers: nobody adopts 0.00034893840294057845."""
 
 
 class Range(Section):
-    """Where one number is searched; whole numbers where the present value is one."""
+    """The range of one number; whole numbers where the present value is one."""
 
     low: float
     high: float
     log: bool
     """Search on a logarithmic scale."""
     published: float | None = None
-    """The papers' choice, for trial 1; without one that trial keeps the present value."""
+    """The value of the papers, tried in trial 1; without one that trial takes the present value."""
 
     @model_validator(mode="after")
     def _is_a_range(self) -> "Range":
@@ -45,7 +53,7 @@ class Values(Section):
     values: list[Value] = Field(min_length=2)
     """The present value must be one of them: it is what the others are read against."""
     published: Value | None = None
-    """The papers' choice, for trial 1."""
+    """The value of the papers, tried in trial 1."""
 
     @model_validator(mode="after")
     def _are_different(self) -> "Values":
@@ -57,16 +65,16 @@ class Values(Section):
 
 
 class Ablation(Section):
-    """A grid over params of one retraining row."""
+    """A grid over parameters of one retraining row."""
 
     row: str = Field(min_length=1)
     """The row that is retrained."""
     parameters: dict[str, Values] = Field(min_length=1)
-    """Dotted path → values; all combinations are tried."""
+    """Dotted path → values; every combination is tried once."""
 
 
 class Plan(NamedTuple):
-    """One study: the sweep of the section, or one of its grids."""
+    """One study: the sweep of the section, or one of its grids. Fields as in TuningParams."""
 
     study: str
     row: str
@@ -82,32 +90,31 @@ class Plan(NamedTuple):
 
     @property
     def scheme(self) -> dict[str, object]:
-        """What a study must have been made with to be gone on with."""
-        return {
-            "row": self.row, "objectives": self.objectives, "seeds": self.seeds,
-            "parameters": {path: bounds.model_dump(exclude={"published"}) for path, bounds in self.parameters.items()},
-        }  # fmt: skip
+        """What must be the same when a study goes on."""
+        parameters = {path: bounds.model_dump(exclude={"published"}) for path, bounds in self.parameters.items()}
+        return {"row": self.row, "objectives": self.objectives, "seeds": self.seeds, "parameters": parameters}
 
 
 class TuningParams(Section):
-    """A study over params of one retraining row."""
+    """A search over parameters of one retraining row, and grids over others."""
 
     study: str = Field(min_length=1)
-    """Its name in the storage."""
+    """Name of the study in its storage."""
     row: str = Field(min_length=1)
-    """The row that is tuned: one of everycause.training.rows, or masks_rounds."""
+    """The row that is tuned: one of everycause.training.rows."""
     objectives: list[str] = Field(min_length=1, max_length=2)
-    """What is maximized, never on a test split: one measure, or two for a front of trials of which neither gains without the other's loss."""
+    """What is maximized, on validation images and never on a test split: one measure, or two. Of two, a front is found:
+    the trials of which none gains in one measure without losing in the other."""
     trials: int = Field(ge=1)
-    """Trials in all, pruned ones counted; a study that has fewer goes on."""
+    """Number of trials, pruned ones counted; a study that has fewer goes on."""
     seeds: list[int] = Field(min_length=1)
-    """Every trial is trained once for each, on this seed's base, and its measures averaged."""
+    """Every trial is trained once for each seed, on the base of that seed; its measures are averaged."""
     sampler: Literal["tpe", "nsga2", "random"]
     """Optuna's sampler."""
     pruner: Literal["none", "median", "hyperband"]
-    """What stops a trial whose epochs promise little; `none` with two objectives."""
+    """Optuna's pruner, which stops trials that are poor after some epochs; `none` with two objectives."""
     seed: int = Field(ge=0)
-    """Of the sampler: one worker draws the same trials again, also when it is stopped and goes on."""
+    """Seed of the sampler: one worker draws the same trials again, also when it is stopped and goes on."""
     parameters: dict[str, Range | Values] = Field(min_length=1)
     """Dotted path → range or values."""
     ablations: dict[str, Ablation]
@@ -119,7 +126,8 @@ class TuningParams(Section):
         for name in objectives:
             if name not in OBJECTIVES:
                 raise UserError(
-                    f"'{name}' is not among the measures of validation images ({', '.join(OBJECTIVES)}); what is measured on a test split, shifted or not, cannot be tuned on"
+                    f"'{name}' is not among the measures of validation images ({', '.join(OBJECTIVES)}); "
+                    "what is measured on a test split, shifted or not, cannot be tuned on"
                 )
         if len(set(objectives)) < len(objectives):
             raise UserError(f"'{objectives[0]}' is named twice")
@@ -141,42 +149,32 @@ class TuningParams(Section):
         """
         if not ablation:
             return Plan(
-                self.study,
-                self.row,
-                self.objectives,
-                self.trials,
-                self.seeds,
-                self.sampler,
-                self.pruner,
-                self.seed,
-                dict(self.parameters),
+                study=self.study,
+                row=self.row,
+                objectives=self.objectives,
+                trials=self.trials,
+                seeds=self.seeds,
+                sampler=self.sampler,
+                pruner=self.pruner,
+                seed=self.seed,
+                parameters=dict(self.parameters),
                 grid=False,
             )
         if ablation not in self.ablations:
             raise UserError(f"tuning.ablations has no '{ablation}' (known: {', '.join(self.ablations) or 'none'})")
         chosen = self.ablations[ablation]
-        trials = math.prod(len(one.values) for one in chosen.parameters.values())
         return Plan(
-            f"ablation-{ablation}",
-            chosen.row,
-            self.objectives[:1],
-            trials,
-            self.seeds,
-            "random",
-            "none",
-            self.seed,
-            dict(chosen.parameters),
+            study=f"ablation-{ablation}",
+            row=chosen.row,
+            objectives=self.objectives[:1],
+            trials=math.prod(len(one.values) for one in chosen.parameters.values()),
+            seeds=self.seeds,
+            sampler="random",
+            pruner="none",
+            seed=self.seed,
+            parameters=dict(chosen.parameters),
             grid=True,
         )
-
-
-if TYPE_CHECKING:
-    import optuna
-
-ENQUEUED = "told"
-"""Where a trial that was queued keeps the values that it was told to try."""
-DIGITS = 3
-"""Sampled numbers are used, shown and proposed with this many significant digits: nobody adopts 0.00034893840294057845."""
 
 
 def value_at(params: dict[str, Any], path: str) -> Value:
@@ -191,7 +189,8 @@ def value_at(params: dict[str, Any], path: str) -> Value:
             close = difflib.get_close_matches(path, list(flattened(params)), n=1)
             hint = f", did you mean '{close[0]}'?" if close else ""
             raise UserError(
-                f"tuning.parameters: '{path}' is not a parameter that a trial can change{hint} (sections: {', '.join(params)})"
+                f"tuning.parameters: '{path}' is not a parameter that a trial can change{hint} "
+                f"(sections: {', '.join(params)})"
             )
         value = value[key]
     if not isinstance(value, bool | int | float | str):
@@ -224,7 +223,8 @@ def present_values(params: dict[str, Any], plan: Plan) -> dict[str, Value]:
         if isinstance(bounds, Values):
             if value not in bounds.values:
                 raise UserError(
-                    f"{where}: the values {bounds.values} of '{path}' lack the present value {value}, which the others are read against"
+                    f"{where}: the values {bounds.values} of '{path}' lack the present value {value}, "
+                    "which the others are read against"
                 )
         elif isinstance(value, bool | str):
             raise UserError(
@@ -242,37 +242,30 @@ def present_values(params: dict[str, Any], plan: Plan) -> dict[str, Value]:
 
 
 def extremes(plan: Plan, present: dict[str, Value]) -> list[tuple[str, Value]]:
-    """Every value at which a path's bounds could be wrong: the ends of ranges, and all values that are named."""
+    """The values that a check must try, by path: both ends of every range, and every listed value."""
     ends: list[tuple[str, Value]] = []
     for path, bounds in plan.parameters.items():
         whole = isinstance(present[path], int)
-        ends += [
-            (path, value)
-            for value in (
-                bounds.values if isinstance(bounds, Values) else (_as(bounds.low, whole), _as(bounds.high, whole))
-            )
-        ]
+        listed = bounds.values if isinstance(bounds, Values) else (_as(bounds.low, whole), _as(bounds.high, whole))
+        ends += [(path, value) for value in listed]
     return ends
 
 
 def starts(plan: Plan, present: dict[str, Value]) -> list[dict[str, Value]]:
-    """What is tried before anything is sampled: the present values, then the published ones; of a grid, everything."""
+    """The values of the first trials: the present ones, then the published ones; of a grid, every combination."""
     if plan.grid:
         axes = [bounds.values for bounds in plan.parameters.values() if isinstance(bounds, Values)]
         return [dict(zip(plan.parameters, values, strict=True)) for values in product(*axes)]
     published = dict(present)
     for path, bounds in plan.parameters.items():
         if bounds.published is not None:
-            published[path] = (
-                bounds.published
-                if isinstance(bounds, Values)
-                else _as(bounds.published, isinstance(present[path], int))
-            )
+            whole = isinstance(present[path], int)
+            published[path] = bounds.published if isinstance(bounds, Values) else _as(bounds.published, whole)
     return [present] if published == present else [present, published]
 
 
 def suggested(trial: "optuna.Trial", plan: Plan, present: dict[str, Value]) -> dict[str, Value]:
-    """Values for a trial, as it uses them."""
+    """The values that a trial trains with, drawn by the study's sampler where the trial was not queued."""
     for path, bounds in plan.parameters.items():
         if isinstance(bounds, Values):
             trial.suggest_categorical(path, bounds.values)
@@ -284,7 +277,7 @@ def suggested(trial: "optuna.Trial", plan: Plan, present: dict[str, Value]) -> d
 
 
 def used(trial: "optuna.Trial | optuna.trial.FrozenTrial", plan: Plan) -> dict[str, Value]:
-    """The values that a trial trains with: those it was told to try exactly, sampled ones rounded."""
+    """The values that a trial trains with: queued ones exactly, sampled ones rounded."""
     enqueued = trial.user_attrs.get(ENQUEUED, {})
     return {
         path: value if path in enqueued else rounded(value, plan.parameters[path])
@@ -293,7 +286,7 @@ def used(trial: "optuna.Trial | optuna.trial.FrozenTrial", plan: Plan) -> dict[s
 
 
 def rounded(value: Value, bounds: Range | Values) -> Value:
-    """A sampled number with few digits, within its range."""
+    """A sampled number with few digits, within its range; anything else as it is."""
     if not isinstance(value, float) or isinstance(bounds, Values):
         return value
     return min(max(float(f"{value:.{DIGITS}g}"), bounds.low), bounds.high)

@@ -1,13 +1,8 @@
-"""A study: created once, gone on with only if it is about the same thing, sampled from a seed of its own for every trial."""
+"""A study: created once, continued only if it is about the same thing; each trial is sampled with a seed of its own."""
 
 import json
-import time
-import warnings
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import numpy as np
 from filelock import FileLock
@@ -16,104 +11,17 @@ from everycause.errors import UserError
 from everycause.params import flattened
 from everycause.tuning.space import ENQUEUED, Plan, Value
 
-# MERGED DOC: """Where studies live: a journal file, any database that SQLAlchemy reaches, or Optuna's gRPC proxy in front of one.
-#
-# Trap: Optuna's heartbeats exist for databases alone, and reach back over a proxy no more than from a journal; who died on
-# this machine is found by its process instead (everycause.tuning.loop).
-# """
-
-
 if TYPE_CHECKING:
-    from optuna import Study
+    import optuna
     from optuna.storages import BaseStorage
     from optuna.trial import FrozenTrial
 
-HEARTBEAT_SECONDS = 20
-"""A trial in a database says so often that it is alive; after three times as long without a word it is given up."""
-PROXY_SECONDS = 10
-"""How long a proxy may take to answer."""
-START_ATTEMPTS = 3
-"""Several processes may create the tables of one database at once: all but one fail, and find them a moment later."""
-
-
-def open_storage(
-    address: str, stale: "Callable[[Study, FrozenTrial], None]", heartbeat: int = HEARTBEAT_SECONDS
-) -> "BaseStorage":
-    """A storage by its address: a path is a journal file, `grpc://host:port` a proxy, everything else a database URL.
-
-    Args:
-        address: The address.
-        stale: Called for a trial of a database whose heartbeat has stopped.
-        heartbeat: Seconds between the signs of life of a trial in a database.
-
-    Raises:
-        UserError: the storage is not to be reached or not readable; passwords are left out of the sentence.
-    """
-    import optuna
-    from optuna.exceptions import OptunaError
-    from sqlalchemy.exc import SQLAlchemyError
-
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-    try:
-        if "://" not in address:
-            return _journal(Path(address))
-        if address.startswith("grpc://"):
-            return _proxy(address)
-        return _database(address, stale, heartbeat)
-    except (OSError, ImportError, ValueError, KeyError, TypeError, OptunaError, SQLAlchemyError) as error:
-        reason = (str(error).strip().splitlines() or [""])[0].replace(address, shown(address))
-        raise UserError(
-            f"the storage {shown(address)} is not to be had ({type(error).__name__}: {reason}): start it, or give --storage a journal file or another URL"
-        ) from error
-
-
-def shown(address: str) -> str:
-    """An address without its password."""
-    password = urlsplit(address).password if "://" in address else None
-    return address.replace(f":{password}@", ":***@") if password else address
-
-
-def _journal(path: Path) -> "BaseStorage":
-    from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return JournalStorage(JournalFileBackend(str(path)))
-
-
-def _proxy(address: str) -> "BaseStorage":
-    from optuna.storages import GrpcStorageProxy
-
-    parts = urlsplit(address)
-    storage = GrpcStorageProxy(host=parts.hostname or "localhost", port=parts.port or 13000)
-    storage.wait_server_ready(timeout=PROXY_SECONDS)
-    return storage
-
-
-def _database(url: str, stale: "Callable[[Study, FrozenTrial], None]", heartbeat: int) -> "BaseStorage":
-    from optuna.storages import RDBStorage
-    from sqlalchemy.exc import SQLAlchemyError
-
-    connected = partial(
-        RDBStorage, url, heartbeat_interval=heartbeat, grace_period=3 * heartbeat, heartbeat_stale_trial_callback=stale
-    )
-    for _ in range(START_ATTEMPTS - 1):
-        try:
-            return connected()
-        except SQLAlchemyError:
-            time.sleep(1)
-    return connected()
-
-
-if TYPE_CHECKING:
-    import optuna
-    from optuna.storages import BaseStorage
-
 SUBJECT, BEGUN = "subject", "begun"
-"""What a study tells about itself: what it is about, and that what is to be tried first is queued."""
-REASON, ATTEMPT = "reason", "attempt"
-"""What a failed trial tells: a reason of its own, or how often its values have ended a worker."""
+"""Notes in a study: what it is about, and that what is tried first is queued."""
+REASON, ATTEMPT, RETRIES = "reason", "attempt", "retries"
+"""Notes in a trial: why it failed by itself, which attempt at its values it is (from 1), the trial that it repeats."""
+SURPLUS, STOPPED = "surplus", "stopped"
+"""Notes in a failed trial: it was one too many and never ran; a person stopped it."""
 MOST_ATTEMPTS = 3
 """Values that ended as many workers are not tried again."""
 ABSENT = "absent"
@@ -138,26 +46,24 @@ def open_study(
     """
     import optuna
 
-    enqueued = json.loads(json.dumps({**subject, **plan.scheme}))
+    description = json.loads(json.dumps({**subject, **plan.scheme}))
     lock.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(lock):
-        known_studies = optuna.get_all_study_names(storage)
-        if plan.study in known_studies:
+        if plan.study in optuna.get_all_study_names(storage):
             study = optuna.load_study(study_name=plan.study, storage=storage)
-            _check(study, enqueued)
+            _check(study, description)
         else:
-            study = optuna.create_study(
-                study_name=plan.study, storage=storage, directions=["maximize"] * len(plan.objectives)
-            )
+            directions = ["maximize"] * len(plan.objectives)
+            study = optuna.create_study(study_name=plan.study, storage=storage, directions=directions)
             study.set_metric_names(plan.objectives)
-            study.set_user_attr(SUBJECT, enqueued)
-        if plan.grid or not study.user_attrs.get(
-            BEGUN
-        ):  # a grid is its list; a sweep that was begun may go on from other present values
+            study.set_user_attr(SUBJECT, description)
+        # a grid is its points; a sweep that was begun may go on from other present values
+        if plan.grid or not study.user_attrs.get(BEGUN):
+            trials = study.get_trials(deepcopy=False)
             begun = [
                 one.user_attrs.get(ENQUEUED)
-                for one in study.get_trials(deepcopy=False)
-                if counts(one) or one.state.name == "WAITING"
+                for one in trials
+                if holds_a_place(one, plan) or one.state.name == "WAITING"
             ]
             for values in first:
                 if values not in begun:
@@ -166,17 +72,51 @@ def open_study(
     return study
 
 
-def counts(trial: "optuna.trial.FrozenTrial") -> bool:
-    """Whether a trial is one of those that a plan wants: not one that waits, and not one whose values are queued again."""
+def values_of(trial: "FrozenTrial") -> dict[str, Value]:
+    """The values that a trial tries or has tried, exactly as they were queued or drawn."""
+    return trial.user_attrs.get(ENQUEUED) or trial.params
+
+
+def given_up(trial: "FrozenTrial") -> bool:
+    """Whether a trial failed and is not run again: for a reason of its own, or because its values end every worker."""
+    notes = trial.user_attrs
+    ends_workers = notes.get(ATTEMPT, 1) >= MOST_ATTEMPTS and STOPPED not in notes
+    return trial.state.name == "FAIL" and SURPLUS not in notes and (REASON in notes or ends_workers)
+
+
+def holds_a_place(trial: "FrozenTrial", plan: Plan) -> bool:
+    """Whether a trial is one of those that the plan wants.
+
+    A trial that was cut short keeps its place while its values are run again; the repetitions hold none, and neither
+    do trials that wait or that died before they had values.
+    """
+    if RETRIES in trial.user_attrs or SURPLUS in trial.user_attrs:
+        return False
     state = trial.state.name
-    return state in ("COMPLETE", "PRUNED", "RUNNING") or (
-        state == "FAIL" and (REASON in trial.user_attrs or trial.user_attrs.get(ATTEMPT, 1) >= MOST_ATTEMPTS)
-    )
+    return state in ("COMPLETE", "PRUNED", "RUNNING") or (state == "FAIL" and _has_values(trial, plan))
 
 
-def differences(known: dict[str, Any], enqueued: dict[str, Any]) -> list[str]:
+def unqueued(trials: "list[FrozenTrial]", plan: Plan) -> "list[FrozenTrial]":
+    """The trials that were cut short and whose values are not queued again yet."""
+    repeated = {trial.user_attrs.get(RETRIES) for trial in trials}
+    return [
+        trial
+        for trial in trials
+        if trial.state.name == "FAIL"
+        and SURPLUS not in trial.user_attrs
+        and not given_up(trial)
+        and _has_values(trial, plan)
+        and trial.number not in repeated
+    ]
+
+
+def _has_values(trial: "FrozenTrial", plan: Plan) -> bool:
+    return REASON in trial.user_attrs or len(values_of(trial)) == len(plan.parameters)
+
+
+def differences(known: dict[str, Any], description: dict[str, Any]) -> list[str]:
     """What differs between two subjects, as `path: before → now`."""
-    before, now = flattened(known), flattened(enqueued)
+    before, now = flattened(known), flattened(description)
     changed = [path for path in {**before, **now} if before.get(path, ABSENT) != now.get(path, ABSENT)]
     return [f"{path}: {before.get(path, ABSENT)} → {now.get(path, ABSENT)}" for path in changed]
 
@@ -225,18 +165,17 @@ def _spared(steps: int) -> int:
     return max(1, steps // 4)
 
 
-def _check(study: "optuna.Study", enqueued: dict[str, Any]) -> None:
+def _check(study: "optuna.Study", description: dict[str, Any]) -> None:
     """The study is about the same thing."""
     known = study.user_attrs.get(SUBJECT)
     if known is None and not study.get_trials(deepcopy=False):  # its maker died between two writes
-        study.set_user_attr(SUBJECT, enqueued)
+        study.set_user_attr(SUBJECT, description)
         return
     if known is None:
         raise UserError(f"the study '{study.study_name}' was not made by this project: give tuning.study a new name")
-    if changed := differences(known, enqueued):
-        named = "; ".join(changed[:MOST_NAMED]) + (
-            f"; and {len(changed) - MOST_NAMED} more" if len(changed) > MOST_NAMED else ""
-        )
+    if changed := differences(known, description):
+        more = f"; and {len(changed) - MOST_NAMED} more" if len(changed) > MOST_NAMED else ""
         raise UserError(
-            f"the study '{study.study_name}' was made with something else ({named}): give tuning.study a new name, or restore the old values"
+            f"the study '{study.study_name}' was made with something else ({'; '.join(changed[:MOST_NAMED])}{more}): "
+            "give tuning.study a new name, or restore the old values"
         )

@@ -1,4 +1,8 @@
-"""A sweep at the edge, where training, judging, Optuna and MLflow meet: what its trials share, and one trial retrained and recorded."""
+"""One trial of a sweep: a row retrained with other values, measured on validation images, and recorded.
+
+A trial retrains a row as the stage `retrain` does, byte for byte. A sweep may maximize measures of validation images,
+never of a test split. This module is where training, evaluation, Optuna and MLflow meet.
+"""
 
 import copy
 from collections.abc import Iterator
@@ -15,47 +19,28 @@ from everycause.data.codebirds import ValidationErasures
 from everycause.data.sources import DataParams, open_split
 from everycause.data.split import Split
 from everycause.errors import UserError
-from everycause.evaluation.completeness import completeness_score, effective_causes, profile, reliance
-from everycause.inference import logits_of, logits_of_images
+from everycause.evaluation.rounds import validation_causes
+from everycause.inference import logits_of
 from everycause.models import Classifier, load, model_fingerprint
 from everycause.params import flattened
-from everycause.training.fit import Epoch, Training, fit
+from everycause.training.counterfactuals import Recipe, Upstream
+from everycause.training.fit import Epoch
 from everycause.training.loss import accuracy
-from everycause.training.rounds import rounds
-from everycause.training.rows import ROUNDS, ROWS, Recipe, Upstream, goal_of
+from everycause.training.rows import ROWS, retrain
 from everycause.tuning.loop import RunningTrial
 from everycause.tuning.space import Plan, Value, extremes, present_values
 from everycause.tuning.upstream import TrialParams, UpstreamCache
 
-# MERGED DOC: """What a sweep may maximize: measures of validation images, never of a test split."""
-# MERGED DOC: """One trial of a sweep: a row retrained with other values, as the stage `retrain` would retrain it, byte for byte."""
-
-
 COMPLETENESS, ACCURACY = "validation completeness", "validation accuracy"
-GLANCE = 4
-"""After an epoch every so many-th image is looked at, enough to tell a poor trial from a good one at a quarter of the cost."""
-
-
-def validation_causes(classifier: Classifier, erasures: ValidationErasures, every: int = 1) -> dict[str, float]:
-    """Completeness and the reliance on each part, from erasures of validation images, or of every so many-th of them."""
-    accuracies = {
-        parts: accuracy(logits_of_images(classifier, images[::every]), labels[::every])
-        for parts, images, labels in erasures
-    }
-    code = erasures.code
-    shares = reliance(accuracies, code.length)
-    measures = {
-        "completeness": completeness_score(profile(accuracies, code), code.num_classes),
-        "effective_causes": effective_causes(shares),
-    }
-    return measures | {f"reliance/{part}": share for part, share in enumerate(shares)}
+QUICK = 4
+"""After an epoch every fourth image is measured, which tells poor trials from good ones at a quarter of the cost."""
 
 
 class ValidationJudge:
-    """Measures a classifier on validation images, by the names that a sweep may maximize.
+    """Measures a classifier on validation images, under the names that a sweep may maximize.
 
     Raises:
-        UserError: an objective needs data whose parts are known, and these are not.
+        UserError: an objective needs data whose parts are known, and those of these data are not.
     """
 
     def __init__(self, data: DataParams, validation: Split, threads: int, objectives: list[str]) -> None:
@@ -66,11 +51,11 @@ class ValidationJudge:
 
     @property
     def names(self) -> list[str]:
-        """What can be had of these data."""
+        """The measures that these data allow."""
         return [ACCURACY] if self._erasures is None else [ACCURACY, COMPLETENESS]
 
     def measures(self, classifier: Classifier) -> dict[str, float]:
-        """Every measure that can be had of these data."""
+        """Every measure that these data allow."""
         measures = {ACCURACY: accuracy(logits_of(classifier, self._validation), self._validation.labels)}
         return (
             measures
@@ -78,17 +63,17 @@ class ValidationJudge:
             else measures | {COMPLETENESS: validation_causes(classifier, self._erasures)["completeness"]}
         )
 
-    def glance(self, classifier: Classifier, objective: str, accuracy_now: float) -> float:
-        """An objective after an epoch: cheap, and comparable only with another trial's."""
+    def quick_value(self, classifier: Classifier, objective: str, accuracy_now: float) -> float:
+        """An objective after an epoch, on some of the images: comparable with other trials alone."""
         if objective == ACCURACY or self._erasures is None:
             return accuracy_now
-        return validation_causes(classifier, self._erasures, GLANCE)["completeness"]
+        return validation_causes(classifier, self._erasures, QUICK)["completeness"]
 
 
 FILTER_TERMS = {"loss.lambda_mc", "loss.lambda_nonmc", "loss.surrogate"}
 COUNTERFACTUALS = {"loss.lambda_augment", "background.augment_rate"}
 NEVER = {"filters.compared", "filters.detection_frequency_threshold"}
-"""Read by other stages alone."""
+"""Params that only other stages read."""
 
 
 def with_values(params: TrialParams, values: dict[str, Value]) -> TrialParams:
@@ -120,26 +105,23 @@ def check_row(row: str, paths: list[str]) -> None:
     Raises:
         UserError: there is one.
     """
-    if row not in (*ROWS, ROUNDS):
-        raise UserError(f"tuning: '{row}' is not a retraining row (known: {', '.join([*ROWS, ROUNDS])})")
+    if row not in ROWS:
+        raise UserError(f"tuning: '{row}' is not a retraining row (known: {', '.join(ROWS)})")
     for path in paths:
         if _changes_nothing(row, path):
             raise UserError(f"tuning: '{path}' changes nothing in the row '{row}': leave it out, or tune another row")
 
 
-def _changes_nothing(row: str, path: str) -> bool:
-    section = path.split(".")[0]
-    in_rounds = row == ROUNDS
-    filters = not in_rounds and ROWS[row].filters is not None
-    removes = in_rounds or ROWS[row].removes is not None
-    augments = removes or ROWS[row].augments is not None
+def _changes_nothing(name: str, path: str) -> bool:
+    """Whether a parameter has no influence on a row."""
+    section, row = path.split(".")[0], ROWS[name]
     if path in NEVER:
         return True
     if section == "filters" or path in FILTER_TERMS:
-        return not filters
+        return row.filters is None
     if path in COUNTERFACTUALS:
-        return not augments
-    return (section in ("masks", "background") and not removes) or (section == "rounds" and not in_rounds)
+        return row.removes is None and row.augments is None
+    return (section in ("masks", "background") and row.removes is None) or (section == "rounds" and not row.rounds)
 
 
 class Trial(NamedTuple):
@@ -147,62 +129,57 @@ class Trial(NamedTuple):
 
     classifier: Classifier
     filters: dict[str, float]
-    """The filter bank in a few numbers; none in rounds."""
+    """The filter bank in a few numbers; empty for rows without filter terms."""
     epochs: Iterator[Epoch]
 
 
-def trial(stock: UpstreamCache, row: str, params: TrialParams, data: DataParams, threads: int, seed: int) -> Trial:
-    """A row about to be retrained with some params.
+def trial(cache: UpstreamCache, row: str, params: TrialParams, data: DataParams, threads: int, seed: int) -> Trial:
+    """A row about to be retrained with some params; masks and filters are made only if the row needs them.
 
     Raises:
-        UserError: a class has no image above the confidence threshold, or no prediction flips; drawing epochs raises it for a loss that is not finite.
+        UserError: the row needs filters or masks that cannot be made; while epochs are drawn, the loss is not finite.
     """
-    base = stock.base(params, seed)
-    masks = stock.masks(base, params, seed)
-    bank = stock.bank(base, params.filters, seed) if row != ROUNDS else None
-    torch.manual_seed(seed)  # trials of one process must not depend on each other
-    classifier = load(base, stock.device)
-    recipe = Recipe(data, params.masks, params.background, params.loss, params.filters.frequency_threshold, threads)
-    upstream = Upstream(classifier, bank, masks, stock.train)
-    if bank is None:
-        training = Training(classifier, stock.train, stock.validation, params.retraining, seed, ROUNDS)
-        return Trial(
-            classifier,
-            {},
-            (epoch for done in rounds(training, upstream, recipe, params.rounds, []) for epoch in done.epochs),
-        )
-    goal = goal_of(ROWS[row], upstream, recipe, seed)
-    return Trial(
-        classifier,
-        bank.summary(params.filters),
-        fit(classifier, stock.train, stock.validation, params.retraining, seed, goal, row),
+    base = cache.base(params, seed)
+    classifier = load(base, cache.device)
+    upstream = Upstream(
+        base=classifier,
+        model=model_fingerprint(base),
+        train=cache.train,
+        validation=cache.validation,
+        open_masks=lambda: cache.masks(base, params, seed),
+        open_filters=lambda: cache.bank(base, params.filters, seed),
+        watch_filters=False,
     )
+    recipe = Recipe(data, params.masks, params.background, params.loss, params.filters.frequency_threshold, threads)
+    retraining = retrain(row, upstream, recipe, params.retraining, params.rounds, seed)
+    filters = upstream.filters.summary(params.filters) if ROWS[row].filters else {}
+    return Trial(classifier, filters, retraining.epochs())
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """Everything that the trials of one study share."""
+    """Everything that the trials of one study have in common."""
 
     plan: Plan
     present: dict[str, Value]
     """The present values of the tuned parameters."""
     subject: dict[str, Any]
-    """What the study is about."""
+    """Data and fixed params of the study: trials of other ones do not belong to it."""
     params: TrialParams
     data: DataParams
     threads: int
-    stock: UpstreamCache
+    cache: UpstreamCache
     judge: ValidationJudge
     tracked: tracking.TrackingParams
     tags: dict[str, str]
 
     @property
     def steps(self) -> int:
-        """Reports of a whole trial."""
+        """Number of epochs of a whole trial, over all its seeds."""
         return self.params.retraining.epochs * len(self.plan.seeds)
 
     def measures(self, asked: RunningTrial, parent: str | None) -> dict[str, float] | None:
-        """Retrain and measure with a trial's values, in an MLflow run of its own; None where the pruner stops it."""
+        """Retrain and measure with a trial's values, in an MLflow run of its own; None if the pruner stops it."""
         tags = self.tags | {"study": self.plan.study, "row": self.plan.row, "trial": str(asked.number)}
         with tracking.run(
             f"{self.plan.study}/trial-{asked.number}", self.tracked, tags, dict(asked.values), parent=parent
@@ -229,15 +206,15 @@ class Sweep:
             return means
 
     def reference(self) -> dict[str, float]:
-        """The measures of the continued base, which every value of a grid is read against, where the pipeline has made it."""
-        continued = self.stock.artifacts / "models" / "continued" / f"seed-{self.plan.seeds[0]}"
-        return self.judge.measures(load(continued, self.stock.device)) if continued.is_dir() else {}
+        """The measures of the row `continued`, to compare a grid with; empty if the pipeline has not made it."""
+        continued = self.cache.artifacts / "models" / "continued" / f"seed-{self.plan.seeds[0]}"
+        return self.judge.measures(load(continued, self.cache.device)) if continued.is_dir() else {}
 
     def _retrained(self, asked: RunningTrial, position: int, record: tracking.Record) -> dict[str, float] | None:
-        """The measures of one seed; None where the pruner stops it."""
+        """The measures of one seed; None if the pruner stops it."""
         seed, last = self.plan.seeds[position], {}
         params = with_values(self.params, asked.values)
-        started = trial(self.stock, self.plan.row, params, self.data, self.threads, seed)
+        started = trial(self.cache, self.plan.row, params, self.data, self.threads, seed)
         prefix = f"seed-{seed}/" if len(self.plan.seeds) > 1 else ""
         for epoch in started.epochs:
             last = epoch.measures
@@ -246,8 +223,8 @@ class Sweep:
             if step not in asked.watched:
                 record(shown, epoch.number)
                 continue
-            value = self.judge.glance(started.classifier, self.plan.objectives[0], last["validation/accuracy"])
-            record(shown | {f"{prefix}glance/{self.plan.objectives[0].replace(' ', '_')}": value}, epoch.number)
+            value = self.judge.quick_value(started.classifier, self.plan.objectives[0], last["validation/accuracy"])
+            record(shown | {f"{prefix}quick_value/{self.plan.objectives[0].replace(' ', '_')}": value}, epoch.number)
             if not asked.goes_on(value, step):
                 return None
         return self.judge.measures(started.classifier) | last | started.filters
@@ -256,10 +233,10 @@ class Sweep:
 def prepared(
     params: SimpleNamespace, plan: Plan, artifacts: Path, kept: Path, threads: int, device: torch.device
 ) -> Sweep:
-    """A sweep whose plan fits the params, and whose artifacts are at hand.
+    """A sweep whose plan fits the params, and whose artifacts exist.
 
     Raises:
-        UserError: anything that the plan names does not exist or cannot be, or an artifact of the pipeline's seeds is missing.
+        UserError: the plan names something that does not exist, or a base of the pipeline's seeds is missing.
     """
     present_params = TrialParams(**{name: getattr(params, name) for name in TrialParams.model_fields})
     raw = present_params.model_dump()
@@ -276,7 +253,16 @@ def prepared(
     if not any(path.startswith(("model.", "training.")) for path in plan.parameters):
         subject["base"] = {f"seed-{seed}": model_fingerprint(base) for seed, base in bases.items()}
     tracked = params.tracking.model_copy(update={"experiment": f"{params.tracking.experiment}-tuning"})
+    tags = {"stage": "tune", "threads": str(threads), **tracking.identity(device, train.identity)}
     return Sweep(
-        plan, present, subject, present_params, params.data, threads, UpstreamCache(artifacts, kept, present_params, train, validation, device),
-        ValidationJudge(params.data, validation, threads, plan.objectives), tracked, {"stage": "tune", "threads": str(threads), **tracking.identity(device, train.identity)},
-    )  # fmt: skip
+        plan=plan,
+        present=present,
+        subject=subject,
+        params=present_params,
+        data=params.data,
+        threads=threads,
+        cache=UpstreamCache(artifacts, kept, present_params, train, validation, device),
+        judge=ValidationJudge(params.data, validation, threads, plan.objectives),
+        tracked=tracked,
+        tags=tags,
+    )

@@ -1,10 +1,11 @@
-"""What trials draw on: bases, filter banks and masks; the pipeline's where they fit, made anew and kept where they do not.
+"""What trials start from: base classifiers, filter banks and masks, from the pipeline or made here and kept.
 
     model, training  →  base  →  heads (generator, heads)  →  bank (τ: counted again, a second)
                           └───→  masks
 
-A trial that changes only loss weights finds everything; one that changes τ counts again; one that changes how regions are
-searched searches once, and every later trial with the same settings finds the outcome, whichever worker made it.
+A trial that changes only loss weights finds everything that it needs. One that changes τ counts filters again. One that
+changes how regions are searched searches once, and every later trial with the same settings finds the outcome,
+whichever worker made it.
 """
 
 from dataclasses import dataclass, field
@@ -13,26 +14,25 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 
-from everycause.artifacts import atomic_folder, fingerprint
-from everycause.data.split import Split, statistics
-from everycause.device import code_fingerprint
+from everycause.artifacts import atomic_folder, code_fingerprint, fingerprint
+from everycause.data.split import Split
 from everycause.explanation.filters import FilterBank, FilterGenerator, FilterParams, accumulate, filter_generator
 from everycause.explanation.heads import LastLayer
 from everycause.explanation.masks import MaskParams, Masks, generate
 from everycause.inference import readout_of
-from everycause.models import FILE, Classifier, ModelParams, Readout, load, model_fingerprint
+from everycause.models import FILE, ModelParams, Readout, load, model_fingerprint
 from everycause.params import Section
 from everycause.training.background import BackgroundParams
-from everycause.training.fit import BaseParams, FitParams, fit_base
+from everycause.training.fit import BaseParams, FitParams, train_base
 from everycause.training.loss import LossParams
 from everycause.training.rounds import RoundsParams
 
 MOST_GENERATORS = 4
-"""Trained heads that are held in memory: those of all classes of a large data set weigh hundreds of MiB."""
+"""Trained heads kept in memory: those of all classes of a large data set take hundreds of MiB."""
 
 
 class TrialParams(Section):
-    """The sections that a trial may change; data, evaluation and the machine stay as they are, or trials could not be compared."""
+    """The sections that a trial may change. With other data, evaluation or machine trials could not be compared."""
 
     model: ModelParams
     training: BaseParams
@@ -46,14 +46,14 @@ class TrialParams(Section):
 
 @dataclass(frozen=True)
 class UpstreamCache:
-    """Finds or makes what comes before retraining."""
+    """Finds or makes what retraining starts from."""
 
     artifacts: Path
-    """The pipeline's; they are only read."""
+    """Artifacts of the pipeline, which are only read."""
     kept: Path
-    """Where what had to be made is kept."""
+    """Folder of everything that had to be made."""
     present: TrialParams
-    """What the pipeline's artifacts were made with."""
+    """The params that the pipeline's artifacts were made with."""
     train: Split
     validation: Split
     device: torch.device
@@ -61,7 +61,7 @@ class UpstreamCache:
     _local: dict[str, FilterGenerator] = field(default_factory=dict)
 
     def base(self, params: TrialParams, seed: int) -> Path:
-        """The folder of a base classifier.
+        """The folder of the base classifier of a seed.
 
         Raises:
             UserError: its loss is not finite.
@@ -74,12 +74,10 @@ class UpstreamCache:
         )
         with FileLock(kept.with_suffix(".lock")):
             if not kept.is_dir():
-                torch.manual_seed(seed)
-                classifier = Classifier(
-                    params.model, self.train.class_names, self.train.image_size, statistics(self.train)
+                classifier, epochs = train_base(
+                    params.model, params.training, self.train, self.validation, seed, self.device
                 )
-                classifier.to(device=self.device, memory_format=torch.channels_last)
-                for _ in fit_base(classifier, self.train, self.validation, params.training, seed):
+                for _ in epochs:
                     pass
                 with atomic_folder(kept) as made:
                     classifier.save(made)
@@ -89,7 +87,7 @@ class UpstreamCache:
         """The filters of a base, counted at the confidence threshold.
 
         Raises:
-            UserError: a class has no image above the threshold.
+            UserError: the filters cannot be counted at this threshold.
         """
         seen, head = self._seen(base)
         local = self._generator(base, params, seed)
@@ -128,7 +126,7 @@ class UpstreamCache:
         return Masks.load(kept, model, self.train.identity)
 
     def _generator(self, base: Path, params: FilterParams, seed: int) -> FilterGenerator:
-        """What says which filters an image needs: the pipeline's, or trained here, once."""
+        """What says which filters an image needs: the pipeline's generator, or one trained here, once."""
         saved = self.artifacts / "filters" / "minimum_correct" / f"seed-{seed}"
         unchanged = (params.generator, params.heads) == (self.present.filters.generator, self.present.filters.heads)
         key = fingerprint(model_fingerprint(base), params.generator, params.heads.model_dump_json(), str(seed))
@@ -145,7 +143,7 @@ class UpstreamCache:
         return self._local[key]
 
     def _seen(self, base: Path) -> tuple[Readout, LastLayer]:
-        """A base's readout of the training split, and its head; kept for the base that was used last."""
+        """A base's readout of the training split, and its last layer; kept in memory for the base used last."""
         if str(base) not in self._read:
             classifier = load(base, self.device)
             self._read.clear()
@@ -153,10 +151,11 @@ class UpstreamCache:
         return self._read[str(base)]
 
     def _is_pipelines(self, base: Path) -> bool:
+        """Whether the pipeline made this base."""
         return base.is_relative_to(self.artifacts)
 
     def _place(self, kind: str, *parts: str) -> Path:
-        """Where a thing made of these parts by this code is kept."""
-        place = self.kept / kind / fingerprint(code_fingerprint(), *parts)
+        """Where something made from these parts, by this code, is kept."""
+        place = self.kept / kind / fingerprint(code_fingerprint("everycause.tuning.upstream"), *parts)
         place.parent.mkdir(parents=True, exist_ok=True)
         return place

@@ -1,4 +1,4 @@
-"""Several processes on one study: started, watched, replaced when killed, stopped together."""
+"""Several worker processes on one study: started, watched, replaced when killed, stopped together."""
 
 import os
 import subprocess
@@ -8,19 +8,28 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from everycause.errors import UserError
-from everycause.tuning.loop import Closed, bar_of, close_abandoned, more, show
+from everycause.tuning.loop import POLL_SECONDS, Closed, bar_of, close_abandoned, more, show
 from everycause.tuning.space import Plan
 
 if TYPE_CHECKING:
     import optuna
 
 MOST_REPLACEMENTS = 3
-"""For each worker; more deaths than that are no accident."""
-POLL_SECONDS = 0.5
+"""Replacements for each worker; more deaths than that are no accident."""
+
+
+def visible_devices(count: int) -> list[str]:
+    """Names of the GPUs that this process may use: those that the user or a queue listed, or all.
+
+    Args:
+        count: GPUs that torch sees. CUDA stops reading a list at the first name that it does not know.
+    """
+    listed = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    return (listed or [str(number) for number in range(count)])[:count]
 
 
 def run_workers(
-    study: "optuna.Study", plan: Plan, command: list[str], count: int, threads: int, devices: int, closed: Closed
+    study: "optuna.Study", plan: Plan, command: list[str], count: int, threads: int, devices: list[str], closed: Closed
 ) -> None:
     """Run a command `count` times at once, with `--worker NUMBER`, until the study has all its trials.
 
@@ -30,7 +39,7 @@ def run_workers(
         command: Arguments for Python.
         count: Workers.
         threads: CPU threads that they share out among themselves.
-        devices: GPUs of this machine; worker k sees the (k mod devices)-th alone.
+        devices: Names of the GPUs, as CUDA_VISIBLE_DEVICES takes them; worker k sees the k-th alone, in turn.
         closed: Called for the MLflow run of every trial whose worker was found dead.
 
     Raises:
@@ -39,8 +48,8 @@ def run_workers(
 
     def started(number: int) -> "subprocess.Popen[bytes]":
         environment = {**os.environ, "TQDM_DISABLE": "1", "OMP_NUM_THREADS": str(max(1, threads // count))}
-        if devices > 1:
-            environment["CUDA_VISIBLE_DEVICES"] = str(number % devices)
+        if len(devices) > 1:
+            environment["CUDA_VISIBLE_DEVICES"] = devices[number % len(devices)]
         return subprocess.Popen([sys.executable, *command, "--worker", str(number)], env=environment)
 
     team = {number: started(number) for number in range(count)}
@@ -73,13 +82,15 @@ def _watch(
             del team[number]
             if code > 0:
                 raise UserError(
-                    f"worker {number} ended with exit code {code}; what it said stands above, and its trial is queued again"
+                    f"worker {number} ended with exit code {code}; what it said stands above, "
+                    "and its trial is queued again"
                 )
             if code < 0:
                 replacements -= 1
             if replacements < 0:
                 raise UserError(
-                    f"workers were killed {MOST_REPLACEMENTS * count + 1} times (the last by signal {-code}): is there memory for {count} of them?"
+                    f"workers were killed {MOST_REPLACEMENTS * count + 1} times (the last by signal {-code}): "
+                    f"is there memory for {count} of them?"
                 )
         if not team and not needed():
             return

@@ -32,7 +32,18 @@ STRAIGHT = torch.eye(2).expand(6, 2, 2)
 
 
 def augmentation(**changes: float) -> AugmentationParams:
-    return AugmentationParams(**{"mirror": True, "shift": 0, "rotation": 0.0, "shear": 0.0, "zoom": 0.0} | changes)
+    return AugmentationParams(
+        **{
+            "mirror": True,
+            "shift": 0,
+            "rotation": 0.0,
+            "shear": 0.0,
+            "zoom": 0.0,
+            "resized_crop": 0.0,
+            "color_jitter": 0.0,
+        }
+        | changes
+    )
 
 
 def test_the_mean_color_is_zero_after_normalization(train: Split) -> None:
@@ -66,7 +77,7 @@ def test_no_shift_and_no_mirror_is_the_identity_and_two_mirrors_too() -> None:
 
 
 @pytest.mark.parametrize("quarters", [1, 2, 3])
-def test_a_quarter_turn_is_exact_and_a_whole_image_zoom_magnifies(quarters: int) -> None:
+def test_a_quarter_turn_is_exact(quarters: int) -> None:
     images, none = random_images(), torch.zeros(6, dtype=torch.int64)
     turn = torch.linalg.matrix_power(torch.tensor([[0.0, -1.0], [1.0, 0.0]]), quarters).expand(6, 2, 2)
     assert torch.equal(transformed(images, Geometry(none, none, none, turn)), images.rot90(quarters, dims=(2, 3)))
@@ -114,3 +125,22 @@ def test_a_split_larger_than_memory_is_read_again_and_is_the_same(train: Split) 
 def test_an_empty_split_is_refused() -> None:
     with pytest.raises(ValueError, match="has no images"):
         Split("train", torch.zeros(0, dtype=torch.int64), ("a", "b"), 8, lambda index: random_images(), "")
+
+
+def test_a_zoom_of_two_shows_the_center_magnified() -> None:
+    ramp = torch.arange(0, 160, 10, dtype=torch.uint8).expand(1, 3, 16, 16)
+    none = torch.zeros(1, dtype=torch.int64)
+    zoomed = transformed(ramp, Geometry(none, none, none, torch.eye(2)[None] / 2))
+    assert torch.allclose(zoomed[0, 0, 8].float(), torch.linspace(37.5, 112.5, 16), atol=1)
+
+
+@pytest.mark.parametrize("shift", [8, 9, 16, 1000])
+def test_shifts_beyond_the_image_are_folded_back_as_often_as_needed(shift: int) -> None:
+    images, none = random_images(), torch.zeros(6, dtype=torch.int64)
+    once = transformed(images, Geometry(none, none + shift % 16, none, STRAIGHT))
+    assert torch.equal(transformed(images, Geometry(none, none + shift, none, STRAIGHT)), once)
+
+
+def test_a_subset_has_an_identity_of_its_own(train: Split) -> None:
+    found = [train.identity, *(train.subset(np.array(index)).identity for index in ([0, 1], [1, 0], [0, 2], [0, 1]))]
+    assert len(set(found)) == 4 and found[1] == found[4]

@@ -1,5 +1,6 @@
 """The fifteen corruptions: deterministic, of the published strength, and alike in any batch."""
 
+from dataclasses import replace
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -11,19 +12,33 @@ from PIL import Image
 from skimage import data as photographs
 from sklearn.datasets import load_sample_images
 
-from everycause.data.corruptions import GROUPS, SEVERITIES, SIZES, corrupted, group_of, table_of
-from everycause.data.distortions import DISTORTIONS, brightness, contrast, impulse_noise, plasma, zoom_blur
+from everycause.data.corruptions import CORRUPTIONS, GROUPS, SIZES, corrupted, group_of, table_of
+from everycause.data.distortions.blur import zoom_blur
+from everycause.data.distortions.digital import contrast
+from everycause.data.distortions.noise import impulse_noise
+from everycause.data.distortions.operations import corruption
+from everycause.data.distortions.weather import brightness, plasma
 from everycause.data.split import Split
 
 PUBLISHED = {
-    "gaussian_noise": (9.9, 19.3, 28.3, 34.7, 40.9), "shot_noise": (9.7, 15.3, 21.2, 26.9, 37.0), "impulse_noise": (14.7, 20.8, 32.5, 41.1, 54.6),
-    "defocus_blur": (7.7, 10.3, 13.7, 18.9, 20.7), "glass_blur": (20.6, 17.0, 22.6, 21.8, 26.5), "motion_blur": (10.5, 15.0, 18.2, 20.7, 22.6),
-    "zoom_blur": (15.9, 20.8, 23.8, 26.5, 28.6), "snow": (37.8, 42.3, 60.5, 74.4, 83.2), "frost": (47.1, 54.8, 55.6, 60.1, 64.5),
-    "fog": (23.7, 34.1, 41.4, 49.9, 55.9), "brightness": (19.5, 37.9, 53.5, 67.1, 77.9), "contrast": (27.5, 32.0, 36.6, 41.2, 43.5),
-    "elastic_transform": (37.0, 32.8, 32.5, 25.4, 25.5), "pixelate": (7.4, 10.3, 12.3, 13.9, 15.1), "jpeg_compression": (9.9, 10.5, 11.1, 11.8, 13.6),
-}  # fmt: skip
-"""RMSE to the clean image at 64 pixels, severities 1 to 5, on eight natural images of the source (specs/evaluation.md)."""
-TOLERANCE = dict.fromkeys(DISTORTIONS, 0.10) | {
+    "gaussian_noise": (9.9, 19.3, 28.3, 34.7, 40.9),
+    "shot_noise": (9.7, 15.3, 21.2, 26.9, 37.0),
+    "impulse_noise": (14.7, 20.8, 32.5, 41.1, 54.6),
+    "defocus_blur": (7.7, 10.3, 13.7, 18.9, 20.7),
+    "glass_blur": (20.6, 17.0, 22.6, 21.8, 26.5),
+    "motion_blur": (10.5, 15.0, 18.2, 20.7, 22.6),
+    "zoom_blur": (15.9, 20.8, 23.8, 26.5, 28.6),
+    "snow": (37.8, 42.3, 60.5, 74.4, 83.2),
+    "frost": (47.1, 54.8, 55.6, 60.1, 64.5),
+    "fog": (23.7, 34.1, 41.4, 49.9, 55.9),
+    "brightness": (19.5, 37.9, 53.5, 67.1, 77.9),
+    "contrast": (27.5, 32.0, 36.6, 41.2, 43.5),
+    "elastic_transform": (37.0, 32.8, 32.5, 25.4, 25.5),
+    "pixelate": (7.4, 10.3, 12.3, 13.9, 15.1),
+    "jpeg_compression": (9.9, 10.5, 11.1, 11.8, 13.6),
+}
+"""RMSE to the clean image at 64 pixels, severities 1 to 5, on eight natural images of the source."""
+TOLERANCE = dict.fromkeys(CORRUPTIONS, 0.10) | {
     "frost": 0.20,
     "elastic_transform": 0.15,
 }  # elastic: what is bent, not how far, decides
@@ -31,7 +46,7 @@ TOLERANCE = dict.fromkeys(DISTORTIONS, 0.10) | {
 
 @lru_cache
 def natural(size: int, times: int = 1) -> Split:
-    """Six photographs that scikit-learn and scikit-image ship, as center squares, each several times: what is drawn differs."""
+    """Center squares of six photographs that scikit-learn and scikit-image ship, each several times: draws differ."""
     pictures = []
     for photograph in (
         *load_sample_images().images,
@@ -64,7 +79,7 @@ def distortion(split: Split, name: str, severity: int) -> float:
     return float((clean - changed).square().mean(dim=(1, 2, 3)).sqrt().mean())
 
 
-@pytest.mark.parametrize("name", DISTORTIONS)
+@pytest.mark.parametrize("name", CORRUPTIONS)
 def test_the_distortion_at_64_pixels_is_the_published_one(name: str) -> None:
     found = np.array([distortion(natural(64, 4), name, severity) for severity in range(1, 6)])
     ratio = found / np.array(PUBLISHED[name])
@@ -73,7 +88,7 @@ def test_the_distortion_at_64_pixels_is_the_published_one(name: str) -> None:
     assert np.abs(ratio - 1).max() <= TOLERANCE[name], dict(zip(range(1, 6), ratio.round(3), strict=True))
 
 
-@pytest.mark.parametrize("name", DISTORTIONS)
+@pytest.mark.parametrize("name", CORRUPTIONS)
 def test_the_distortion_at_224_pixels_is_that_of_an_independent_implementation(name: str) -> None:
     package = pytest.importorskip(
         "imagecorruptions", reason="imagecorruptions-imaug is compared with where it is installed"
@@ -91,14 +106,14 @@ def test_the_distortion_at_224_pixels_is_that_of_an_independent_implementation(n
         assert distortion(split, name, severity) == pytest.approx(expected, rel=0.2 if name == "fog" else 0.04)
 
 
-@pytest.mark.parametrize("name", sorted(set(DISTORTIONS) - {"glass_blur", "elastic_transform", "frost"}))
+@pytest.mark.parametrize("name", sorted(set(CORRUPTIONS) - {"glass_blur", "elastic_transform", "frost"}))
 def test_distortion_grows_with_severity(train: Split, name: str) -> None:
     small = train.subset(np.arange(24))
     errors = [distortion(small, name, severity) for severity in range(1, 6)]
     assert errors[0] > 0.3 and all(first <= second + 0.3 for first, second in pairwise(errors))
 
 
-@pytest.mark.parametrize("name", DISTORTIONS)
+@pytest.mark.parametrize("name", CORRUPTIONS)
 def test_a_corrupted_image_is_the_same_however_it_is_read(train: Split, tmp_path: Path, name: str) -> None:
     split = corrupted(train, name, 3)
     together = split.read(np.arange(70))
@@ -111,14 +126,7 @@ def test_a_corrupted_image_is_the_same_however_it_is_read(train: Split, tmp_path
     few = train.subset(np.arange(20))
     kept = corrupted(few, name, 3, tmp_path)
     assert torch.equal(kept.read(np.array([7, 1])), together[[7, 1]]) and len(list(tmp_path.iterdir())) == 1
-    few_again = Split(
-        few.name,
-        few.labels,
-        few.class_names,
-        few.image_size,
-        lambda index: torch.zeros(len(index), 3, 32, 32, dtype=torch.uint8),
-        few.identity,
-    )
+    few_again = replace(few, read=lambda index: torch.zeros(len(index), 3, 32, 32, dtype=torch.uint8))
     assert torch.equal(corrupted(few_again, name, 3, tmp_path).all(), together[:20])  # read from the file
 
 
@@ -132,10 +140,10 @@ def test_other_images_and_other_severities_have_files_of_their_own(train: Split,
 
 def test_the_fifteen_are_in_four_groups_with_five_severities_at_three_sizes() -> None:
     assert (
-        sorted(name for members in GROUPS.values() for name in members) == sorted(DISTORTIONS)
-        and len(DISTORTIONS) == 15
+        sorted(name for members in GROUPS.values() for name in members) == sorted(CORRUPTIONS)
+        and len(CORRUPTIONS) == 15
     )
-    for levels in SEVERITIES.values():
+    for levels in (one.levels for one in CORRUPTIONS.values()):
         assert set(levels) == set(SIZES) and all(len(table) == 5 for table in levels.values())
     assert [group_of(name) for name in ("shot_noise", "zoom_blur", "frost", "pixelate")] == list(GROUPS)
     assert [table_of(side) for side in (28, 32, 48, 64, 96, 160, 224, 512)] == [32, 32, 64, 64, 64, 224, 224, 224]
@@ -150,7 +158,7 @@ def test_gaussian_noise_has_the_deviation_of_its_table(train: Split) -> None:
         lambda index: torch.full((len(index), 3, 64, 64), 128, dtype=torch.uint8),
         "",
     )
-    for severity, (deviation,) in enumerate(SEVERITIES["gaussian_noise"][64], 1):
+    for severity, (deviation,) in enumerate(CORRUPTIONS["gaussian_noise"].levels[64], 1):
         assert corrupted(gray, "gaussian_noise", severity).read(np.arange(8)).float().std() / 255 == pytest.approx(
             deviation, rel=0.03
         )
@@ -183,3 +191,25 @@ def test_slow_references_of_what_can_be_written_in_a_line() -> None:
 def test_unknown_corruptions_are_refused(train: Split, name: str, severity: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         corrupted(train, name, severity)
+
+
+def test_a_new_corruption_is_one_function_with_its_constants(train: Split) -> None:
+    levels = ((0.1,), (0.2,), (0.3,), (0.4,), (0.5,))
+    try:
+
+        @corruption("weather", dict.fromkeys(SIZES, levels))
+        def dusk(images: torch.Tensor, level: tuple[float, ...], generators: list) -> torch.Tensor:
+            return images * (1 - level[0])
+
+        darker = corrupted(train.subset(np.arange(3)), "dusk", 5).all()
+        assert group_of("dusk") == "weather"
+        assert torch.allclose(darker.float(), train.read(np.arange(3)).float() / 2, atol=0.51)
+    finally:
+        CORRUPTIONS.pop("dusk", None)
+
+
+def test_exchanged_images_are_corrupted_anew(train: Split, tmp_path: Path) -> None:
+    """The cache once knew images by path and size: exchanged ones were evaluated beside corruptions of the old."""
+    first, second = (train.subset(np.arange(start, start + 4)) for start in (0, 4))
+    kept = [corrupted(split, "contrast", 3, tmp_path).all() for split in (first, second)]
+    assert not torch.equal(*kept) and torch.equal(kept[1], corrupted(second, "contrast", 3).all())

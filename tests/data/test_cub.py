@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from everycause.data.cub import Cub, CubParams, cub_split
+from everycause.data.cub import Cub, CubParams
+from everycause.data.cub import open_split as cub_split
 from everycause.data.shifts import views
 from everycause.data.sources import DataParams, open_split
 from tests.trees import cub_tree
@@ -94,6 +95,8 @@ def replaced(root: Path, file: str, old: str, new: str) -> None:
             "line 1 of .*images.txt' should hold a number and 1 more column",
         ),
         ("images.txt", "2 001.", "1 001.", "line 2 of .*images.txt' repeats number 1"),
+        ("images.txt", "bird_1.jpg", "bird_0.jpg", "images 1 and 2 of .*images.txt' are one file"),
+        ("parts/parts.txt", "1 back", "one back", "parts.txt' holds 'one' where a whole number should be"),
         ("image_class_labels.txt", "1 1", "1 9", "image 1 has a class that is not in"),
         ("image_class_labels.txt", "1 1\n", "", "image 1 is in only one of"),
         ("train_test_split.txt", "1 1", "1 yes", "holds 'yes' where a whole number should be"),
@@ -141,3 +144,9 @@ def test_a_missing_folder_a_symlink_out_and_a_class_without_images_are_named(roo
     (tmp_path / "again" / "train_test_split.txt").write_text("\n".join(line[:-1] + "0" for line in lines))
     with pytest.raises(ValueError, match="has 0 official training images"):
         cub_split(tmp_path / "again", "train", PARAMS, 1)
+
+
+def test_an_edited_pixel_changes_the_identity(root: Path) -> None:
+    before = cub_split(root, "test", PARAMS, 1).identity
+    Image.new("RGB", (60, 40), (1, 2, 3)).save(root / "images" / "001.Bird_0" / "bird_2.jpg")
+    assert cub_split(root, "test", PARAMS, 1).identity != before

@@ -5,24 +5,38 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from everycause.data.imagenet import (
     ImageNetParams,
     among_renditions,
     class_ids,
-    imagenet_split,
-    released_corruption,
+    files,
+    released_view,
     shifted_split,
     synsets,
+    tables,
+)
+from everycause.data.imagenet import (
+    open_split as imagenet_split,
 )
 from everycause.data.shifts import views
 from everycause.data.sources import DataParams, open_split
 from tests.trees import wnid_tree
 
 PARAMS = ImageNetParams(
-    image_size=16, resize=20, classes="classes.txt", train="train", test="val", renditions="imagenet-r", sketch="sketch", corrupted="imagenet-c",
-    validation_share=0.25, seed=0, counts="any",
-)  # fmt: skip
+    image_size=16,
+    resize=20,
+    classes="classes.txt",
+    train="train",
+    test="val",
+    renditions="imagenet-r",
+    sketch="sketch",
+    corrupted="imagenet-c",
+    validation_share=0.25,
+    seed=0,
+    counts="any",
+)
 CHOSEN = [synsets()[i] for i in (1, 5, 7, 300)]
 
 
@@ -76,7 +90,7 @@ def test_labels_of_a_shifted_set_are_positions_among_all_classes(root: Path) -> 
     assert sorted(renditions.labels.tolist()) == among_renditions(synsets()).tolist()
     sketch = shifted_split(root, "sketch", PARAMS, 1)
     assert torch.bincount(sketch.labels).tolist() == [2, 2, 2, 2]  # a fifth class of the tree is none of the four
-    cell = released_corruption(root, "fog", 2, PARAMS, 1)
+    cell = released_view(root, "fog", 2, PARAMS, 1).split
     assert cell.name == "corruptions/fog/2" and cell.read(np.array([0])).shape == (1, 3, 16, 16)
 
 
@@ -144,3 +158,13 @@ def test_bad_lists_and_empty_folders_are_named(root: Path) -> None:
     )
     with pytest.raises(ValueError, match="half.JPEG' is truncated or damaged"):
         imagenet_split(root, "test", PARAMS, 1).all()
+
+
+def test_every_file_of_every_set_is_listed_and_an_edited_pixel_changes_the_identity(root: Path) -> None:
+    params = changed(renditions=None)
+    listed = {path.relative_to(root).parts[0] for path in files(root, params)}
+    assert listed == {"train", "val", "sketch", "imagenet-c"} and tables(root, params) == [root / "classes.txt"]
+    assert len(files(root, params)) == 4 * (8 + 3 + 2 + 4 * 3)
+    before = imagenet_split(root, "test", params, 1).identity
+    Image.new("RGB", (40, 30), (1, 2, 3)).save(root / "val" / CHOSEN[0] / f"{CHOSEN[0]}_0.JPEG")
+    assert imagenet_split(root, "test", params, 1).identity != before

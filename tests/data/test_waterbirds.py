@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from everycause.data.shifts import views
 from everycause.data.sources import DataParams
-from everycause.data.waterbirds import WaterbirdsParams, groups, waterbirds_split
+from everycause.data.waterbirds import WaterbirdsParams, groups
+from everycause.data.waterbirds import open_split as waterbirds_split
 from tests.trees import waterbirds_tree
 
 PARAMS = WaterbirdsParams(image_size=16, resize=18)
@@ -60,3 +62,25 @@ def test_a_missing_or_empty_table_is_named(root: Path) -> None:
     (root / "metadata.csv").unlink()
     with pytest.raises(ValueError, match="metadata.csv' is missing"):
         waterbirds_split(root, "train", PARAMS, 1)
+
+
+def test_files_that_are_named_twice_are_refused(root: Path) -> None:
+    lines = (root / "metadata.csv").read_text().splitlines()
+    (root / "metadata.csv").write_text("\n".join([*lines, lines[1]]))
+    with pytest.raises(
+        ValueError, match=f"row {len(lines) + 1} of .* names '001.Bird/1.jpg', which row 2 names already"
+    ):
+        waterbirds_split(root, "train", PARAMS, 1)
+    other = lines[1].split(",")
+    other[3] = "2"
+    (root / "metadata.csv").write_text("\n".join([*lines, ",".join(other)]))
+    with pytest.raises(ValueError, match="which row 2 names in another split"):
+        waterbirds_split(root, "train", PARAMS, 1)
+
+
+def test_an_edited_pixel_changes_the_identity_of_its_split_alone(root: Path) -> None:
+    before = {name: waterbirds_split(root, name, PARAMS, 1).identity for name in ("train", "test")}
+    file = root / "001.Bird" / "1.jpg"
+    Image.new("RGB", (48, 40), (1, 2, 3)).save(file)
+    after = {name: waterbirds_split(root, name, PARAMS, 1).identity for name in ("train", "test")}
+    assert after["train"] != before["train"] and after["test"] == before["test"]

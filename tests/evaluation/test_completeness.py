@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from codebirds.birds import Codebirds
-from everycause.data.shifts import View, codebirds_variations
-from everycause.data.split import Split
+from codebirds.variations import variations
+from everycause.data.split import Split, View
 from everycause.evaluation.completeness import completeness_score, effective_causes, profile, reliance, shapley
 from everycause.evaluation.metrics import metrics
-from everycause.evaluation.predictions import Predictions, predictions
+from everycause.evaluation.ood import predictions
+from everycause.evaluation.predictions import Predictions
 
 Reader = Callable[[View], np.ndarray]
 
@@ -20,7 +21,7 @@ Reader = Callable[[View], np.ndarray]
 def evaluated(birds: Codebirds, reader: Reader) -> dict[str, float]:
     """All metrics of a predictor that sees the factors instead of the pixels."""
     views = []
-    for name, factors in codebirds_variations(birds):
+    for name, factors in variations(birds):
         labels = torch.from_numpy(factors.label)
         names = tuple(map(str, range(birds.num_classes)))
         views.append(
@@ -79,7 +80,7 @@ def test_a_reader_of_two_parts_is_perfect_and_dies_with_either(default_birds: Co
 def test_a_reader_of_the_scene_has_the_full_scene_gap_and_no_completeness(default_birds: Codebirds) -> None:
     measures = evaluated(default_birds, lambda view: np.maximum(view.factors.scene, 0))
     assert measures["accuracy/scene_shift/scene_only"] == 1 and measures["accuracy/scene_shift/opposed"] == 0
-    expected = default_birds.params.scene_correlation * 15 / 16
+    expected = default_birds.settings.scene_correlation * 15 / 16
     assert measures["scene_gap"] == pytest.approx(expected, abs=0.04)
     assert abs(measures["completeness"]) < 0.03 and measures["worst_group"] == 0 and measures["effective_causes"] == 0
 

@@ -49,12 +49,18 @@ def test_clusters_widen_the_interval_of_images_that_are_alike() -> None:
 def test_the_sign_flip_is_exact_and_cannot_go_below_its_number_of_seeds() -> None:
     assert sign_flip_p(np.full(5, 0.3)) == 2 / 32 and sign_flip_p(np.full(6, -0.1)) == 2 / 64
     assert sign_flip_p(np.array([1.0, -1.0])) == 1.0
-    differences = np.array([0.3, -0.1, 0.4, 0.2])
-    slow = [
-        abs(sum(s * d for s, d in zip(signs, differences, strict=True))) >= abs(differences.sum()) - 1e-12
-        for signs in product((-1, 1), repeat=4)
-    ]
-    assert sign_flip_p(differences) == sum(slow) / 16
+
+
+def test_the_sign_flip_is_the_enumeration_of_all_signs_ties_included() -> None:
+    generator = np.random.default_rng(0)
+    for seeds in (2, 4, 6, 7):
+        for _ in range(10):
+            differences = generator.integers(-30, 30, seeds) / 480  # shares of 480 images, with many ties
+            slow = [
+                abs(sum(s * d for s, d in zip(signs, differences, strict=True))) >= abs(differences.sum()) - 1e-12
+                for signs in product((-1, 1), repeat=seeds)
+            ]
+            assert sign_flip_p(differences) == pytest.approx(sum(slow) / 2**seeds, abs=1e-12)
 
 
 def test_holms_adjustment_is_the_textbooks() -> None:

@@ -1,5 +1,7 @@
 """What the tests of the search share: an untrained model that is always right, and the search as the paper says it."""
 
+from dataclasses import replace
+
 import torch
 
 from everycause.data.split import Split, normalized
@@ -12,30 +14,36 @@ from everycause.models import Classifier
 from tests.conftest import make_classifier
 
 PARAMS = MaskParams(
-    selector="counterfactual", objective="deletion", search="fast", partition="grid", regions=16, baseline="mean", confidence=0.0, max_regions=4, images=20,
-    shard=100, batch_size=32, precision="float32", compiled=False,
-)  # fmt: skip
+    selector="counterfactual",
+    objective="deletion",
+    search="fast",
+    partition="grid",
+    regions=16,
+    baseline="mean",
+    confidence=0.0,
+    max_regions=4,
+    images=20,
+    shard=100,
+    batch_size=32,
+    precision="float32",
+    compiled=False,
+)
 
 
 def undecided(train: Split, seed: int = 0) -> Classifier:
     """Untrained, with logits centered on the data, so that its predictions vary and flip."""
     made = make_classifier(seed)
     with torch.no_grad():
-        made.network.get_classifier().bias.sub_(logits_of(made, train).mean(dim=0))
+        made.network.get_classifier().bias.sub_(
+            logits_of(made, replace(train, class_names=made.class_names)).mean(dim=0)
+        )
     return made
 
 
 def always_right(split: Split, classifier: Classifier, count: int = 24) -> Split:
     """A split on which the classifier is always right, so that there is something to search."""
-    small = split.subset(torch.arange(count).numpy())
-    return Split(
-        small.name,
-        logits_of(classifier, small).argmax(dim=1),
-        classifier.class_names,
-        small.image_size,
-        small.read,
-        small.identity,
-    )
+    small = replace(split.subset(torch.arange(count).numpy()), class_names=classifier.class_names)
+    return replace(small, labels=logits_of(classifier, small).argmax(dim=1))
 
 
 def task_of(classifier: Classifier, split: Split, cells: int = 4, count: int = 12) -> SearchInputs:
@@ -46,7 +54,10 @@ def task_of(classifier: Classifier, split: Split, cells: int = 4, count: int = 1
     labels = logits.argmax(dim=1)
     runner_up = logits.scatter(1, labels[:, None], -torch.inf).argmax(dim=1)
     return SearchInputs(
-        MaskedImages(images, grid(split.image_size, cells)[None], cells**2), labels, runner_up, log_odds(logits, labels)
+        MaskedImages(images, grid(split.image_size, cells)[None], cells**2, True),
+        labels,
+        runner_up,
+        log_odds(logits, labels),
     )
 
 

@@ -9,9 +9,9 @@ from everycause.explanation.filters import (
     FilterBank,
     accumulate,
     filter_generator,
-    incorrect_quality,
+    filter_quality,
+    incorrect_filter_quality,
     permuted,
-    quality,
     random_like,
 )
 from everycause.explanation.heads import FilterHeads, HeadParams, LastLayer, Variant, train_heads, train_incorrect_heads
@@ -55,7 +55,7 @@ def trained(seen: tuple[Readout, torch.Tensor], head: LastLayer, epochs: int = P
 def test_trained_heads_keep_the_prediction_with_few_filters(
     head: LastLayer, seen: tuple[Readout, torch.Tensor]
 ) -> None:
-    measures = quality(trained(seen, head, epochs=60), head, *seen, 0.5, 0)
+    measures = filter_quality(trained(seen, head, epochs=60), head, *seen, 0.5, 0)
     assert measures["keep_rate"] > 0.95 and measures["filters_per_image"] < FILTERS
     assert measures["disable_flip_rate"] > measures["random/disable_flip_rate"]
 
@@ -74,17 +74,17 @@ def test_every_generator_fills_a_bank_that_survives_the_disk(
     assert int(bank.support[0]) <= len(kept) and int(bank.histogram[0].max()) <= int(bank.support[0])
 
 
-def test_oracle_sets_reach_the_rates_that_define_them(head: LastLayer, seen: tuple[Readout, torch.Tensor]) -> None:
-    assert quality(ExactFilters("sufficient", head), head, *seen, 0.5, 0)["keep_rate"] == 1
-    assert quality(ExactFilters("necessary", head), head, *seen, 0.5, 0)["disable_flip_rate"] == 1
-    assert quality(ExactFilters("necessary", head), head, *seen, 1.0, 0) == {}
+def test_exact_sets_reach_the_rates_that_define_them(head: LastLayer, seen: tuple[Readout, torch.Tensor]) -> None:
+    assert filter_quality(ExactFilters("sufficient", head), head, *seen, 0.5, 0)["keep_rate"] == 1
+    assert filter_quality(ExactFilters("necessary", head), head, *seen, 0.5, 0)["disable_flip_rate"] == 1
+    assert filter_quality(ExactFilters("necessary", head), head, *seen, 1.0, 0) == {}
 
 
 def test_minimum_incorrect_filters_turn_images_into_their_runner_up(
     head: LastLayer, seen: tuple[Readout, torch.Tensor]
 ) -> None:
     heads = train_incorrect_heads(*(seen[0].activations, seen[1]), head, PARAMS.model_copy(update={"epochs": 200}), 0)
-    measures = incorrect_quality(heads, head, *seen, 0.5, 0)
+    measures = incorrect_filter_quality(heads, head, *seen, 0.5, 0)
     assert measures["reach_rate"] > 0.5 > 2 * measures["random/reach_rate"] and measures["filters_per_image"] < FILTERS
     assert (heads.minimum_incorrect(seen[0].activations, seen[1]) >= 0).all()
 

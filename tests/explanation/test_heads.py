@@ -1,4 +1,4 @@
-"""FilterHeads trained together against the plain optimizer, one head after the other, step by step, in double precision."""
+"""Heads trained together against torch.optim.SGD, one head after the other, step by step, in double precision."""
 
 from collections.abc import Callable
 from typing import get_args
@@ -8,14 +8,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from everycause.errors import UserError
 from everycause.explanation import heads as module
 from everycause.explanation.heads import (
+    MOMENTUM,
     PENALTY,
-    Descent,
     FilterHeads,
     HeadParams,
     LastLayer,
     Variant,
+    descend,
     train_heads,
     train_incorrect_heads,
 )
@@ -36,8 +38,8 @@ def problem() -> tuple[Tensor, Tensor, LastLayer]:
     )
 
 
-def correct_loss(said: Tensor, a: Tensor, target: Tensor, head: LastLayer, through: bool) -> Tensor:
-    gate = torch.sigmoid(said)
+def correct_loss(outputs: Tensor, a: Tensor, target: Tensor, head: LastLayer, through: bool) -> Tensor:
+    gate = torch.sigmoid(outputs)
     mask = torch.where(gate > 0.5, gate, torch.zeros_like(gate))
     if through:
         mask = gate + (mask - gate).detach()
@@ -49,8 +51,8 @@ def correct_loss(said: Tensor, a: Tensor, target: Tensor, head: LastLayer, throu
     )
 
 
-def incorrect_loss(said: Tensor, a: Tensor, target: Tensor, head: LastLayer, _through: bool) -> Tensor:
-    added = said.relu()
+def incorrect_loss(outputs: Tensor, a: Tensor, target: Tensor, head: LastLayer, _through: bool) -> Tensor:
+    added = outputs.relu()
     return cross_entropy((a + added) @ head.weight.T + head.bias, target) + PENALTY * added.abs().sum()
 
 
@@ -97,39 +99,32 @@ def test_minimum_incorrect_heads_too(problem: tuple[Tensor, Tensor, LastLayer]) 
     )
 
 
-@pytest.mark.parametrize("size", [1, 3, 50])
-def test_the_length_of_a_block_does_not_matter(
-    problem: tuple[Tensor, Tensor, LastLayer], monkeypatch: pytest.MonkeyPatch, size: int
-) -> None:
-    usual = train_heads(*problem, PARAMS, 0)
-    monkeypatch.setattr(module, "BLOCK", size)
-    assert torch.allclose(train_heads(*problem, PARAMS, 0).weight, usual.weight, rtol=0, atol=1e-12)
-
-
 def test_two_trainings_from_one_seed_are_equal_to_the_last_bit(problem: tuple[Tensor, Tensor, LastLayer]) -> None:
     first, second, other = (train_heads(*problem, PARAMS, seed) for seed in (0, 0, 1))
     assert torch.equal(first.weight, second.weight) and not torch.equal(first.weight, other.weight)
 
 
-def test_a_head_does_not_see_the_others(problem: tuple[Tensor, Tensor, LastLayer]) -> None:
-    maps = torch.rand(3, FILTERS, FILTERS + 1, dtype=torch.float64) - 0.5
-    inputs = [torch.rand(1, 5, FILTERS + 1, dtype=torch.float64) for _ in range(6)]
-    together = Descent.begin(maps, 0.01)
-    together.block(inputs, lambda _step, said: said.sin())
-    alone = Descent.begin(maps[1:2], 0.01)
-    alone.block(inputs, lambda _step, said: said.sin())
-    assert torch.allclose(together.weight[1:2], alone.weight, atol=1e-14)
+def test_a_head_does_not_see_the_others_and_steps_are_those_of_the_optimizer() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.rand(3, FILTERS, FILTERS + 1, generator=generator, dtype=torch.float64) - 0.5
+    velocity, alone = torch.zeros_like(weight), weight[1].clone().requires_grad_()
+    optimizer = torch.optim.SGD([alone], lr=0.01, momentum=MOMENTUM)
+    for _ in range(6):
+        images = torch.rand(1, 5, FILTERS + 1, generator=generator, dtype=torch.float64).expand(3, -1, -1)
+        descend(weight, velocity, images.bmm(weight.transpose(1, 2)).sin(), images, 0.01)
+        optimizer.zero_grad()
+        (-(images[1] @ alone.T).cos().sum()).backward()
+        optimizer.step()
+    assert torch.allclose(weight[1], alone.detach(), rtol=0, atol=1e-12)
 
 
-def test_without_a_slope_a_map_only_coasts() -> None:
-    maps = torch.rand(2, 3, 4, dtype=torch.float64)
-    descent = Descent.begin(maps, 0.1)
-    descent.velocity += 1.0
-    inputs = [torch.rand(1, 2, 4, dtype=torch.float64) for _ in range(7)]
-    descent.block(inputs, lambda _step, said: torch.zeros_like(said))
-    assert torch.allclose(descent.weight, maps - 0.1 * sum(0.9**step for step in range(1, 8))) and torch.allclose(
-        descent.velocity, torch.full_like(maps, 0.9**7)
-    )
+def test_without_a_gradient_a_head_only_coasts() -> None:
+    weight, velocity = torch.rand(2, 3, 4, dtype=torch.float64), torch.ones(2, 3, 4, dtype=torch.float64)
+    begin, images = weight.clone(), torch.rand(2, 2, 4, dtype=torch.float64)
+    for _ in range(7):
+        descend(weight, velocity, torch.zeros(2, 2, 3, dtype=torch.float64), images, 0.1)
+    assert torch.allclose(weight, begin - 0.1 * sum(0.9**step for step in range(1, 8)))
+    assert torch.allclose(velocity, torch.full_like(velocity, 0.9**7))
 
 
 def test_every_class_takes_part_in_only_class_with_its_own_images_alone(
@@ -165,8 +160,16 @@ def test_the_mask_at_use_is_where_the_gate_exceeds_one_half_with_each_images_own
     )
 
 
-def test_a_slope_that_is_not_finite_names_its_step() -> None:
-    descent, inputs = Descent.begin(torch.rand(2, 3, 4), 0.1), [torch.rand(1, 2, 4) for _ in range(5)]
-    with pytest.raises(FloatingPointError) as caught:
-        descent.block(inputs, lambda step, said: said / 0 if step == 3 else said)
-    assert caught.value.args == (3,)
+def test_a_loss_that_is_not_finite_names_its_epoch_and_batch(
+    problem: tuple[Tensor, Tensor, LastLayer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, real = [], module._logit_gradient
+
+    def broken(logits: Tensor, target: Tensor, reward: float) -> Tensor:
+        calls.append(1)
+        return real(logits, target, reward) * (torch.nan if len(calls) == 10 else 1.0)
+
+    monkeypatch.setattr(module, "_logit_gradient", broken)
+    steps = -(-IMAGES // PARAMS.batch_size)  # 7: the tenth step is the third of the second epoch
+    with pytest.raises(UserError, match=rf"epoch 2, batch {10 - steps}: lower filters.heads.learning_rate"):
+        train_heads(*problem, PARAMS, 0)

@@ -1,11 +1,15 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from everycause.artifacts import load_tensors, save_tensors
 from everycause.data.split import Split, normalized
+from everycause.errors import UserError
 from everycause.explanation import masks as masks_module
-from everycause.explanation.masks import EXPLAIN, MaskParams, Masks, evenly_over_classes, explain, generate, searched
+from everycause.explanation.image_selection import evenly_over_classes
+from everycause.explanation.masks import MaskParams, Masks, generate, searched
 from everycause.inference import logits_of
 from everycause.models import Classifier, ModelParams
 from tests.conftest import STATISTICS
@@ -51,7 +55,7 @@ def test_one_image_or_many_one_shard_or_several_give_the_same_masks(
     whole = generate(classifier, split, PARAMS, fresh(tmp_path / "whole"), "model")
     shards = generate(classifier, split, PARAMS.model_copy(update={"shard": 3}), fresh(tmp_path / "shards"), "model")
     assert len(list((tmp_path / "shards").iterdir())) == 7
-    assert all(torch.equal(value, getattr(shards, name)) for name, value in vars(whole).items())
+    assert same(whole, shards)
     (alone,) = searched(classifier, split, whole.index[3:4], PARAMS)
     assert torch.equal(alone.order[0], whole.order[3]) and torch.equal(alone.after[0], whole.after[3])
 
@@ -81,6 +85,11 @@ def test_a_killed_search_goes_on_and_ends_in_the_same_bytes(
         path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()
     }
     assert all((killed / name).stat().st_mtime_ns == time for name, time in finished.items())
+
+
+def same(first: Masks, second: Masks) -> bool:
+    pairs = [(value, vars(second)[name]) for name, value in vars(first).items()]
+    return all(torch.equal(*pair) if isinstance(pair[0], torch.Tensor) else pair[0] == pair[1] for pair in pairs)
 
 
 def fresh(folder: Path) -> Path:
@@ -123,6 +132,7 @@ def test_transformers_any_number_of_regions_and_two_classes(
 ) -> None:
     model = vision_transformer(classes)
     small = train.subset(torch.arange(6).numpy())
+    small = replace(small, class_names=model.class_names)
     labels = logits_of(model, small).argmax(dim=1)
     split = Split(small.name, labels, model.class_names, 32, small.read, small.identity)
     found = generate(
@@ -131,6 +141,32 @@ def test_transformers_any_number_of_regions_and_two_classes(
     assert found.order.shape == (3, min(8, max(1, regions // 4)))
     cam = PARAMS.model_copy(update={"regions": regions, "images": 3, "selector": "grad_cam"})
     assert len(generate(model, split, cam, fresh(tmp_path / "cam"), "model").index) == 3
+
+
+@pytest.mark.parametrize("partition", ("grid", "slico"))
+def test_one_image_per_shard_gives_each_image_its_own_partition(
+    tmp_path: Path, classifier: Classifier, split: Split, partition: str
+) -> None:
+    params = PARAMS.model_copy(update={"partition": partition, "images": 5, "max_regions": 2})
+    whole = generate(classifier, split, params, fresh(tmp_path / "whole"), "model")
+    shards = generate(classifier, split, params.model_copy(update={"shard": 1}), fresh(tmp_path / "shards"), "model")
+    assert len(list((tmp_path / "shards").iterdir())) == 5 and same(whole, shards)
+    assert shards.shared == (partition == "grid") and len(shards.partition) == (1 if shards.shared else 5)
+    one = shards.rows(torch.tensor([3]))
+    assert one.shared == shards.shared and len(one.partition) == 1
+    assert torch.equal(one.selection_counts, shards.selection_counts)
+    assert torch.equal(one.pixels(one.removed)[0], shards.pixels(shards.removed)[3])
+    again = Masks.joined([one, shards.rows(torch.tensor([1]))])
+    assert torch.equal(again.pixels(again.removed), shards.pixels(shards.removed)[[3, 1]])
+
+
+def test_masks_of_another_version_are_refused_by_name(tmp_path: Path, classifier: Classifier, split: Split) -> None:
+    generate(classifier, split, PARAMS, tmp_path, "model")
+    file = tmp_path / masks_module.FILE.format(0)
+    tensors, description = load_tensors(file, "generate_masks")
+    save_tensors(file, {name: value for name, value in tensors.items() if name != "shared"}, description)
+    with pytest.raises(UserError, match="another version of the search: run the stage generate_masks again"):
+        Masks.load(tmp_path, "model", split.identity)
 
 
 def test_images_that_are_wrong_or_unsure_are_counted_and_not_searched(
@@ -150,33 +186,13 @@ def test_masks_of_another_model_or_of_other_data_are_refused(
 ) -> None:
     masks = generate(classifier, split, PARAMS, tmp_path, "this model")
     loaded = Masks.load(tmp_path, "this model", split.identity)
-    assert all(torch.equal(value, getattr(masks, name)) for name, value in vars(loaded).items())
+    assert same(loaded, masks)
     with pytest.raises(ValueError, match="made for another model"):
         Masks.load(tmp_path, "that model", split.identity)
     with pytest.raises(ValueError, match="made from other data"):
         Masks.load(tmp_path, "this model", "other images")
     with pytest.raises(ValueError, match="run the stage generate_masks"):
         Masks.load(tmp_path / "nowhere", "this model", split.identity)
-
-
-def test_one_image_is_explained_in_three_lines(classifier: Classifier, split: Split) -> None:
-    params = EXPLAIN.model_copy(update={"regions": 16, "max_regions": 4})
-    flipped = 0
-    for number in range(6):
-        image = split.read(torch.tensor([number]).numpy())[0]
-        why = explain(classifier, image, params=params)
-        assert why.label == int(split.labels[number]) and why.probabilities.shape == (len(why.order) + 1, 4)
-        assert (
-            why.probabilities[0].argmax() == why.label
-            and bool(why.probabilities[-1].argmax() != why.label) == why.flipped
-        )
-        assert {int(region) for region in why.partition[why.regions]} == set(why.order) and why.forwards > 0
-        flipped += why.flipped
-    assert flipped > 0
-    with pytest.raises(ValueError, match="already misclassified"):
-        explain(classifier, image, label=(why.label + 1) % 4, params=params)
-    with pytest.raises(ValueError, match="one image has no other images"):
-        explain(classifier, image, params=params.model_copy(update={"baseline": "background"}))
 
 
 def test_images_are_chosen_evenly_over_the_classes() -> None:

@@ -8,7 +8,7 @@ from everycause.evaluation.faithfulness import minimum_sizes
 from everycause.explanation.objectives import OBJECTIVES, Logits, log_odds
 from everycause.explanation.regions import MaskedImages, grid
 from everycause.explanation.scoring import Scorer
-from everycause.explanation.search import CAREFUL, FAST, SearchInputs, SearchResult, search
+from everycause.explanation.search import CAREFUL, FAST, SearchInputs, SearchResult, best_candidate, search
 from everycause.models import Classifier
 from tests.conftest import make_classifier
 from tests.explanation.searching import slow_search, task_of, undecided, without
@@ -30,7 +30,12 @@ def found_by(
     **options: object,
 ) -> SearchResult:
     return search(
-        task, Scorer(classifier, 16, fast=True, **options), Scorer(classifier, 16), objective, largest, method
+        task,
+        Scorer(classifier.network, 16, fast=True, **options),
+        Scorer(classifier.network, 16),
+        objective,
+        largest,
+        method,
     )
 
 
@@ -106,7 +111,14 @@ def test_neither_the_batch_size_nor_the_other_images_matter(
 ) -> None:
     whole = found_by(classifier, task, method)
     for size in (1, 7, 500):
-        other = search(task, Scorer(classifier, size, fast=True), Scorer(classifier, size), "deletion", LARGEST, method)
+        other = search(
+            task,
+            Scorer(classifier.network, size, fast=True),
+            Scorer(classifier.network, size),
+            "deletion",
+            LARGEST,
+            method,
+        )
         assert (
             torch.equal(whole.order, other.order)
             and torch.equal(whole.flipped, other.flipped)
@@ -119,7 +131,7 @@ def test_neither_the_batch_size_nor_the_other_images_matter(
 
 
 def test_no_set_is_smaller_than_the_true_minimum(classifier: Classifier, task: SearchInputs) -> None:
-    least = minimum_sizes(task, Scorer(classifier, 16), LARGEST)
+    least = minimum_sizes(task, Scorer(classifier.network, 16), LARGEST)
     for row in range(4):
         sizes = [
             size
@@ -132,8 +144,16 @@ def test_no_set_is_smaller_than_the_true_minimum(classifier: Classifier, task: S
         assert (least[found.flipped] > 0).all() and ((found.order >= 0).sum(dim=1) >= least)[found.flipped].all()
     with pytest.raises(ValueError, match="at most 16 regions"):
         minimum_sizes(
-            SearchInputs(MaskedImages(task.masking.images, grid(32, 5)[None], 25), *task[1:]), Scorer(classifier, 16), 2
+            SearchInputs(MaskedImages(task.masking.images, grid(32, 5)[None], 25, True), *task[1:]),
+            Scorer(classifier.network, 16),
+            2,
         )
+
+
+def test_among_flips_the_larger_value_wins_however_small_the_difference() -> None:
+    values = torch.tensor([[9.0, 3.001, 3.002, -torch.inf], [1.0, 2.0, 2.0, 0.0], [5.0, -900.0, 4.0, 4.0]])
+    flips = torch.tensor([[False, True, True, False], [False] * 4, [False, True, False, False]])
+    assert best_candidate(values, flips).tolist() == [2, 1, 1]
 
 
 def test_equal_scores_go_to_the_lowest_region_and_a_blind_model_never_flips(train: Split) -> None:
@@ -150,10 +170,22 @@ def test_equal_scores_go_to_the_lowest_region_and_a_blind_model_never_flips(trai
 def test_more_effort_costs_more_and_a_careful_search_trusts_nothing(classifier: Classifier, task: SearchInputs) -> None:
     assert CAREFUL.trust == 0
     plain = search(
-        task, Scorer(classifier, 16), Scorer(classifier, 16), "deletion", LARGEST, "fast", FAST._replace(swaps=0)
+        task,
+        Scorer(classifier.network, 16),
+        Scorer(classifier.network, 16),
+        "deletion",
+        LARGEST,
+        "fast",
+        FAST._replace(swaps=0),
     )
     swapped = search(
-        task, Scorer(classifier, 16), Scorer(classifier, 16), "deletion", LARGEST, "fast", FAST._replace(swaps=3)
+        task,
+        Scorer(classifier.network, 16),
+        Scorer(classifier.network, 16),
+        "deletion",
+        LARGEST,
+        "fast",
+        FAST._replace(swaps=3),
     )
     assert swapped.forwards.sum() > plain.forwards.sum()
     assert ((swapped.order >= 0).sum(dim=1) <= (plain.order >= 0).sum(dim=1))[plain.flipped].all()
@@ -164,7 +196,7 @@ def test_a_slope_is_the_derivative_of_the_objective(classifier: Classifier, task
     goal = OBJECTIVES[objective]
     state = torch.rand(4, 16, generator=torch.Generator().manual_seed(0)) * 0.5
     some = SearchInputs(task.masking.rows(torch.arange(4)), task.labels[:4], task.runner_up[:4], task.log_odds[:4])
-    gradients = Scorer(classifier, 3).gradients(some.masking, state, some.labels, some.runner_up, goal)
+    gradients = Scorer(classifier.network, 3).gradients(some.masking, state, some.labels, some.runner_up, goal)
 
     def value(removed: torch.Tensor) -> torch.Tensor:
         def seen(kept: torch.Tensor) -> torch.Tensor:
@@ -210,10 +242,39 @@ def test_folding_changes_no_prediction_and_not_the_model(classifier: Classifier,
     before = {name: value.clone() for name, value in classifier.state_dict().items()}
     classifier.train()
     everyone, kept = torch.arange(12), torch.ones(12, 16, dtype=torch.bool)
-    exact = Scorer(classifier, 5).logits(task.masking, everyone, kept)
-    fast = Scorer(classifier, 5, fast=True)
+    exact = Scorer(classifier.network, 5).logits(task.masking, everyone, kept)
+    fast = Scorer(classifier.network, 5, fast=True)
     assert torch.allclose(fast.logits(task.masking, everyone, kept), exact, atol=1e-4)
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in fast.network.modules())
     found_by(classifier, task, "fast")
     assert classifier.training and all(value.requires_grad for value in classifier.parameters())
     assert all(torch.equal(value, before[name]) for name, value in classifier.state_dict().items())
+
+
+def test_a_flip_is_confirmed_without_tf32_and_the_switches_are_restored(
+    task: SearchInputs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[bool, bool]] = []
+
+    def switches() -> tuple[bool, bool]:
+        return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+
+    class Watching(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            seen.append(switches())
+            if fails:
+                raise KeyboardInterrupt
+            return images.mean(dim=(2, 3))
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    before, fails, one = switches(), False, torch.zeros(1, dtype=torch.int64)
+    kept = torch.ones(1, 16, dtype=torch.bool)
+    Scorer(Watching(), 1).logits(task.masking, one, kept)
+    assert seen == [(False, False)] and switches() == before
+    fails = True
+    with pytest.raises(KeyboardInterrupt):
+        Scorer(Watching(), 1).logits(task.masking, one, kept)
+    assert switches() == before and before[1]  # cuDNN's switch is on by default
+    fails = False
+    Scorer(Watching(), 1, fast=True).logits(task.masking, one, kept)  # proposals may use it
+    assert seen[-1] == before

@@ -1,4 +1,5 @@
 import pytest
+import timm
 import torch
 
 from everycause.data.split import Split
@@ -6,7 +7,7 @@ from everycause.explanation.objectives import OBJECTIVES
 from everycause.explanation.scoring import Scorer
 from everycause.explanation.search import SearchInputs
 from everycause.explanation.selectors import SELECTORS, Request, area_under, bidirectional, curves, cut_at_flip
-from everycause.models import Classifier, ModelParams, Seen
+from everycause.models import Classifier, LayerOutput, ModelParams
 from tests.conftest import STATISTICS
 from tests.explanation.searching import task_of
 
@@ -19,8 +20,9 @@ def task(classifier: Classifier, train: Split) -> SearchInputs:
 def request_of(classifier: Classifier, task: SearchInputs, filters: torch.Tensor | None = None) -> Request:
     return Request(
         task,
-        Scorer(classifier, 16, fast=True),
-        Scorer(classifier, 16),
+        Scorer(classifier.network, 16, fast=True),
+        Scorer(classifier.network, 16),
+        classifier,
         torch.arange(len(task.labels)) + 40,
         2,
         "deletion",
@@ -89,7 +91,7 @@ def slow_bidirectional(scorer: Scorer, task: SearchInputs, row: int, pending: in
 
 @pytest.mark.parametrize("pending", (1, 3, 12))
 def test_the_bidirectional_search_is_limas(classifier: Classifier, task: SearchInputs, pending: int) -> None:
-    scorer = Scorer(classifier, 16)
+    scorer = Scorer(classifier.network, 16)
     order, forwards = bidirectional(task, scorer, "factual", pending)
     assert [slow_bidirectional(scorer, task, row, pending) for row in range(3)] == order[:3].tolist()
     trials = sum(9 - 2 * i for i in range(5)) + sum(min(pending, 8 - 2 * i) for i in range(4))
@@ -97,7 +99,7 @@ def test_the_bidirectional_search_is_limas(classifier: Classifier, task: SearchI
 
 
 def test_curves_begin_and_end_with_the_whole_and_the_empty_image(classifier: Classifier, task: SearchInputs) -> None:
-    scorer, everyone = Scorer(classifier, 16), torch.arange(6)
+    scorer, everyone = Scorer(classifier.network, 16), torch.arange(6)
     order = SELECTORS["random"](request_of(classifier, task)).order
     deletion, share = curves(scorer, task.masking, task.labels, order, insertion=False)
     insertion, _ = curves(scorer, task.masking, task.labels, order, insertion=True)
@@ -125,13 +127,13 @@ def test_grad_cam_finds_the_planted_region(
 ) -> None:
     task = task_of(classifier, train, cells=2, count=4)
 
-    def planted(_classifier: Classifier, images: torch.Tensor) -> Seen:
+    def planted(_classifier: Classifier, images: torch.Tensor) -> LayerOutput:
         maps = torch.zeros(len(images), 2, 4, 4)
         maps[:, 0, -1, -1], maps[:, 1, 0, 0] = 1.0, 5.0
         maps.requires_grad_()
-        return Seen(maps, (maps[:, 0].mean(dim=(1, 2)) - maps[:, 1].mean(dim=(1, 2)))[:, None] * torch.ones(4))
+        return LayerOutput(maps, (maps[:, 0].mean(dim=(1, 2)) - maps[:, 1].mean(dim=(1, 2)))[:, None] * torch.ones(4))
 
-    monkeypatch.setattr(Classifier, "seen", planted)
+    monkeypatch.setattr(Classifier, "layer_output", planted)
     assert (SELECTORS["grad_cam"](request_of(classifier, task)).order[:, 0] == 3).all()
 
 
@@ -146,3 +148,46 @@ def test_a_selector_that_lacks_something_says_what(classifier: Classifier, task:
     )
     with pytest.raises(ValueError, match="neither feature maps nor a square of patch tokens"):
         SELECTORS["grad_cam"](request_of(flat, task))
+
+
+@pytest.mark.parametrize(
+    ("name", "layer", "options"),
+    [("swin_tiny_patch4_window7_224", "layers.1", {"embed_dim": 12, "depths": (1, 1), "num_heads": (1, 2)})],
+)
+def test_grad_cam_of_a_network_with_channels_last_weighs_channels_not_places(
+    train: Split, monkeypatch: pytest.MonkeyPatch, name: str, layer: str, options: dict
+) -> None:
+    torch.manual_seed(0)
+    real = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda *given, **more: real(*given, **more, window_size=4, **options))
+    params = ModelParams(name=name, pretrained=False, explained_layer=layer, head="published", dropout=0.0)
+    classifier = Classifier(params, tuple("abcd"), 32, STATISTICS).eval()
+    task = task_of(classifier, train, cells=2, count=3)
+    ranking = SELECTORS["grad_cam"](request_of(classifier, task))
+    for row in range(3):
+        image, label = task.masking.images[row : row + 1], int(task.labels[row])
+        outputs: list[torch.Tensor] = []
+        handle = classifier.explained_layer.register_forward_hook(lambda *given, outputs=outputs: outputs.append(given[2]))
+        gradient = torch.autograd.grad(classifier.network(image)[0, label], outputs)[0]
+        handle.remove()
+        assert outputs[0].shape[1:] == (4, 4, 24)  # places first, then the channels
+        heat = (gradient.mean(dim=(1, 2), keepdim=True) * outputs[0]).sum(dim=3).relu().detach()
+        large = torch.nn.functional.interpolate(heat[:, None], size=(32, 32), mode="bilinear", align_corners=False)[
+            0, 0
+        ]
+        means = [float(large[y : y + 16, x : x + 16].mean()) for y in (0, 16) for x in (0, 16)]
+        assert ranking.score is not None and ranking.score[row].tolist() == pytest.approx(means, rel=1e-3, abs=1e-7)
+
+
+def test_grad_cam_of_a_vision_transformer_lays_its_patch_tokens_out(train: Split) -> None:
+    torch.manual_seed(0)
+    params = ModelParams(name="test_vit", pretrained=False, explained_layer="blocks.4", head="published", dropout=0.0)
+    classifier = Classifier(params, tuple("abcd"), 32, STATISTICS).eval()
+    task = task_of(classifier, train, cells=2, count=3)
+    tokens = classifier.layer_output(task.masking.images).output
+    side = int((tokens.shape[1] - classifier.network.num_prefix_tokens) ** 0.5)
+    maps = classifier.as_maps(tokens)
+    assert maps.shape == (3, tokens.shape[2], side, side)
+    assert torch.equal(maps[1, :, 0, 1], tokens[1, classifier.network.num_prefix_tokens + 1])
+    order = SELECTORS["grad_cam"](request_of(classifier, task)).order
+    assert torch.equal(order.sort(dim=1).values, torch.arange(4).expand(3, -1))

@@ -1,5 +1,7 @@
 """Masks, filters and recipes made up for the tests of training."""
 
+from dataclasses import replace
+
 import torch
 
 from everycause.data.sources import DataParams
@@ -11,14 +13,19 @@ from everycause.explanation.regions import grid
 from everycause.training.background import BackgroundParams
 from everycause.training.fit import FitParams, OptimizerParams
 from everycause.training.loss import LossParams
-from everycause.training.rows import Recipe, Upstream
+from everycause.training.rounds import RoundsParams
+from everycause.training.counterfactuals import Recipe, Upstream
 from tests.conftest import make_classifier
 from tests.explanation.searching import PARAMS as MASKS
 
+AUGMENTATION = AugmentationParams(
+    mirror=True, shift=2, rotation=0.0, shear=0.0, zoom=0.0, resized_crop=0.0, color_jitter=0.0
+)
+OPTIMIZER = OptimizerParams(name="adamw", schedule="one_cycle", learning_rate=1e-3, weight_decay=0.05, warmup=0.2)
 PARAMS = FitParams(
-    epochs=2, batch_size=32, trainable=["all"], keep="last", augmentation=AugmentationParams(mirror=True, shift=2, rotation=0.0, shear=0.0, zoom=0.0),
-    optimizer=OptimizerParams(name="adamw", schedule="one_cycle", learning_rate=1e-3, weight_decay=0.05, warmup=0.2),
-)  # fmt: skip
+    epochs=2, batch_size=32, trainable=["all"], keep="last", augmentation=AUGMENTATION, optimizer=OPTIMIZER
+)
+ROUNDS = RoundsParams(rounds=2, images=12, growth=0.0)
 BACKGROUND = BackgroundParams(source="bank", source_classes="any_class", share=0.5, augment_rate=1.0)
 WEIGHTS = LossParams(lambda_augment=1.0, lambda_mc=1e-3, lambda_nonmc=1e-4, surrogate="sigmoid_threshold")
 
@@ -30,10 +37,19 @@ def invented_masks(split: Split, count: int = 40) -> Masks:
     order[: count // 2, 2] = -1
     flipped = torch.arange(count) % 4 != 0
     return Masks(
-        torch.arange(count), order, flipped, torch.zeros(count, dtype=torch.int64), torch.rand(count, 2), torch.rand(count, 2),
-        torch.rand(count, 16, generator=generator), torch.full((count, 16), 1 / 16), torch.full((count,), 10), grid(split.image_size, 4)[None],
-        torch.tensor([count, 0, 0]),
-    )  # fmt: skip
+        index=torch.arange(count),
+        order=order,
+        flipped=flipped,
+        runner_up=torch.zeros(count, dtype=torch.int64),
+        before=torch.rand(count, 2),
+        after=torch.rand(count, 2),
+        effect=torch.rand(count, 16, generator=generator),
+        areas=torch.full((count, 16), 1 / 16),
+        forwards=torch.full((count,), 10),
+        partition=grid(split.image_size, 4)[None],
+        shared=True,
+        selection_counts=torch.tensor([count, 0, 0]),
+    )
 
 
 def invented_bank() -> FilterBank:
@@ -48,9 +64,23 @@ def invented_bank() -> FilterBank:
     )
 
 
-def invented_upstream(split: Split) -> Upstream:
+def known(split: Split) -> Split:
+    """A split whose classes have the names that the classifiers of the tests know."""
+    return replace(split, class_names=tuple(f"class-{number}" for number in range(split.num_classes)))
+
+
+def invented_upstream(split: Split, validation: Split | None = None, masks: Masks | None = None) -> Upstream:
     """An untrained base with invented explanations."""
-    return Upstream(make_classifier(), invented_bank(), invented_masks(split), split)
+    found = invented_masks(split) if masks is None else masks
+    return Upstream(
+        base=make_classifier(),
+        model="model",
+        train=split,
+        validation=split if validation is None else validation,
+        open_masks=lambda: found,
+        open_filters=invented_bank,
+        watch_filters=True,
+    )
 
 
 def recipe(data: DataParams, weights: LossParams = WEIGHTS, background: BackgroundParams = BACKGROUND) -> Recipe:

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
@@ -9,8 +10,16 @@ from everycause.data.sources import DataParams
 from everycause.data.split import AugmentationParams, Split, Statistics
 from everycause.explanation.masks import Masks, searched
 from everycause.explanation.regions import grid
-from everycause.training.background import Bank, MeanColor, OwnScene, background_bank, background_of, plates, vicinity
-from everycause.training.counterfactuals import CutMix, Erasing, OracleParts, Pool, Removals
+from everycause.training.background import (
+    Bank,
+    MeanColor,
+    OwnScene,
+    background_bank,
+    background_images,
+    background_of,
+    neighborhood,
+)
+from everycause.training.counterfactuals import CutMix, Erasing, OracleParts, Pool, Removals, example_pictures
 from everycause.training.steps import training_steps
 from tests.explanation.searching import PARAMS, always_right, undecided
 from tests.training.invented import BACKGROUND, invented_masks
@@ -31,11 +40,11 @@ def generator(seed: int = 0) -> torch.Generator:
 def removals(train: Split) -> Removals:
     """Masks for the first forty images, two or three regions each."""
     masks = invented_masks(train)
-    pool = Pool(dict(enumerate(masks.removed[:, None])), masks.partition, {})
+    pool = Pool(dict(enumerate(masks.removed[:, None])), masks.partition, {}, True)
     return Removals(pool, background_bank(train, masks, BACKGROUND), 1.0)
 
 
-def test_only_removed_pixels_change_and_come_from_one_plate(train: Split, removals: Removals) -> None:
+def test_only_removed_pixels_change_and_come_from_one_background_image(train: Split, removals: Removals) -> None:
     index = torch.arange(6)
     images, labels = train.read(index.numpy()), train.labels[index]
     composed, kept_labels = removals.composed(index, images, labels, generator(1))
@@ -43,18 +52,18 @@ def test_only_removed_pixels_change_and_come_from_one_plate(train: Split, remova
     for row in range(6):
         removed = removals.pool.sets[row][0][removals.pool.partition[0]]
         assert torch.equal(composed[row][:, ~removed], images[row][:, ~removed])
-        assert any(torch.equal(plate[:, removed], composed[row][:, removed]) for plate in removals.background.plates)
+        assert any(torch.equal(one[:, removed], composed[row][:, removed]) for one in removals.background.background_images)
 
 
 def test_an_empty_set_changes_nothing_and_a_full_one_everything(train: Split) -> None:
     images, labels, index = train.read(np.arange(2)), train.labels[:2], torch.arange(2)
     gray = MeanColor(Statistics((128 / 255,) * 3, (0.2,) * 3))
     for filled, expected in ((torch.zeros, images), (torch.ones, torch.full_like(images, 128))):
-        pool = Pool({i: filled(1, REGIONS, dtype=torch.bool) for i in range(2)}, grid(32, 4)[None], {})
+        pool = Pool({i: filled(1, REGIONS, dtype=torch.bool) for i in range(2)}, grid(32, 4)[None], {}, True)
         assert torch.equal(Removals(pool, gray, 1.0).composed(index, images, labels, generator())[0], expected)
 
 
-def test_a_plate_shows_nothing_but_background() -> None:
+def test_a_background_image_shows_nothing_but_background() -> None:
     cells = grid(14, 3)
     images = torch.zeros(2, 3, 14, 14, dtype=torch.uint8)
     background = torch.rand(2, 9, generator=generator()) < 0.5
@@ -62,7 +71,7 @@ def test_a_plate_shows_nothing_but_background() -> None:
     for row in range(2):
         images[row, :, ~background[row][cells]] = 200
         images[row, 0][background[row][cells]] = (10 * cells + 1)[background[row][cells]].to(torch.uint8)
-    made = plates(images, background, cells)
+    made = background_images(images, background, cells)
     assert made.max() < 200
     assert torch.equal(made[:, :, background[0][cells]][0], images[:, :, background[0][cells]][0])
 
@@ -74,20 +83,20 @@ def test_a_place_is_background_where_it_matters_little_to_all_and_lies_away_from
     masks.effect.copy_(corner)
     masks.order.fill_(-1)
     masks.order[:, 0] = 0  # far away from it
-    bank = background_bank(train, masks, BACKGROUND.model_copy(update={"background_share": 0.25}))
+    bank = background_bank(train, masks, BACKGROUND.model_copy(update={"share": 0.25}))
     images = train.read(np.arange(40))
-    assert torch.equal(bank.plates[:, :, 24:], images[:, :, 24:])
-    cell = bank.plates[5, :, :8, :8]
+    assert torch.equal(bank.background_images[:, :, 24:], images[:, :, 24:])
+    cell = bank.background_images[5, :, :8, :8]
     assert any(torch.equal(cell, images[5, :, 24:, x : x + 8]) for x in (0, 8, 16, 24))
     masks.order[:, 0] = 8  # its neighbor below is no background any more
     with pytest.raises(ValueError, match="raise background.share"):
-        background_bank(train, masks, BACKGROUND.model_copy(update={"background_share": 0.25}))
+        background_bank(train, masks, BACKGROUND.model_copy(update={"share": 0.25}))
 
 
-def test_the_vicinity_is_a_regions_width() -> None:
+def test_the_neighborhood_is_a_regions_width() -> None:
     pixels = torch.zeros(1, 12, 12, dtype=torch.bool)
     pixels[0, 6, 6] = True
-    near = vicinity(pixels, 4)
+    near = neighborhood(pixels, 4)
     assert near.sum() == 49 and near[0, 3:10, 3:10].all()
 
 
@@ -96,13 +105,13 @@ def test_source_images_follow_the_wish_for_a_class(train: Split) -> None:
     for wanted, expected in (("other_class", {0, 1, 3}), ("same_class", {2}), ("any_class", {0, 1, 2, 3})):
         bank = background_bank(train, masks, BACKGROUND.model_copy(update={"source_classes": wanted}))
         colored = Bank(
-            bank.labels.to(torch.uint8)[:, None, None, None].expand_as(bank.plates).contiguous(),
+            bank.labels.to(torch.uint8)[:, None, None, None].expand_as(bank.background_images).contiguous(),
             bank.labels,
             bank.source_classes,
             bank.classes,
         )
         drawn = colored.draw(
-            bank.plates[:1].expand(200, -1, -1, -1),
+            bank.background_images[:1].expand(200, -1, -1, -1),
             torch.zeros(200, 32, 32, dtype=torch.bool),
             torch.full((200,), 2),
             generator(),
@@ -110,11 +119,11 @@ def test_source_images_follow_the_wish_for_a_class(train: Split) -> None:
         assert set(drawn[:, 0, 0, 0].tolist()) == expected
     one = bank.labels == 1
     with pytest.raises(ValueError, match="source_classes is 'other_class'"):
-        Bank(bank.plates[one], bank.labels[one], "other_class", 4)
+        Bank(bank.background_images[one], bank.labels[one], "other_class", 4)
 
 
 def test_source_images_are_independent_of_the_class(removals: Removals) -> None:
-    images, nothing = removals.background.plates[:1].expand(50, -1, -1, -1), torch.zeros(50, 32, 32, dtype=torch.bool)
+    images, nothing = removals.background.background_images[:1].expand(50, -1, -1, -1), torch.zeros(50, 32, 32, dtype=torch.bool)
     first = removals.background.draw(images, nothing, torch.zeros(50, dtype=torch.int64), generator())
     assert torch.equal(first, removals.background.draw(images, nothing, torch.full((50,), 3), generator()))
 
@@ -140,7 +149,7 @@ def test_every_source_of_fill_is_at_hand(train: Split) -> None:
 
 def test_a_pool_grows_by_new_sets_and_draws_each_of_them_or_none(train: Split) -> None:
     masks = invented_masks(train)
-    pool = Pool({}, masks.partition, {}).joined(masks)
+    pool = Pool({}, masks.partition, {}, True).joined(masks)
     assert pool.joined(masks).sets[1].shape == (1, REGIONS)  # the same set again is no new one
     moved = masks.rows(torch.arange(40))
     moved.order.copy_((masks.order + 1).remainder(16).where(masks.order >= 0, -1))
@@ -163,7 +172,7 @@ def test_a_new_scene_surrounds_what_is_kept(train: Split, removals: Removals) ->
         composed, _ = scene.composed(index, images, train.labels[:4], generator(seed))
         for row in range(4):
             known = removals.pool.sets[row][0][removals.pool.partition[0]]
-            near = vicinity(known[None], 4)[0]
+            near = neighborhood(known[None], 4)[0]
             assert (composed[row][:, ~near] == 0).all() and torch.equal(
                 composed[row][:, near & ~known], images[row][:, near & ~known]
             )
@@ -176,7 +185,7 @@ def test_every_step_has_the_same_number_of_images_whatever_the_row(
     train: Split, data_params: DataParams, removals: Removals, rate: float
 ) -> None:
     some = Removals(removals.pool, removals.background, rate)
-    oracle = OracleParts(Codebirds(data_params.codebirds), rate)
+    oracle = OracleParts(Codebirds(data_params.codebirds.settings), rate)
     for counterfactuals in (None, some, oracle, Erasing((0.5, 0.5, 0.5), rate), CutMix(4, rate)):
         seen = 0
         for step in islice(training_steps(train, 32, shifted(2), counterfactuals, generator()), 10):
@@ -187,7 +196,7 @@ def test_every_step_has_the_same_number_of_images_whatever_the_row(
 
 
 def test_a_counterfactual_shares_mirror_and_shift_with_its_original(train: Split) -> None:
-    nothing = Pool({i: torch.zeros(1, REGIONS, dtype=torch.bool) for i in range(len(train))}, grid(32, 4)[None], {})
+    nothing = Pool({i: torch.zeros(1, REGIONS, dtype=torch.bool) for i in range(len(train))}, grid(32, 4)[None], {}, True)
     step = next(training_steps(train, 32, shifted(3), Removals(nothing, OwnScene(), 1.0), generator()))
     assert torch.equal(step.images, step.counterfactuals) and torch.equal(step.labels, step.counterfactual_labels)
 
@@ -209,7 +218,7 @@ def test_erasing_and_cutmix_follow_the_generator_and_leave_torchs_own_alone(trai
 
 
 def test_the_oracle_takes_parts_away_and_the_scene_tells_nothing(data_params: DataParams, train: Split) -> None:
-    birds = Codebirds(data_params.codebirds)
+    birds = Codebirds(data_params.codebirds.settings)
     index = torch.arange(200)
     images = train.read(index.numpy())
     composed, labels = OracleParts(birds, 1.0).composed(index, images, train.labels[index], generator())
@@ -234,7 +243,7 @@ def test_images_with_partitions_of_their_own_lose_the_same_pixels_in_training_as
     )
     assert len(masks.partition) == 24 and masks.flipped.any()
     flips = masks.rows(masks.flipped.nonzero()[:, 0])
-    pool = Pool({}, masks.partition[:0], {}).joined(masks)
+    pool = Pool({}, masks.partition[:0], {}, False).joined(masks)
     expected = flips.pixels(flips.removed)
     assert torch.equal(pool.pixels(flips.index, pool.draw(flips.index, generator(), none=False)), expected)
     composed, _ = Removals(pool, background_bank(split, masks, BACKGROUND), 1.0).composed(
@@ -243,3 +252,59 @@ def test_images_with_partitions_of_their_own_lose_the_same_pixels_in_training_as
     assert torch.equal(
         composed.permute(0, 2, 3, 1)[~expected], split.read(flips.index.numpy()).permute(0, 2, 3, 1)[~expected]
     )
+
+
+def test_two_rounds_of_one_flip_each_keep_both_partitions(train: Split) -> None:
+    masks = invented_masks(train)
+    own = [masks.rows(torch.tensor([row])) for row in (1, 2)]
+    first, second = (
+        replace(one, shared=False, partition=one.partition.roll(shift, dims=2)) for one, shift in zip(own, (0, 9), strict=True)
+    )
+    pool = Pool({}, first.partition[:0], {}, False).joined(first).joined(second)
+    index = torch.tensor([1, 2])
+    expected = torch.cat([first.pixels(first.removed), second.pixels(second.removed)])
+    assert torch.equal(pool.pixels(index, torch.cat([first.removed, second.removed])), expected)
+
+
+def photographic(**changes: float) -> AugmentationParams:
+    return TRAINING.augmentation.model_copy(update=changes)
+
+
+@pytest.mark.parametrize("changes", [{"resized_crop": 0.3}, {"color_jitter": 0.8}, {"resized_crop": 0.5, "color_jitter": 0.5}])
+def test_a_counterfactual_shares_crop_and_colors_with_its_original(train: Split, changes: dict[str, float]) -> None:
+    nothing = Pool({i: torch.zeros(1, REGIONS, dtype=torch.bool) for i in range(0, len(train), 2)}, grid(32, 4)[None], {}, True)
+    kept = Removals(nothing, OwnScene(), 1.0)
+    step = next(training_steps(train, 32, photographic(**changes), kept, generator()))
+    plain = next(training_steps(train, 32, photographic(), kept, generator()))
+    paired = [row for row, image in enumerate(plain.images) if any(torch.equal(image, one) for one in plain.counterfactuals)]
+    assert 0 < len(step.counterfactuals) < len(step.images)
+    assert torch.equal(step.images[paired], step.counterfactuals) and torch.equal(step.labels, plain.labels)
+    assert (step.images != plain.images).flatten(1).any(dim=1).double().mean() > 0.9
+    assert step.images.shape == plain.images.shape and step.images.dtype == torch.uint8
+    again = next(training_steps(train, 32, photographic(**changes), kept, generator()))
+    assert torch.equal(step.images, again.images)
+
+
+def test_a_slight_jitter_of_colors_changes_little(train: Split) -> None:
+    plain = next(training_steps(train, 16, photographic(), None, generator()))
+    slight = next(training_steps(train, 16, photographic(color_jitter=0.02), None, generator()))
+    assert (plain.images.int() - slight.images.int()).abs().max() < 24
+
+
+def test_photograph_augmentation_is_checked() -> None:
+    for changes in ({"resized_crop": 1.5}, {"color_jitter": -0.1}):
+        with pytest.raises(ValueError, match="less than or equal to 1|greater than or equal to 0"):
+            AugmentationParams(**{**TRAINING.augmentation.model_dump(), **changes})
+
+
+def test_pictures_show_what_was_replaced_one_image_a_class(train: Split, removals: Removals) -> None:
+    state = torch.random.get_rng_state()
+    made = example_pictures(removals, train, 3)
+    assert len(set(made.titles)) == len(made.titles) == 4 and torch.equal(state, torch.random.get_rng_state())
+    outside = ~made.removed[:, None].expand_as(made.images)
+    assert torch.equal(made.images[outside], made.counterfactuals[outside]) and made.removed.flatten(1).any(dim=1).all()
+    again = example_pictures(removals, train, 3)
+    assert torch.equal(made.counterfactuals, again.counterfactuals) and torch.equal(made.removed, again.removed)
+    erased = example_pictures(Erasing((0.0, 0.0, 0.0), 1.0), train, 3)
+    assert torch.equal((erased.images != erased.counterfactuals).any(dim=1), erased.removed)
+    assert example_pictures(Removals(Pool({}, grid(32, 4)[None], {}, True), OwnScene(), 1.0), train, 3) is None

@@ -2,6 +2,7 @@ import copy
 import dataclasses
 
 import pytest
+import timm
 import torch
 import yaml
 
@@ -13,25 +14,38 @@ from everycause.training.fit import (
     BaseParams,
     Training,
     fit,
-    fit_base,
+    has_statistics,
     optimizer,
+    schedule,
+    train_base,
     trainable_parameters,
     training_mode,
 )
 from everycause.training.loss import LossParams
-from everycause.training.rows import ROWS, goal_of
-from tests.conftest import ROOT, make_classifier
-from tests.training.invented import PARAMS, WEIGHTS, invented_bank, invented_masks, invented_upstream, recipe
+from everycause.errors import UserError
+from everycause.explanation.filters import FilterBank
+from everycause.training.rows import ROWS, Row, goal_of, retrain
+from tests.conftest import MODEL, ROOT, make_classifier
+from tests.training.invented import (
+    PARAMS,
+    ROUNDS,
+    WEIGHTS,
+    invented_bank,
+    invented_masks,
+    invented_upstream,
+    known,
+    recipe,
+)
 
 
 @pytest.fixture
 def small(train: Split) -> Split:
-    return train.subset(torch.arange(96).numpy()).kept_in_memory(100)
+    return known(train.subset(torch.arange(96).numpy()).kept_in_memory(100))
 
 
 @pytest.fixture
 def validation(data_params: DataParams) -> Split:
-    return open_split(data_params, "validation", 1)
+    return known(open_split(data_params, "validation", 1))
 
 
 def smoke_data() -> DataParams:
@@ -44,7 +58,7 @@ def trained(
     classifier = make_classifier()
     goal = PLAIN
     if row is not None:
-        goal = goal_of(ROWS[row], invented_upstream(small), recipe(smoke_data(), weights), seed)
+        goal = goal_of(row, invented_upstream(small), recipe(smoke_data(), weights), seed)
     return classifier, list(fit(classifier, small, validation, PARAMS, seed, goal))
 
 
@@ -84,7 +98,7 @@ def test_only_flipped_images_have_a_counterfactual_and_other_selectors_take_as_m
     small: Split, data_params: DataParams
 ) -> None:
     upstream = invented_upstream(small)
-    goals = {row: goal_of(ROWS[row], upstream, recipe(data_params), 0) for row in ROWS}
+    goals = {row: goal_of(row, upstream, recipe(data_params), 0) for row in ROWS}
     own = goals["masks"].counterfactuals.pool.sets
     assert set(own) == set(upstream.masks.index[upstream.masks.flipped].tolist())
     for row in ("masks_random", "masks_grad_cam", "masks_factual"):
@@ -96,7 +110,7 @@ def test_only_flipped_images_have_a_counterfactual_and_other_selectors_take_as_m
 
 
 def test_filters_are_the_classs_own_or_a_control_of_the_same_size(small: Split, data_params: DataParams) -> None:
-    goals = {row: goal_of(ROWS[row], invented_upstream(small), recipe(data_params), 0) for row in ROWS}
+    goals = {row: goal_of(row, invented_upstream(small), recipe(data_params), 0) for row in ROWS}
     own = invented_bank().histogram > 0
     assert torch.equal(goals["filters"].filters, own) and torch.equal(goals["joint"].filters, own)
     random, other = goals["filters_random"].filters, goals["filters_permuted"].filters
@@ -108,10 +122,10 @@ def test_filters_are_the_classs_own_or_a_control_of_the_same_size(small: Split, 
         assert (goal.weights.lambda_mc > 0) == (row in ("filters", "filters_random", "filters_permuted", "joint")), row
 
 
-def test_a_training_that_is_taken_up_ends_as_if_it_had_not_stopped(
+def test_a_training_whose_state_is_loaded_ends_as_if_it_had_not_stopped(
     small: Split, validation: Split, data_params: DataParams
 ) -> None:
-    goal = goal_of(ROWS["masks"], invented_upstream(small), recipe(data_params), 0)
+    goal = goal_of("masks", invented_upstream(small), recipe(data_params), 0)
 
     def begun() -> Training:
         return Training(make_classifier(), small, validation, PARAMS, 0, "masks")
@@ -121,7 +135,7 @@ def test_a_training_that_is_taken_up_ends_as_if_it_had_not_stopped(
     stopped = begun()
     list(stopped.epochs(goal, 1))
     resumed = begun()
-    resumed.take_up(copy.deepcopy(stopped.state()))
+    resumed.load_state(copy.deepcopy(stopped.state()))
     assert list(resumed.epochs(goal, 1)) == epochs[1:]
     assert all(
         torch.equal(*pair)
@@ -140,13 +154,13 @@ def test_a_loss_that_is_not_finite_names_row_epoch_and_batch(small: Split, valid
 def test_a_row_of_masks_without_a_single_flip_is_refused(small: Split, data_params: DataParams) -> None:
     masks = dataclasses.replace(invented_masks(small), flipped=torch.zeros(40, dtype=torch.bool))
     with pytest.raises(ValueError, match="none of the 40 searched images changes its prediction"):
-        goal_of(ROWS["masks"], dataclasses.replace(invented_upstream(small), masks=masks), recipe(data_params), 0)
+        goal_of("masks", invented_upstream(small, masks=masks), recipe(data_params), 0)
 
 
 def test_the_oracle_needs_data_whose_parts_are_known(small: Split, data_params: DataParams) -> None:
     photos = data_params.model_copy(update={"source": "folder"})
     with pytest.raises(ValueError, match="leave it out of rows"):
-        goal_of(ROWS["oracle_parts"], invented_upstream(small), recipe(photos), 0)
+        goal_of("oracle_parts", invented_upstream(small), recipe(photos), 0)
 
 
 def test_training_learns_something(small: Split, validation: Split) -> None:
@@ -155,9 +169,14 @@ def test_training_learns_something(small: Split, validation: Split) -> None:
 
 
 def test_biases_and_normalization_are_not_decayed() -> None:
-    decayed, free = optimizer(make_classifier().parameters(), PARAMS.optimizer).param_groups
+    free, decayed = optimizer(make_classifier().network, PARAMS.optimizer).param_groups
     assert decayed["weight_decay"] == 0.05 and free["weight_decay"] == 0.0
     assert all(value.ndim > 1 for value in decayed["params"]) and all(value.ndim == 1 for value in free["params"])
+
+
+def equal(first: Classifier, second: Classifier) -> bool:
+    pairs = zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    return all(torch.equal(*pair) for pair in pairs)
 
 
 def weights_of(classifier: Classifier) -> dict[str, torch.Tensor]:
@@ -213,11 +232,14 @@ def test_the_result_is_the_last_epoch_or_the_first_of_the_best(
 
 def test_the_base_trains_its_head_first_and_counts_all_epochs(small: Split, validation: Split) -> None:
     params = BaseParams(**PARAMS.model_dump(), head_epochs=2, head_learning_rate=0.01)
-    classifier, seen = make_classifier(), []
-    trunk = classifier.network.conv1[0].weight.clone()
-    for epoch in fit_base(classifier, small, validation, params, 0):
+    classifier, epochs = train_base(MODEL, params, small, validation, 0, torch.device("cpu"))
+    trunk, seen = classifier.network.conv1[0].weight.clone(), []
+    for epoch in epochs:
         seen.append((epoch.number, torch.equal(classifier.network.conv1[0].weight, trunk)))
     assert seen == [(1, True), (2, True), (3, False), (4, False)]
+    torch.rand(5)  # what ran before in the process must not matter
+    again, epochs = train_base(MODEL, params, small, validation, 0, torch.device("cpu"))
+    assert len(list(epochs)) == 4 and equal(classifier, again)
 
 
 def test_a_constant_schedule_of_sgd_keeps_its_rate(small: Split, validation: Split) -> None:
@@ -229,3 +251,111 @@ def test_a_constant_schedule_of_sgd_keeps_its_rate(small: Split, validation: Spl
     assert isinstance(training.optimizer, torch.optim.SGD) and {
         group["lr"] for group in training.optimizer.param_groups
     } == {1e-3}
+
+
+def test_what_timm_never_decays_is_not_decayed_also_under_a_linear_head() -> None:
+    vit = timm.create_model("test_vit", num_classes=4, img_size=32)
+    for network, prefix in ((vit, ""), (torch.nn.Sequential(vit), "0.")):
+        names = {id(value): name for name, value in network.named_parameters()}
+        free, decayed = ([names[id(value)] for value in group["params"]] for group in optimizer(network, PARAMS.optimizer).param_groups)
+        assert f"{prefix}pos_embed" in free and f"{prefix}blocks.0.mlp.fc1.weight" in decayed
+
+
+def test_the_optimizer_takes_trainable_weights_alone(small: Split, validation: Split) -> None:
+    params = PARAMS.model_copy(update={"trainable": ["head"]})
+    training = Training(make_classifier(), small, validation, params, 0, "base")
+    groups = training.optimizer.param_groups
+    assert sorted(tuple(value.shape) for group in groups for value in group["params"]) == [(4,), (4, 96)]
+
+
+@pytest.mark.parametrize("names", [["head"], ["layer4"], ["all"]])
+def test_dropout_is_active_wherever_weights_learn_and_only_their_statistics_do(names: list[str]) -> None:
+    classifier = make_classifier()
+    classifier.network.fc = torch.nn.Sequential(torch.nn.Dropout(0.5), classifier.network.fc)
+    classifier.network.get_classifier = lambda: classifier.network.fc[1]
+    with training_mode(classifier, names):
+        assert classifier.network.fc[0].training
+        for name, module in classifier.network.named_modules():
+            if has_statistics(module):
+                assert module.training == (names == ["all"] or name.startswith(tuple(names))), name
+
+
+def test_an_epoch_with_dropout_does_not_depend_on_what_ran_before(small: Split, validation: Split) -> None:
+    model = MODEL.model_copy(update={"dropout": 0.5})
+    params = BaseParams(**PARAMS.model_dump(), head_epochs=0, head_learning_rate=0.01)
+    made = []
+    for draws in (0, 7):
+        classifier, epochs = train_base(model, params, small, validation, 0, torch.device("cpu"))
+        for _ in epochs:
+            torch.rand(draws)
+        made.append(classifier)
+    assert equal(*made)
+    other, epochs = train_base(MODEL, params, small, validation, 0, torch.device("cpu"))
+    list(epochs)
+    assert not equal(made[0], other)  # dropout does something
+
+
+@pytest.mark.parametrize("steps", range(2, 31))
+def test_a_warm_up_of_any_length_reaches_its_peak_at_its_last_step(steps: int) -> None:
+    for warm in range(steps):
+        params = PARAMS.optimizer.model_copy(update={"warmup": warm / steps})
+        moved = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+        rates, changing = [], schedule(moved, params, steps)
+        for _ in range(steps):
+            rates.append(moved.param_groups[0]["lr"])
+            moved.step()
+            changing.step() if len(rates) < steps else None
+        assert max(rates) <= params.learning_rate * (1 + 1e-9) and min(rates) > 0
+        if warm >= 1:
+            assert rates[warm - 1] == pytest.approx(params.learning_rate), (warm, steps)
+
+
+def test_rows_that_need_no_masks_or_filters_train_without_them(small: Split, validation: Split) -> None:
+    def absent() -> None:
+        raise UserError("there are none: run the stage first")
+
+    upstream = dataclasses.replace(
+        invented_upstream(small, validation), open_masks=absent, open_filters=absent, watch_filters=False
+    )
+    for row in ("continued", "erasing", "oracle_parts"):
+        assert len(list(retrain(row, upstream, recipe(smoke_data()), PARAMS, ROUNDS, 0))) == PARAMS.epochs
+    for row, what in (("filters", "filters"), ("joint", "filters"), ("masks", "masks"), ("masks_rounds", "masks")):
+        with pytest.raises(UserError, match=f"the row '{row}' needs the {what} of the base: there are none"):
+            retrain(row, upstream, recipe(smoke_data()), PARAMS, ROUNDS, 0)
+
+
+def test_a_class_without_filters_stops_only_rows_that_need_them(small: Split, validation: Split) -> None:
+    bank = invented_bank()
+    bank.support[2] = 0
+
+    def opened() -> FilterBank:
+        return bank
+
+    upstream = dataclasses.replace(invented_upstream(small, validation), open_filters=opened)
+    for row in ("continued", "masks"):
+        assert goal_of(row, upstream, recipe(smoke_data()), 0).filters is not None
+    for row in ("filters", "filters_random", "joint"):
+        with pytest.raises(UserError, match=f"the row '{row}' needs filters of every class, and 'class-2' has none"):
+            goal_of(row, upstream, recipe(smoke_data()), 0)
+
+
+def test_a_new_row_is_one_entry(small: Split, validation: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Inverted:
+        probability = 1.0
+
+        def covers(self, _index: int) -> bool:
+            return True
+
+        def composed(self, _index: object, images: torch.Tensor, labels: torch.Tensor, _generator: object) -> tuple:
+            return 255 - images, labels
+
+    monkeypatch.setitem(ROWS, "inverted", Row("inverted images", augments=lambda _upstream, _recipe: Inverted()))
+    retraining = retrain("inverted", invented_upstream(small, validation), recipe(smoke_data()), PARAMS, ROUNDS, 0)
+    assert all("train/augment" in epoch.measures for epoch in retraining)
+    pictures = retraining.pictures()
+    assert torch.equal(pictures.counterfactuals, 255 - pictures.images)
+
+
+def test_an_unknown_row_is_refused(small: Split) -> None:
+    with pytest.raises(UserError, match="'jiont' is not a retraining row"):
+        retrain("jiont", invented_upstream(small), recipe(smoke_data()), PARAMS, ROUNDS, 0)

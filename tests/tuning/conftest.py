@@ -1,4 +1,4 @@
-"""The storages that a study may live in, PostgreSQL among them: a real server, started for the tests where Debian's package is installed."""
+"""Storages of studies, PostgreSQL among them: a real server, where Debian's package is installed."""
 
 import shutil
 import subprocess

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from everycause.params import flattened, read
-from everycause.tuning.report import adopt, replaced
+from everycause.tuning.adoption import adopt, replaced
 from everycause.tuning.space import nested
 from stages import adopt as adopt_stage
 from tests.conftest import ROOT
@@ -77,14 +77,49 @@ def test_what_cannot_be_adopted_is_one_sentence_and_the_file_stays(
     assert "\n" not in str(caught.value) and params.read_bytes() == before and not list(tmp_path.glob("*.partial"))
 
 
-@pytest.mark.parametrize("text", ["a: [", "just words", ""])
-def test_a_proposal_that_is_not_one_is_one_sentence(params: Path, tmp_path: Path, text: str) -> None:
-    (tmp_path / "broken.yaml").write_text(text)
-    if text == "":
-        assert adopt(tmp_path / "broken.yaml", params) == {}
-        return
-    with pytest.raises(ValueError, match="must be YAML files with keys"):
-        adopt(tmp_path / "broken.yaml", params)
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [", "is not valid YAML"),
+        ("just words", "must be a YAML file with keys"),
+        ("loss: {lambda_mc: 1.0, lambda_mc: 2.0}", "the key 'lambda_mc' is given twice"),
+        ("loss: {lambda_mc: 1.0}\nloss: {lambda_nonmc: 1.0}", "the key 'loss' is given twice"),
+    ],
+)
+@pytest.mark.parametrize("damaged", ["proposal", "params"])
+def test_a_file_that_is_not_one_is_one_sentence_with_its_name(
+    params: Path, tmp_path: Path, text: str, message: str, damaged: str
+) -> None:
+    proposal = proposed(tmp_path, {"loss.lambda_mc": 0.5})
+    path = proposal if damaged == "proposal" else params
+    path.write_text(text)
+    before = params.read_bytes()
+    with pytest.raises(ValueError, match=message) as caught:
+        adopt(proposal, params)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value) and params.read_bytes() == before
+
+
+def test_an_empty_proposal_changes_nothing(params: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty.yaml").write_text("")
+    assert adopt(tmp_path / "empty.yaml", params) == {}
+
+
+def test_line_ends_and_letters_stay_as_they_are(params: Path, tmp_path: Path) -> None:
+    text = params.read_text().replace("\n", "\r\n")
+    params.write_bytes(text.encode())
+    adopt(proposed(tmp_path, {"loss.lambda_augment": 0.25}), params)
+    assert params.read_bytes() == text.replace("lambda_augment: 1.0\r\n", "lambda_augment: 0.25\r\n", 1).encode()
+
+
+def test_values_that_share_an_anchor_are_refused(params: Path, tmp_path: Path) -> None:
+    text = params.read_text()
+    assert text.index("augment_rate: 1.0") < text.index("lambda_augment: 1.0")
+    text = text.replace("augment_rate: 1.0", "augment_rate: &one 1.0", 1)
+    params.write_text(text.replace("lambda_augment: 1.0", "lambda_augment: *one", 1))
+    before = params.read_bytes()
+    with pytest.raises(ValueError, match="change them by hand"):
+        adopt(proposed(tmp_path, {"loss.lambda_augment": 0.25}), params)
+    assert params.read_bytes() == before
 
 
 def test_the_stage_says_what_it_changed(params: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

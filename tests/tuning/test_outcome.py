@@ -7,10 +7,12 @@ import pandas
 import pytest
 import yaml
 
+from everycause.errors import UserError
 from everycause.tuning.loop import RunningTrial, optimize
 from everycause.tuning.report import _edge, table_of, winner, write_grid, write_proposal
 from everycause.tuning.space import Plan, Range, Values, starts
-from everycause.tuning.study import open_storage, open_study
+from everycause.tuning.storages import open_storage
+from everycause.tuning.study import open_study
 from tests.tuning.test_study import SUBJECT, finished, measured
 from tests.tuning.toy import PRESENT, plan_of
 
@@ -44,13 +46,13 @@ def test_the_proposal_says_by_which_rule_it_was_chosen_and_is_what_the_trial_use
 
 
 def test_the_table_has_every_trial_and_why_it_failed(tmp_path: Path) -> None:
-    def sometimes(asked: RunningTrial) -> dict[str, float] | None:
-        if asked.number == 2:
-            raise ValueError("the loss is nan")
-        if asked.number == 3:
-            asked.goes_on(0.1, 1)
+    def sometimes(running: RunningTrial) -> dict[str, float] | None:
+        if running.number == 2:
+            raise UserError("the loss is nan")
+        if running.number == 3:
+            running.goes_on(0.1, 1)
             return None
-        return measured(asked)
+        return measured(running)
 
     plan = plan_of(6)
     study = finished(tmp_path, plan, sometimes)
@@ -96,7 +98,7 @@ def test_trials_that_are_all_alike_have_no_importances_but_a_proposal(tmp_path: 
 
 def test_a_study_without_a_complete_trial_proposes_nothing_and_says_why(tmp_path: Path) -> None:
     def never(_asked: RunningTrial) -> dict[str, float]:
-        raise ValueError("the loss is nan")
+        raise UserError("the loss is nan")
 
     plan = plan_of(2)
     with pytest.raises(
@@ -147,7 +149,7 @@ def test_a_grid_is_drawn_over_numbers_and_names(tmp_path: Path, axes: dict[str, 
         study,
         plan,
         present,
-        lambda asked: {"validation accuracy": 0.5 + asked.number / 100, "train/mc": 3.0},
+        lambda running: {"validation accuracy": 0.5 + running.number / 100, "train/mc": 3.0},
         1,
         lambda _: None,
     )
@@ -159,10 +161,14 @@ def test_a_grid_is_drawn_over_numbers_and_names(tmp_path: Path, axes: dict[str, 
 @pytest.mark.parametrize(
     ("bounds", "value", "said"),
     [
-        (Range(low=1e-4, high=1.0, log=True), 1.2e-4, "lower"), (Range(low=1e-4, high=1.0, log=True), 0.01, ""), (Range(low=0.0, high=1.0, log=False), 0.01, "lower"),
-        (Range(low=0.0, high=1.0, log=False), 0.97, "upper"), (Range(low=1.0, high=9.0, log=False), 9, "upper"), (Values(values=["own", "bank"]), "own", ""),
+        (Range(low=1e-4, high=1.0, log=True), 1.2e-4, "lower"),
+        (Range(low=1e-4, high=1.0, log=True), 0.01, ""),
+        (Range(low=0.0, high=1.0, log=False), 0.01, "lower"),
+        (Range(low=0.0, high=1.0, log=False), 0.97, "upper"),
+        (Range(low=1.0, high=9.0, log=False), 9, "upper"),
+        (Values(values=["own", "bank"]), "own", ""),
     ],
-)  # fmt: skip
+)
 def test_a_winner_at_the_end_of_its_range_is_pointed_out(bounds: Range | Values, value: Any, said: str) -> None:
     hint = _edge(bounds, value)
     assert (f"at the {said} end of its range" in hint) if said else hint == ""

@@ -7,6 +7,7 @@ import yaml
 
 from everycause.params import flattened
 from everycause.tuning.space import (
+    ENQUEUED,
     Plan,
     Range,
     TuningParams,
@@ -99,11 +100,17 @@ def test_the_ends_of_a_range_must_be_values_that_the_parameter_may_have(
 @pytest.mark.parametrize(
     ("row", "path"),
     [
-        ("masks", "loss.lambda_mc"), ("masks", "filters.confidence_threshold"), ("filters", "masks.regions"), ("filters", "background.source"),
-        ("continued", "loss.lambda_augment"), ("joint", "filters.compared"), ("joint", "rounds.images"), ("masks_rounds", "filters.frequency_threshold"),
+        ("masks", "loss.lambda_mc"),
+        ("masks", "filters.confidence_threshold"),
+        ("filters", "masks.regions"),
+        ("filters", "background.source"),
+        ("continued", "loss.lambda_augment"),
+        ("joint", "filters.compared"),
+        ("joint", "rounds.images"),
+        ("masks_rounds", "filters.frequency_threshold"),
         ("erasing", "background.classes"),
     ],
-)  # fmt: skip
+)
 def test_a_parameter_that_changes_nothing_in_the_row_is_refused(row: str, path: str) -> None:
     with pytest.raises(ValueError, match=f"'{path}' changes nothing in the row '{row}'"):
         check_row(row, [path])
@@ -111,8 +118,14 @@ def test_a_parameter_that_changes_nothing_in_the_row_is_refused(row: str, path: 
 
 @pytest.mark.parametrize(
     ("row", "path"),
-    [("joint", "loss.lambda_mc"), ("masks", "masks.baseline"), ("erasing", "background.augment_rate"), ("masks_rounds", "rounds.images"), ("continued", "retraining.epochs")],
-)  # fmt: skip
+    [
+        ("joint", "loss.lambda_mc"),
+        ("masks", "masks.baseline"),
+        ("erasing", "background.augment_rate"),
+        ("masks_rounds", "rounds.images"),
+        ("continued", "retraining.epochs"),
+    ],
+)
 def test_a_parameter_that_matters_to_the_row_is_accepted(row: str, path: str) -> None:
     check_row(row, [path])
 
@@ -172,7 +185,7 @@ def test_sampled_numbers_are_used_with_few_digits_within_the_range_and_told_ones
     )
     present = {"a.x": 0.123456789, "a.n": 3, "a.k": True}
     study = optuna.create_study()
-    study.enqueue_trial(present, user_attrs={"told": present})
+    study.enqueue_trial(present, user_attrs={ENQUEUED: present})
     assert suggested(study.ask(), plan, present) == present
     drawn = suggested(study.ask(), plan, present)
     assert (

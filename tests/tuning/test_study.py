@@ -1,25 +1,27 @@
 """Studies in one process: what is tried, what is refused, what goes on."""
 
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
 
-from everycause.tuning.loop import RunningTrial, lost, optimize
+from everycause.errors import UserError
+from everycause.processes import without_password
+from everycause.tuning.loop import RunningTrial, optimize, requeue
 from everycause.tuning.space import Plan, Range, Values, starts
-from everycause.tuning.study import differences, open_storage, open_study, pruner_of, sampler_of, shown
+from everycause.tuning.storages import open_storage
+from everycause.tuning.study import differences, open_study, pruner_of, sampler_of
 from tests.tuning.toy import PARAMETERS, PRESENT, plan_of, value_of
 
 SUBJECT = {"data": "d", "base": {"seed-0": "m"}, "params": {"retraining.epochs": 8}}
 COMPLETE = optuna.trial.TrialState.COMPLETE
 
 
-def measured(asked: RunningTrial) -> dict[str, float]:
+def measured(running: RunningTrial) -> dict[str, float]:
     return {
-        "validation accuracy": value_of(asked.values),
-        "validation completeness": asked.values["a.x"] ** 2,
+        "validation accuracy": value_of(running.values),
+        "validation completeness": running.values["a.x"] ** 2,
         "train/mc": 3.0,
     }
 
@@ -59,10 +61,10 @@ def test_one_worker_draws_the_same_trials_whether_it_was_stopped_or_not(tmp_path
 
     for stop in (4, 9):
 
-        def stops(asked: RunningTrial, stop: int = stop) -> dict[str, float]:
-            if asked.number == stop:
+        def stops(running: RunningTrial, stop: int = stop) -> dict[str, float]:
+            if running.number == stop:
                 raise KeyboardInterrupt
-            return measured(asked)
+            return measured(running)
 
         with pytest.raises(KeyboardInterrupt):
             finished(tmp_path / "parts", plan, stops)
@@ -81,10 +83,10 @@ def test_two_workers_draw_different_values_at_the_same_moment() -> None:
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, RuntimeError])
 def test_a_trial_that_is_cut_short_is_queued_again_with_its_values(tmp_path: Path, error: type[BaseException]) -> None:
-    def dies(asked: RunningTrial) -> dict[str, float]:
-        if asked.number == 0:
+    def dies(running: RunningTrial) -> dict[str, float]:
+        if running.number == 0:
             raise error
-        return measured(asked)
+        return measured(running)
 
     with pytest.raises(error):
         finished(tmp_path, plan_of(4), dies)
@@ -97,10 +99,10 @@ def test_a_trial_that_is_cut_short_is_queued_again_with_its_values(tmp_path: Pat
 def test_a_trial_that_fails_for_a_reason_of_its_own_fails_alone_and_counts(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def diverges(asked: RunningTrial) -> dict[str, float]:
-        if asked.number == 1:
-            raise ValueError("the loss is nan at epoch 1, batch 3")
-        return measured(asked)
+    def diverges(running: RunningTrial) -> dict[str, float]:
+        if running.number == 1:
+            raise UserError("the loss is nan at epoch 1, batch 3")
+        return measured(running)
 
     study = finished(tmp_path, plan_of(4), diverges)
     assert [trial.state.name for trial in study.trials] == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
@@ -112,12 +114,12 @@ def test_a_trial_that_was_given_to_another_worker_is_let_go(tmp_path: Path) -> N
     """A machine that stalls and comes back finds its trial closed by a heartbeat and queued again."""
     plan, study = plan_of(3), opened(tmp_path, plan_of(3))
 
-    def stalls(asked: RunningTrial) -> dict[str, float]:
-        if asked.number == 0:
+    def stalls(running: RunningTrial) -> dict[str, float]:
+        if running.number == 0:
             other = opened(tmp_path, plan)
             other.tell(0, state=optuna.trial.TrialState.FAIL)
-            lost(other, plan, other.trials[0], lambda _: None)
-        return measured(asked)
+            requeue(other, plan, other.trials[0], lambda _: None)
+        return measured(running)
 
     optimize(study, plan, PRESENT, stalls, 1, lambda _: None)
     complete = study.get_trials(states=(COMPLETE,))
@@ -127,7 +129,7 @@ def test_a_trial_that_was_given_to_another_worker_is_let_go(tmp_path: Path) -> N
 def test_a_trial_whose_worker_died_before_it_said_its_name_is_waited_for_and_run_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("everycause.tuning.loop.NAMELESS", timedelta(seconds=1))
+    monkeypatch.setattr("everycause.tuning.loop.PATIENCE", 1.0)
     opened(tmp_path, plan_of(3)).ask()
     study = finished(tmp_path, plan_of(3))
     assert [trial.params for trial in study.get_trials(states=(COMPLETE,))].count(PRESENT) == 1
@@ -138,15 +140,15 @@ def test_the_second_of_two_workers_that_ask_for_the_last_trial_leaves_it(tmp_pat
     plan = plan_of(3)
     study = opened(tmp_path, plan)
 
-    def asks_too(asked: RunningTrial) -> dict[str, float]:
+    def asks_too(running: RunningTrial) -> dict[str, float]:
         if (
-            asked.number == 0
+            running.number == 0
         ):  # two others take one each, as if at the same moment: one too many for this loop's next question
             for _ in range(2):
                 other = study.ask()
                 other.set_user_attr("worker", {"host": "elsewhere", "pid": 1, "started": 0.0})
                 study.tell(other, [0.5])
-        return measured(asked)
+        return measured(running)
 
     optimize(study, plan, PRESENT, asks_too, 1, lambda _: None)
     assert len(study.get_trials(states=(COMPLETE,))) == 3
@@ -156,12 +158,12 @@ def test_the_second_of_two_workers_that_ask_for_the_last_trial_leaves_it(tmp_pat
 def test_poor_trials_are_pruned_by_their_epochs_and_counted(tmp_path: Path, pruner: str) -> None:
     epochs: dict[int, int] = {}
 
-    def learns(asked: RunningTrial) -> dict[str, float] | None:
+    def learns(running: RunningTrial) -> dict[str, float] | None:
         for epoch in range(1, 9):
-            epochs[asked.number] = epoch
-            if epoch in asked.watched and not asked.goes_on(epoch * (1.0 if asked.number < 5 else 0.1), epoch):
+            epochs[running.number] = epoch
+            if epoch in running.watched and not running.goes_on(epoch * (1.0 if running.number < 5 else 0.1), epoch):
                 return None
-        return measured(asked)
+        return measured(running)
 
     study = finished(tmp_path, plan_of(12)._replace(pruner=pruner), learns, steps=8)
     states = [trial.state.name for trial in study.trials]
@@ -251,7 +253,7 @@ def test_a_study_of_another_program_is_refused(tmp_path: Path) -> None:
         ("sqlite:////nowhere/at/all/study.db", "unable to open database file"),
         ("mystery://host/studies", "NoSuchModuleError"),
         ("{tmp}", "IsADirectoryError"),
-        ("{tmp}/broken.log", "JSONDecodeError"),
+        ("{tmp}/broken.log", "line 1 is damaged, JSONDecodeError"),
         ("{tmp}/broken.log/journal.log", "Error"),
         ("grpc://127.0.0.1:1", "Error"),
     ],
@@ -259,15 +261,95 @@ def test_a_study_of_another_program_is_refused(tmp_path: Path) -> None:
 def test_a_storage_that_cannot_be_reached_is_one_sentence_without_its_password(
     tmp_path: Path, address: str, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("everycause.tuning.study.PROXY_SECONDS", 1)
+    monkeypatch.setattr("everycause.tuning.storages.PROXY_SECONDS", 1)
     (tmp_path / "broken.log").write_text("not a journal\nat all\n")
     address = address.format(tmp=tmp_path)
-    with pytest.raises(ValueError, match=reason) as caught:
+    with pytest.raises(UserError, match=reason) as caught:
         open_storage(address, lambda *_: None)
     said = str(caught.value)
     assert (
-        shown(address) in said and "secret" not in said and "\n" not in said and "start it, or give --storage" in said
+        without_password(address) in said
+        and "secret" not in said
+        and "\n" not in said
+        and "start it, or give --storage" in said
     )
+
+
+@pytest.mark.parametrize("slashes", ["sqlite:/study.db", "sqlite:study.db", "postgresql:/me:secret@host/studies"])
+def test_a_url_with_a_slash_too_few_is_refused_with_the_right_form(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slashes: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"write (sqlite:///study.db|postgresql://me:...@host/studies)") as caught:
+        open_storage(slashes, lambda *_: None)
+    assert "secret" not in str(caught.value) and not list(tmp_path.iterdir())
+
+
+def test_a_journal_that_ends_within_a_line_is_read_to_there_and_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    journal = tmp_path / "journal.log"
+    finished(tmp_path, plan_of(3))
+    journal.write_bytes(journal.read_bytes()[:-7])  # the last trial's end was not written whole
+    study = finished(tmp_path, plan_of(4))
+    assert caplog.text.count(f"{journal} ended in the middle of a line") == 1
+    assert len(study.get_trials(states=(COMPLETE,))) == 3  # the cut one is still said to run, by this process
+    with journal.open("ab") as file:  # and a writer that dies while this study is open
+        file.write(b'{"op_code": 5, "wor')
+    study.set_user_attr("note", 1)
+    assert opened(tmp_path, plan_of(4)).user_attrs["note"] == 1
+
+
+def test_a_study_has_exactly_its_trials_while_one_is_closed_and_not_queued_again_yet(tmp_path: Path) -> None:
+    """A worker looks for work between another's closing of a dead trial and its queueing of it."""
+    plan = plan_of(3)
+    study = opened(tmp_path, plan)
+
+    def is_closed_between(running: RunningTrial) -> dict[str, float]:
+        if running.number == 0:
+            dead = study.ask()
+            study.tell(dead, state=optuna.trial.TrialState.FAIL)  # trial 1 has the published values, queued
+        if running.number == 2:
+            requeue(study, plan, study.trials[1], lambda _: None)
+        return measured(running)
+
+    optimize(study, plan, PRESENT, is_closed_between, 1, lambda _: None)
+    states = [(trial.state.name, trial.user_attrs.get("retries")) for trial in study.trials]
+    assert states == [("COMPLETE", None), ("FAIL", None), ("COMPLETE", None), ("COMPLETE", 1)]
+    assert study.trials[3].params == PRESENT | {"a.x": 0.25}
+
+
+def test_what_was_closed_by_a_worker_that_died_before_it_queued_it_is_queued_once_by_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("everycause.tuning.loop.PATIENCE", 0.2)
+    study = opened(tmp_path, plan_of(2))
+    study.tell(study.ask(), state=optuna.trial.TrialState.FAIL)
+    for _ in range(2):
+        study = finished(tmp_path, plan_of(2))
+    complete = study.get_trials(states=(COMPLETE,))
+    assert [trial.params for trial in complete].count(PRESENT) == 1 and len(complete) == 2
+
+
+def test_two_repetitions_of_one_trial_are_run_once(tmp_path: Path) -> None:
+    study = opened(tmp_path, plan_of(2))
+    study.tell(study.ask(), state=optuna.trial.TrialState.FAIL)
+    for _ in range(2):
+        study.enqueue_trial(PRESENT, user_attrs={"retries": 0, "attempt": 2})
+    study = finished(tmp_path, plan_of(2))
+    complete = study.get_trials(states=(COMPLETE,))
+    assert [trial.params for trial in complete].count(PRESENT) == 1 and len(complete) == 2
+
+
+def test_a_person_may_stop_a_trial_as_often_as_they_like(tmp_path: Path) -> None:
+    def stops(_running: RunningTrial) -> dict[str, float]:
+        raise KeyboardInterrupt
+
+    for _ in range(5):
+        with pytest.raises(KeyboardInterrupt):
+            finished(tmp_path, plan_of(1), stops)
+    study = finished(tmp_path, plan_of(1))
+    assert [trial.params for trial in study.get_trials(states=(COMPLETE,))] == [PRESENT]
 
 
 @pytest.mark.parametrize("values", [(1e-4, 1e-3, 2e-3), ("bank", "own", "mean")])
@@ -287,11 +369,11 @@ def test_an_ablation_tries_every_combination_once_and_goes_on_where_it_stopped(t
     present = {"a.x": values[0], "a.n": 1}
     calls: list[dict] = []
 
-    def stops(asked: RunningTrial) -> dict[str, float]:
+    def stops(running: RunningTrial) -> dict[str, float]:
         if len(calls) == 2:
             raise KeyboardInterrupt
-        calls.append(asked.values)
-        return {"validation accuracy": 0.5 + 0.1 * asked.values["a.n"]}
+        calls.append(running.values)
+        return {"validation accuracy": 0.5 + 0.1 * running.values["a.n"]}
 
     def study() -> optuna.Study:
         return open_study(
@@ -302,10 +384,10 @@ def test_an_ablation_tries_every_combination_once_and_goes_on_where_it_stopped(t
             tmp_path / "lock",
         )
 
-    def fails_once(asked: RunningTrial) -> dict[str, float]:
+    def fails_once(running: RunningTrial) -> dict[str, float]:
         if len(calls) == 2:
-            calls.append(asked.values)
-            raise ValueError("the loss is nan")
+            calls.append(running.values)
+            raise UserError("the loss is nan")
         return {"validation accuracy": 0.1}
 
     with pytest.raises(KeyboardInterrupt):

@@ -14,7 +14,9 @@ import optuna
 import psutil
 import pytest
 
-from everycause.tuning.study import open_storage
+from everycause.processes import is_dead, this_process
+from everycause.tuning.storages import open_storage
+from everycause.tuning.workers import visible_devices
 from tests.conftest import ROOT
 from tests.tuning.toy import PRESENT, value_of
 
@@ -93,13 +95,13 @@ def test_a_killed_sweep_is_taken_up_by_the_next_one(address: str, tmp_path: Path
     assert PRESENT in [trial.params for trial in check(address, tmp_path, 4)]
 
 
-@pytest.mark.parametrize("told", [signal.SIGINT, signal.SIGTERM])
-def test_a_sweep_that_is_told_to_stop_leaves_nothing_behind(tmp_path: Path, enqueued: signal.Signals) -> None:
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_a_sweep_that_is_told_to_stop_leaves_nothing_behind(tmp_path: Path, stop: signal.Signals) -> None:
     address = str(tmp_path / "journal.log")
     (tmp_path / "hang").touch()
     sweep = toy(address, tmp_path, 3, "--workers", "2", "--seconds", "0.3")
     pid, number = map(int, waits(tmp_path / "hanging").split())
-    sweep.send_signal(enqueued)
+    sweep.send_signal(stop)
     sweep.communicate(timeout=60)
     for _ in range(100):
         if not psutil.pid_exists(pid):
@@ -141,9 +143,7 @@ def test_workers_killed_at_random_moments_lose_nothing_and_run_nothing_twice(tmp
     done(sweep)
     everything = study_of(address).trials
     counts = Counter(trial.state.name for trial in everything)
-    assert counts["COMPLETE"] >= 30 and counts["RUNNING"] == counts["WAITING"] == 0, (
-        counts
-    )  # one more where a trial was given up and asked for at once
+    assert counts["COMPLETE"] == 30 and counts["RUNNING"] == counts["WAITING"] == 0, counts
     retried = [trial.user_attrs["retries"] for trial in everything if "retries" in trial.user_attrs]
     assert len(retried) == len(set(retried))
 
@@ -168,3 +168,42 @@ def test_a_worker_with_an_error_of_its_own_stops_the_sweep_in_one_sentence(tmp_p
     (tmp_path / "measured").mkdir()
     said = done(toy(str(tmp_path / "journal.log"), tmp_path, 4, "--workers", "2"), code=1)
     assert "ended with exit code 1" in said and said.rstrip().splitlines()[-1].startswith("error: worker")
+
+
+@pytest.mark.parametrize(
+    ("listed", "count", "devices"),
+    [
+        (None, 3, ["0", "1", "2"]),
+        ("4,5", 2, ["4", "5"]),
+        ("GPU-a, GPU-b", 2, ["GPU-a", "GPU-b"]),
+        ("4,5,nonsense", 2, ["4", "5"]),
+        ("", 0, []),
+    ],
+)
+def test_workers_share_the_gpus_that_the_user_listed(
+    monkeypatch: pytest.MonkeyPatch, listed: str | None, count: int, devices: list[str]
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if listed is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", listed)
+    assert visible_devices(count) == devices
+
+
+def test_a_process_is_dead_only_where_it_can_be_known() -> None:
+    me = this_process()
+    assert not is_dead(me)
+    with subprocess.Popen([sys.executable, "-c", "pass"]) as ended:
+        ended.wait()
+    gone = me | {"pid": ended.pid, "started": me["started"] + 100}
+    assert is_dead(gone) and is_dead(me | {"started": me["started"] - 100})  # the id is another process's now
+    for elsewhere in ({"host": "other"}, {"machine": "other"}, {"namespace": "pid:[1]"}):
+        assert not is_dead(gone | elsewhere)
+
+
+@pytest.mark.parametrize(("namespace", "dead"), [("pid:[4026531836]", True), ("", True), ("pid:[4026599999]", False)])
+def test_a_reboot_ends_every_process_but_those_of_a_container_of_the_same_name(
+    monkeypatch: pytest.MonkeyPatch, namespace: str, dead: bool
+) -> None:
+    here = {"host": "a", "machine": "m", "boot": "second", "namespace": namespace}
+    monkeypatch.setattr("everycause.processes._here", lambda: here)
+    assert is_dead({**here, "boot": "first", "pid": os.getpid(), "started": 0.0}) == dead

@@ -1,7 +1,7 @@
-"""A sweep without any training, for tests of real processes: `python -m tests.tuning.toy STORAGE FOLDER TRIALS [--workers N] [--worker K]`.
+"""A sweep without any training, for tests of real processes.
 
-Every trial that is measured to its end leaves a line in FOLDER/measured; a trial stops and waits to be killed where FOLDER/hang
-exists, saying so in FOLDER/hanging.
+Usage: `python -m tests.tuning.toy STORAGE FOLDER TRIALS [--workers N] [--worker K]`. Every trial that is measured to
+its end leaves a line in FOLDER/measured; where FOLDER/hang exists, a trial writes FOLDER/hanging and waits for its end.
 """
 
 import argparse
@@ -13,9 +13,10 @@ import sys
 import time
 from pathlib import Path
 
-from everycause.tuning.loop import RunningTrial, lost, optimize
+from everycause.tuning.loop import RunningTrial, optimize, requeue
 from everycause.tuning.space import Plan, Range, Values, starts
-from everycause.tuning.study import open_storage, open_study
+from everycause.tuning.storages import open_storage
+from everycause.tuning.study import open_study
 from everycause.tuning.workers import run_workers
 
 PRESENT = {"a.x": 0.5, "a.kind": "round"}
@@ -40,45 +41,45 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.05)
     parser.add_argument("--host")
     parser.add_argument("--heartbeat", type=int, default=20)
-    enqueued = parser.parse_args()
+    arguments = parser.parse_args()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell would have it ignored
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # as everycause.tracking does
-    folder, plan = enqueued.folder, plan_of(enqueued.trials)
-    if enqueued.host:
-        socket.gethostname = lambda: enqueued.host
+    folder, plan = arguments.folder, plan_of(arguments.trials)
+    if arguments.host:
+        socket.gethostname = lambda: arguments.host  # of another machine
 
     def closed(run: str) -> None:
         with (folder / "closed").open("a") as file:
             file.write(run + "\n")
 
-    def measures(asked: RunningTrial) -> dict[str, float]:
-        asked.has_run(f"run-{asked.number}")
+    def measures(running: RunningTrial) -> dict[str, float]:
+        running.has_run(f"run-{running.number}")
         if (folder / "hang").exists():
             (folder / "hang").unlink(missing_ok=True)
-            (folder / "hanging").write_text(f"{os.getpid()} {asked.number}")
+            (folder / "hanging").write_text(f"{os.getpid()} {running.number}")
             time.sleep(60)
-        time.sleep(enqueued.seconds)
+        time.sleep(arguments.seconds)
         with (folder / "measured").open("a") as file:
-            file.write(json.dumps([asked.number, asked.values]) + "\n")
-        return {"validation accuracy": value_of(asked.values)}
+            file.write(json.dumps([running.number, running.values]) + "\n")
+        return {"validation accuracy": value_of(running.values)}
 
     storage = open_storage(
-        enqueued.storage, lambda study, trial: lost(study, plan, trial, closed), heartbeat=enqueued.heartbeat
+        arguments.storage, lambda study, trial: requeue(study, plan, trial, closed), heartbeat=arguments.heartbeat
     )
     study = open_study(storage, plan, {"data": "d"}, starts(plan, PRESENT), folder / "lock")
-    if enqueued.worker is None and enqueued.workers > 1:
+    if arguments.worker is None and arguments.workers > 1:
         command = [
             "-m",
             "tests.tuning.toy",
-            enqueued.storage,
+            arguments.storage,
             str(folder),
-            str(enqueued.trials),
+            str(arguments.trials),
             "--seconds",
-            str(enqueued.seconds),
+            str(arguments.seconds),
         ]
-        run_workers(study, plan, command, enqueued.workers, 2, 0, closed)
+        run_workers(study, plan, command, arguments.workers, 2, [], closed)
     else:
-        optimize(study, plan, PRESENT, measures, 1, closed, enqueued.worker)
+        optimize(study, plan, PRESENT, measures, 1, closed, arguments.worker)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,9 @@ import torch
 from everycause.data.codebirds import ValidationErasures
 from everycause.data.sources import DataParams, open_split
 from everycause.evaluation.completeness import completeness_score, profile
+from everycause.evaluation.rounds import validation_causes
 from everycause.models import Classifier
-from everycause.tuning.trial import ValidationJudge, validation_causes
+from everycause.tuning.trial import ValidationJudge
 from tests.conftest import make_classifier
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from everycause.explanation import exact_filters as oracle
+from everycause.explanation import exact_filters as module
 from everycause.explanation.exact_filters import ExactFilters, necessary, sufficient
 from everycause.explanation.heads import LastLayer
 
@@ -57,8 +57,8 @@ def test_the_sets_do_what_they_are_for(seed: int) -> None:
 
 
 def test_integer_programming_is_asked_only_where_the_bound_is_not_met(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked, real = [], oracle._solved
-    monkeypatch.setattr(oracle, "_solved", lambda *arguments: asked.append(1) or real(*arguments))
+    asked, real = [], module._solved
+    monkeypatch.setattr(module, "_solved", lambda *arguments: asked.append(1) or real(*arguments))
     activations, labels, head = problem(20, 2, 0)
     sufficient(activations[8:], labels[8:], head)
     assert not asked  # with two classes there is one rival, and sorting its margins is exact
@@ -82,5 +82,5 @@ def test_permuting_the_filters_permutes_the_sets_and_chunks_do_not_matter(monkey
     )
     usual = sufficient(activations, labels, head)
     assert torch.equal(sufficient(activations[:, order], labels, moved).chosen.sum(dim=1), usual.chosen.sum(dim=1))
-    monkeypatch.setattr(oracle, "CHUNK", 7)
+    monkeypatch.setattr(module, "CHUNK", 7)
     assert torch.equal(ExactFilters("sufficient", head).minimum_correct(activations, labels), usual.chosen)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from everycause.explanation.regions import MaskedImages, grid, partitions, random_sets, superpixels
+from everycause.explanation.regions import MaskedImages, grid, is_shared, partitions, random_sets, superpixels
 
 
 def some_images(count: int = 3, size: int = 20) -> torch.Tensor:
@@ -14,10 +14,10 @@ def some_images(count: int = 3, size: int = 20) -> torch.Tensor:
 def test_what_is_shown_is_composed_pixel_by_pixel(kind: str, with_stand_in: bool) -> None:
     raw = some_images()
     images, baseline = raw.float(), raw.flip(0).float() if with_stand_in else None
-    masking = MaskedImages(images, partitions(kind, raw, 9), 9, baseline)
+    masking = MaskedImages(images, partitions(kind, raw, 9), 9, is_shared(kind), baseline)
     owner = torch.tensor([2, 0, 0, 1])
     kept = torch.rand(4, 9, generator=torch.Generator().manual_seed(1))
-    shown = masking.shown(owner, kept)
+    shown = masking.composed(owner, kept)
     for row, image in enumerate(owner.tolist()):
         partition = masking.partition[0 if kind == "grid" else image]
         for y, x in ((0, 0), (7, 13), (19, 19)):
@@ -27,14 +27,14 @@ def test_what_is_shown_is_composed_pixel_by_pixel(kind: str, with_stand_in: bool
                 shown[row, :, y, x], images[image, :, y, x] * weight + other * (1 - weight), rtol=1e-4, atol=1e-3
             )
     pixels = torch.rand(4, 20, 20, generator=torch.Generator().manual_seed(2))
-    sums = masking.summed(owner, pixels)
+    sums = masking.summed_over_regions(owner, pixels)
     for row, image in enumerate(owner.tolist()):
         partition = masking.partition[0 if kind == "grid" else image]
         for region in range(9):
             assert float(sums[row, region]) == pytest.approx(float(pixels[row][partition == region].sum()), abs=1e-3)
     assert torch.allclose(masking.areas.sum(dim=1), torch.ones(3))
     few = masking.rows(torch.tensor([2, 1]))
-    assert torch.equal(few.shown(torch.tensor([0]), kept[:1]), masking.shown(torch.tensor([2]), kept[:1]))
+    assert torch.equal(few.composed(torch.tensor([0]), kept[:1]), masking.composed(torch.tensor([2]), kept[:1]))
 
 
 @pytest.mark.parametrize("regions", (4, 9, 16, 50))

@@ -7,28 +7,29 @@ import pytest
 import torch
 from torch import Tensor
 
-from everycause.evaluation.detection import (  # fmt: skip
+from everycause.evaluation.detection import (
+    PERMUTED,
+    RANDOM,
     RULE,
     Detection,
-    DetectionParams,
-    Detector,
+    FilterAgreement,
     by_class,
-    detection_functions,
-    detector,
+    detection_measures,
+    detectors,
     entropy,
+    filter_agreement,
+    flagging_share,
     gated,
     largest,
-    measures,
     relabelled,
     relabelling,
 )
 from everycause.explanation.exact_filters import ExactFilters
-from everycause.explanation.filters import FilterBank, accumulate
+from everycause.explanation.filters import FilterBank, accumulate, permuted, random_like
 from everycause.explanation.heads import LastLayer
 from everycause.models import Readout
 
 CLASSES, FILTERS = 3, 9
-PARAMS = DetectionParams(accept_above=0.9, agreement="recall", candidates=5)
 HEAD = LastLayer(torch.eye(CLASSES).repeat_interleave(3, dim=1) * 2.0, torch.zeros(CLASSES))
 
 
@@ -49,9 +50,9 @@ def bank() -> FilterBank:
     return accumulate(ExactFilters("necessary", HEAD), HEAD, seen, labels, ("a", "b", "c"), 0.5, "model")
 
 
-def made(bank: FilterBank, measure: str) -> Detector:
+def made(bank: FilterBank, measure: str) -> FilterAgreement:
     seen, labels = readout(300, 0)
-    return detector(bank, bank.global_filters(0.15), HEAD, seen, labels, 0.5, measure)
+    return filter_agreement(bank, bank.global_filters(0.15), HEAD, seen, labels, 0.5, measure)
 
 
 @pytest.mark.parametrize("measure", ["recall", "precision", "f1", "l1"])
@@ -89,20 +90,17 @@ def test_agreement_and_thresholds_are_those_of_the_slow_reference(bank: FilterBa
 
 def test_confident_predictions_are_accepted_and_never_the_most_suspicious(bank: FilterBank) -> None:
     shown, _ = readout(200, 1, noise=0.6)
-    detection_of = gated(made(bank, "recall"), shown, 0.9)
+    detection = gated(made(bank, "recall"), shown, 0.9)
     sure = largest(shown) > 0.9
-    assert sure.any() and not detection_of.flagged[sure].any() and detection_of.flagged.any()
-    assert (
-        detection_of.score[sure].unique().numel() == 1
-        and detection_of.score[sure].max() < detection_of.score[~sure].min()
-    )
+    assert sure.any() and not detection.flagged[sure].any() and detection.flagged.any()
+    assert detection.score[sure].unique().numel() == 1 and detection.score[sure].max() < detection.score[~sure].min()
     assert not gated(made(bank, "recall"), shown, 0.0).flagged.any()
 
 
 def test_measures_agree_with_counting_every_threshold() -> None:
     generator = torch.Generator().manual_seed(0)
     wrong, score = torch.rand(40, generator=generator) > 0.7, torch.rand(40, generator=generator).mul(10).round()
-    found = measures(Detection(score > 6, score), wrong)
+    found = detection_measures(Detection(score > 6, score), wrong)
     hits = int(((score > 6) & wrong).sum())
     assert found["recall"] == hits / int(wrong.sum()) and found["precision"] == hits / int((score > 6).sum())
     assert found["f1"] == pytest.approx(
@@ -128,7 +126,7 @@ def test_measures_agree_with_counting_every_threshold() -> None:
 
 @pytest.mark.parametrize("wrong", [torch.zeros(5, dtype=torch.bool), torch.ones(5, dtype=torch.bool)])
 def test_without_errors_or_with_errors_alone_there_are_no_curves(wrong: Tensor) -> None:
-    assert set(measures(Detection(torch.ones(5, dtype=torch.bool), torch.rand(5)), wrong)) == {
+    assert set(detection_measures(Detection(torch.ones(5, dtype=torch.bool), torch.rand(5)), wrong)) == {
         "flagged",
         "recall",
         "precision",
@@ -142,29 +140,24 @@ def test_the_rivals_flag_as_many_validation_images_and_the_controls_differ_from_
         readout(300, 2, noise=0.5),
         readout(300, 3, noise=0.6),
     )
-    found = detection_functions(bank, HEAD, seen, labels, validation, PARAMS, 0.15, 0.5, 0)
+    own = bank.global_filters(0.15)
+    sets = {RULE: own, RANDOM: random_like(own, 0), PERMUTED: permuted(own, 0)}
+    agreements = {name: filter_agreement(bank, some, HEAD, seen, labels, 0.5, "recall") for name, some in sets.items()}
+    found = detectors(agreements, validation, 0.9)
+    assert set(found) == {*sets, "filters_ungated", "gate", "max_softmax", "entropy"}
     flagged = {name: int(find(validation).flagged.sum()) for name, find in found.items()}
-    assert (
-        abs(flagged["max_softmax"] - flagged[RULE]) <= 1
-        and abs(flagged["entropy"] - flagged[RULE]) <= 1
-        and flagged[RULE] > 0
-    )
+    assert flagged[RULE] > 0
+    assert abs(flagged["max_softmax"] - flagged[RULE]) <= 1 and abs(flagged["entropy"] - flagged[RULE]) <= 1
     wrong = shown.logits.argmax(dim=1) != truth
-    scores = {name: measures(find(shown), wrong)["auroc"] for name, find in found.items()}
-    assert (
-        scores["max_softmax"] == scores["gate"]
-        and scores[RULE] != scores["filters_permuted"]
-        and min(scores.values()) > 0.2
-    )
-    assert set(found) == {
-        RULE,
-        "filters_random",
-        "filters_permuted",
-        "filters_ungated",
-        "gate",
-        "max_softmax",
-        "entropy",
-    }
+    scores = {name: detection_measures(find(shown), wrong)["auroc"] for name, find in found.items()}
+    assert scores["max_softmax"] == scores["gate"] and scores[RULE] != scores[PERMUTED] and min(scores.values()) > 0.2
+
+
+def test_a_score_flags_the_asked_share_of_its_validation_images() -> None:
+    validation, _ = readout(200, 2, noise=0.5)
+    for share in (0.0, 0.25, 1.0):
+        flagged = flagging_share(entropy, validation, share)(validation).flagged
+        assert flagged.double().mean() == pytest.approx(share, abs=1 / 200)
 
 
 def test_entropy_and_softmax_are_extreme_for_the_undecided() -> None:
@@ -193,13 +186,13 @@ def test_a_flagged_image_gets_the_class_whose_filters_it_uses_and_the_others_kee
 
 def test_the_class_table_counts_every_prediction_once(bank: FilterBank) -> None:
     shown, labels = readout(90, 4, noise=0.6)
-    detection_of = gated(made(bank, "recall"), shown, 0.9)
-    rows = list(by_class(detection_of, shown, labels, ("a", "b", "c")))
+    detection = gated(made(bank, "recall"), shown, 0.9)
+    rows = list(by_class(detection, shown, labels, ("a", "b", "c")))
     totals = {key: sum(row[key] for row in rows) for key in ("predicted", "errors", "flagged", "found")}
     wrong = shown.logits.argmax(dim=1) != labels
     assert totals == {
         "predicted": 90,
         "errors": int(wrong.sum()),
-        "flagged": int(detection_of.flagged.sum()),
-        "found": int((detection_of.flagged & wrong).sum()),
+        "flagged": int(detection.flagged.sum()),
+        "found": int((detection.flagged & wrong).sum()),
     }

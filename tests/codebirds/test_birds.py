@@ -10,7 +10,7 @@ from codebirds.factors import DRAWS, NUM_DRAWS, erased
 from codebirds.glyphs import CUES
 from codebirds.painting import RENDITIONS, SKETCH, STYLES, _part_colors
 from codebirds.scenes import noise_bank
-from everycause.data.shifts import codebirds_variations, swapped
+from codebirds.variations import swapped, variations
 
 
 def test_images_do_not_depend_on_chunking_order_or_threads(default_birds: Codebirds) -> None:
@@ -25,20 +25,20 @@ def test_images_do_not_depend_on_chunking_order_or_threads(default_birds: Codebi
 
 def test_the_bytes_of_version_1_are_frozen(default_birds: Codebirds) -> None:
     digest = hashlib.sha256()
-    for _, factors in list(codebirds_variations(default_birds))[:14]:
+    for _, factors in list(variations(default_birds))[:14]:
         digest.update(default_birds.images(factors.rows(slice(0, 16))).tobytes())
     assert digest.hexdigest()[:16] == "9620b62315cd0fad"
 
 
 def test_classes_are_balanced_and_every_image_shows_its_codeword(default_birds: Codebirds) -> None:
     factors = default_birds.factors("test")
-    assert set(np.bincount(factors.label)) == {default_birds.params.test // 16}
+    assert set(np.bincount(factors.label)) == {default_birds.settings.test // 16}
     assert np.array_equal(factors.variants, default_birds.code.words[factors.label])
 
 
 def test_the_scene_follows_the_class_as_often_as_params_say(default_birds: Codebirds) -> None:
     factors = default_birds.factors("train")
-    expected = default_birds.params.scene_correlation * 15 / 16 + 1 / 16
+    expected = default_birds.settings.scene_correlation * 15 / 16 + 1 / 16
     assert factors.conforms(16).mean() == pytest.approx(expected, abs=0.015)
     free = default_birds.free_scene(factors)
     assert mutual_info_score(free, factors.label) < 2 * 15 * 15 / 2 / len(
@@ -99,14 +99,14 @@ def test_without_parts_all_classes_look_alike(default_birds: Codebirds) -> None:
 
 
 def test_shifted_splits_keep_the_poses_of_the_test_split(default_birds: Codebirds) -> None:
-    variations = dict(codebirds_variations(default_birds))
-    test = variations["test"]
-    assert len(variations) == 1 + 2 + 4 + 31 + 2
-    for factors in variations.values():
+    shown = dict(variations(default_birds))
+    test = shown["test"]
+    assert len(shown) == 1 + 2 + 4 + 31 + 2
+    for factors in shown.values():
         assert np.array_equal(factors.draws, test.draws) and np.array_equal(factors.label, test.label)
-    assert set(np.unique(variations["renditions"].style)) == set(RENDITIONS)
-    assert (variations["scene_shift/opposed"].scene != test.label).all()
-    assert STYLES[SKETCH] == "sketch" and (variations["sketch"].style == SKETCH).all()
+    assert set(np.unique(shown["renditions"].style)) == set(RENDITIONS)
+    assert (shown["scene_shift/opposed"].scene != test.label).all()
+    assert STYLES[SKETCH] == "sketch" and (shown["sketch"].style == SKETCH).all()
 
 
 @pytest.mark.parametrize("size", (1, 2))
@@ -117,7 +117,7 @@ def test_swapped_birds_differ_from_their_codeword_in_at_most_so_many_parts(defau
 
 
 def test_a_layout_seed_moves_cues_to_other_places(default_birds: Codebirds) -> None:
-    moved = Codebirds(default_birds.params.model_copy(update={"layout_seed": 1}))
+    moved = Codebirds(replace(default_birds.settings, layout_seed=1))
     assert default_birds.places == (0, 1, 2, 3, 4)
     assert sorted(moved.places) == [0, 1, 2, 3, 4] and moved.places != default_birds.places
     factors = default_birds.factors("test", np.arange(4))
@@ -126,7 +126,7 @@ def test_a_layout_seed_moves_cues_to_other_places(default_birds: Codebirds) -> N
 
 def test_the_distractor_follows_the_class_when_told_to(default_birds: Codebirds) -> None:
     factors = default_birds.factors("test", np.arange(4))
-    with_object = Codebirds(default_birds.params.model_copy(update={"distractor": True, "distractor_correlation": 1.0}))
+    with_object = Codebirds(replace(default_birds.settings, distractor=True, distractor_correlation=1.0))
     changed = (with_object.images(factors) != default_birds.images(factors)).any(axis=1).mean(axis=(1, 2))
     assert (changed > 0.005).all() and (changed < 0.1).all()
 
@@ -140,7 +140,7 @@ def test_background_is_the_same_picture_without_the_bird(default_birds: Codebird
 
 @pytest.mark.parametrize("size", (32, 48, 96))
 def test_any_image_size_can_be_drawn(default_birds: Codebirds, size: int) -> None:
-    birds = Codebirds(default_birds.params.model_copy(update={"image_size": size}))
+    birds = Codebirds(replace(default_birds.settings, image_size=size))
     assert birds.images(birds.factors("test", np.arange(3))).shape == (3, 3, size, size)
 
 

@@ -1,0 +1,179 @@
+"""The command line: `python -m everycause explain photo.jpg --model timm:resnet18.a1_in1k`."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from everycause.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from everycause.explainer import Explanation
+
+TIMM = "timm:"
+UNREADABLE = (OSError, RuntimeError, ValueError, LookupError, AttributeError, EOFError)
+"""What the readers of weight files raise over files that hold no weights; pickle and safetensors errors are beside."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; a user's mistake is one sentence and exit status 1."""
+    parser = argparse.ArgumentParser(prog="python -m everycause", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    explain = commands.add_parser("explain", help="the regions of one image whose removal changes the prediction")
+    explain.add_argument("image", type=Path, help="the photograph")
+    explain.add_argument("--model", required=True, help="timm:NAME, or a folder that train_base or retrain wrote")
+    explain.add_argument("--weights", type=Path, help="a state dict of timm:NAME (.safetensors, .pth)")
+    explain.add_argument("--out", type=Path, default=Path("explanation.png"), help="the picture (explanation.png)")
+    explain.add_argument("--regions", type=int, default=49, help="regions of the image (49)")
+    explain.add_argument("--partition", default="grid", help="grid, or slico superpixels (grid)")
+    explain.set_defaults(run=run_explain)
+    options = parser.parse_args(arguments)
+    try:
+        options.run(options)
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    return 0
+
+
+def run_explain(options: argparse.Namespace) -> None:
+    """Explain one photograph, write the picture, and print the label, the set and the cost.
+
+    Raises:
+        UserError: the model, its weights, the photograph or an option is wrong.
+    """
+    if not options.image.is_file():
+        raise UserError(f"the image '{options.image}' is missing: give an image file")
+    if not options.out.parent.is_dir():
+        raise UserError(f"--out: the folder '{options.out.parent}' does not exist: create it first")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when huggingface_hub is imported, which timm does
+    from everycause.explainer import Explainer
+
+    model, class_names = opened(options.model, options.weights)
+    explainer = Explainer(model, class_names=class_names, regions=options.regions, partition=options.partition)
+    explanation = explainer(options.image)
+    try:
+        explanation.plot(options.out)
+    except (OSError, ValueError) as error:
+        raise UserError(f"--out: '{options.out}' cannot be written ({error}): give a .png or .pdf") from error
+    sys.stdout.write(summary(explanation) + f"\npicture: {options.out}\n")
+
+
+def summary(explanation: "Explanation") -> str:
+    """The label, the set and the cost in words."""
+    before, after = explanation.probabilities[0], explanation.probabilities[-1]
+    label, new = explanation.label, int(after.argmax())
+    lines = [f"prediction: {explanation.name_of(label)}, p = {before[label]:.3f}"]
+    removed = f"{', '.join(map(str, explanation.order))} ({100 * explanation.regions.mean():.1f} % of the image)"
+    if explanation.flipped:
+        lines.append(f"regions whose removal changes it, in order: {removed}")
+        lines.append(f"prediction without them: {explanation.name_of(new)}, p = {after[new]:.3f}")
+    else:
+        lines.append(f"no set was found; the prediction stays without the regions {removed}")
+    return "\n".join([*lines, f"forward passes: {explanation.forwards}"])
+
+
+def opened(place: str, weights: Path | None) -> "tuple[nn.Module, tuple[str, ...] | None]":
+    """The network at `--model`, and its class names where they are known.
+
+    Raises:
+        UserError: there is nothing there, or no weights.
+    """
+    if place.startswith(TIMM):
+        return timm_network(place.removeprefix(TIMM), weights)
+    if weights is not None:
+        raise UserError(f"--weights belongs to a timm model, and --model is '{place}': give --model timm:NAME")
+    if not Path(place).is_dir():
+        raise UserError(
+            f"--model: the folder '{place}' does not exist: give a folder with a trained model or timm:NAME"
+        )
+    from everycause.models import load  # here, because it needs more than the base installation
+
+    return load(Path(place)), None
+
+
+def timm_network(name: str, weights: Path | None) -> "tuple[nn.Module, tuple[str, ...] | None]":
+    """A timm network with its published weights from the local cache, or with the weights of a file.
+
+    Raises:
+        UserError: timm does not know the name, or there are no weights; an untrained network has nothing to explain.
+    """
+    import timm
+
+    if not timm.is_model(name):
+        raise UserError(f"--model: '{name}' is not a timm model: timm.list_models() lists them")
+    try:
+        published = timm.models.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        base = name.partition(".")[0]
+        tags = ", ".join(timm.list_pretrained(f"{base}.*")) or "none"
+        raise UserError(f"--model: timm knows no weights '{name}'; those of {base}: {tags}") from error
+    if weights is not None:
+        return with_weights(name, weights), None
+    if published is None or not published.has_weights:
+        raise UserError(
+            f"--model: no weights were published for {name}, and an untrained network has nothing to explain: "
+            "give --weights FILE"
+        )
+    missing = UserError(
+        f"--model: the weights of {name} are not in the local cache and nothing is downloaded here: run "
+        f"`python -c \"import timm; timm.create_model('{name}', pretrained=True)\"` where there is a network, or give "
+        "--weights FILE"
+    )
+    if not published.hf_hub_id and not cached(published.url):
+        raise missing
+    try:
+        network = timm.create_model(name, pretrained=True)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise missing from error
+    subset = timm.data.infer_imagenet_subset(network)
+    if subset is None:
+        return network, None
+    info = timm.data.ImageNetInfo(subset)
+    return network, tuple(info.index_to_description(number) for number in range(network.num_classes))
+
+
+def cached(url: str) -> bool:
+    """Whether torch has downloaded this file before."""
+    import torch
+
+    return (Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name).is_file()
+
+
+def with_weights(name: str, weights: Path) -> "nn.Module":
+    """A timm network with the weights of a file; the number of classes is that of the file's last layer.
+
+    Raises:
+        UserError: the file is missing, holds no state dict, or that of another network.
+    """
+    import pickle
+
+    import timm
+    from safetensors import SafetensorError
+
+    if not weights.is_file():
+        raise UserError(f"--weights: '{weights}' is missing: give a state dict (.safetensors or .pth)")
+    try:
+        state = timm.models.load_state_dict(str(weights), device="cpu", weights_only=True)
+    except (*UNREADABLE, pickle.UnpicklingError, SafetensorError) as error:
+        raise UserError(
+            f"--weights: '{weights}' cannot be read as weights ({type(error).__name__}): save a plain state dict"
+        ) from error
+    network = timm.create_model(name, pretrained=False)
+    head = network.pretrained_cfg.get("classifier")
+    last = state.get(f"{head}.weight") if isinstance(head, str) else None
+    if last is not None and len(last) != network.num_classes:
+        network = timm.create_model(name, pretrained=False, num_classes=len(last))
+    try:
+        network.load_state_dict(state)
+    except (RuntimeError, TypeError) as error:
+        cause = " ".join(str(error).split())[:160]
+        raise UserError(f"--weights: '{weights}' is no state dict of {name} ({cause})") from error
+    return network
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,303 @@
+"""The front door: the regions of one image whose removal changes a network's prediction, for any torch classifier.
+
+    explanation = explain(timm.create_model("resnet18", pretrained=True), "photo.jpg")
+    explanation.plot("explanation.png")
+
+`Explainer` prepares a network once, for many images; `explain` does it for one. The network is left exactly as it was.
+The search is that of everycause.explanation.search; every flip is confirmed by the network itself in float32.
+
+This module and what it imports need torch, torchvision, timm, numpy and Pillow alone.
+Paper: arXiv 2511.12100. Cost: about 100 forward passes per image with 49 regions.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from everycause.data.images import normalized
+from everycause.errors import UserError
+from everycause.explanation.inputs import device_of, preprocessing_of, rgb_picture
+from everycause.explanation.objectives import ObjectiveName, log_odds
+from everycause.explanation.regions import (
+    BaselineName,
+    MaskedImages,
+    PartitionKind,
+    baseline_pixels,
+    is_shared,
+    largest_set,
+    partitions,
+)
+from everycause.explanation.scoring import Scorer
+from everycause.explanation.search import Method, SearchInputs, search
+from everycause.shapes import Bool, Float, Int64, UInt8
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+CLOSE = 1e-2
+"""Largest difference of logits, relative to the largest, between the accelerated copy and the network."""
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """The regions of one image whose removal changes a network's prediction."""
+
+    label: int
+    """The predicted class."""
+    flipped: bool
+    """Whether a set was found whose removal changes the prediction."""
+    order: list[int]
+    """The regions of the set, in the order of their removal."""
+    regions: Bool[np.ndarray, "height width"]
+    """The pixels of the set."""
+    probabilities: Float[np.ndarray, "steps classes"]
+    """Of the whole image, then after each removal."""
+    partition: Int64[np.ndarray, "height width"]
+    """The region of each pixel."""
+    forwards: int
+    """Forward passes spent on the search."""
+    image: UInt8[np.ndarray, "3 height width"]
+    """The image as the network saw it, before normalization."""
+    class_names: tuple[str, ...] | None
+    """The classes, where they are known."""
+
+    def name_of(self, label: int) -> str:
+        """The name of a class, or its number where names are not known."""
+        return f"class {label}" if self.class_names is None else self.class_names[label]
+
+    def plot(self, path: str | Path | None = None) -> "Figure":
+        """Draw the image, the regions with their order, and the probability of the label after each removal.
+
+        Args:
+            path: Where the figure is saved, if anywhere.
+        """
+        from matplotlib.figure import Figure  # here, because only drawing needs matplotlib
+
+        name = self.name_of(self.label).replace("$", r"\$")
+        figure = Figure(figsize=(10, 3.4), layout="constrained")
+        whole, removed, curve = figure.subplots(1, 3)
+        picture = self.image.transpose(1, 2, 0)
+        whole.imshow(picture)
+        whole.set_title(f"{name}, p = {self.probabilities[0, self.label]:.2f}")
+        removed.imshow(np.where(self.regions[:, :, None], picture // 3, picture))
+        for step, region in enumerate(self.order, 1):
+            rows, columns = (self.partition == region).nonzero()
+            removed.text(columns.mean(), rows.mean(), str(step), color="white", ha="center", va="center")
+        after = self.name_of(int(self.probabilities[-1].argmax())).replace("$", r"\$")
+        removed.set_title(f"without these: {after}" if self.flipped else "no set found: the prediction stays")
+        for axis in (whole, removed):
+            axis.set_axis_off()
+        curve.plot(self.probabilities[:, self.label], "o-")
+        curve.set(xlabel="regions removed", ylabel=f"p({name})", ylim=(0, 1.02), xticks=range(len(self.order) + 1))
+        if path is not None:
+            figure.savefig(path, dpi=150)
+        return figure
+
+
+class Explainer:
+    """Explains the predictions of one network, which is prepared once.
+
+    The search uses an accelerated copy of the network; flips are confirmed by the network itself. Make a new Explainer
+    after the network was trained further.
+
+    Args:
+        model: Any module that maps normalized images to logits: a timm or torchvision network, your own, or one of
+            our classifiers.
+        mean: Of each channel, in units of white; left out, it is taken from timm's configuration or our classifier.
+        standard_deviation: Likewise.
+        image_size: Side of the square that the network sees, in pixels; likewise. An image of this size is taken as it
+            is; any other is resized and its center square cut out, as the network's configuration says.
+        class_names: Of the logits, in order.
+        regions: Regions of an image; a square number for a grid.
+        partition: `grid`, or `slico` superpixels (needs scikit-image).
+        baseline: Baseline pixel values for removed regions: `mean` color, `zeros` (black) or `blur`.
+        max_regions: The most regions of a set; at most a quarter of all regions is removed.
+        batch_size: The most masked images per forward pass.
+        device: Where the network is expected to lie; by default wherever it lies.
+        search: `fast`, or `exhaustive` (every region is tried in every step), or `greedy` (without pruning).
+        objective: The set function that the search maximizes: `deletion`, `counterfactual` or `factual`.
+
+    Raises:
+        UserError: the network gives no logits or is not prepared for images, or an option makes no sense.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        mean: Sequence[float] | None = None,
+        standard_deviation: Sequence[float] | None = None,
+        image_size: int | None = None,
+        class_names: Sequence[str] | None = None,
+        regions: int = 49,
+        partition: str = "grid",
+        baseline: str = "mean",
+        max_regions: int = 12,
+        batch_size: int = 64,
+        device: torch.device | str | None = None,
+        search: str = "fast",
+        objective: str = "deletion",
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise UserError(f"the model is a {type(model).__name__}: give a torch.nn.Module that returns logits")
+        if baseline == "background":
+            raise UserError("one image has no other images to take background from: choose another baseline")
+        _check_choice("partition", partition, get_args(PartitionKind))
+        _check_choice("baseline", baseline, get_args(BaselineName)[:-1])
+        _check_choice("search", search, get_args(Method))
+        _check_choice("objective", objective, get_args(ObjectiveName))
+        for name, value, least in (
+            ("regions", regions, 4),
+            ("max_regions", max_regions, 1),
+            ("batch_size", batch_size, 1),
+        ):
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise UserError(f"{name} is {value!r}: give a whole number, at least {least}")
+        self.regions, self.partition, self.baseline, self.method = regions, partition, baseline, search
+        self.objective, self.largest = objective, largest_set(regions, max_regions)
+        self.device = device_of(model, device)
+        self.preprocessing = preprocessing_of(model, mean, standard_deviation, image_size)
+        names = class_names if class_names is not None else getattr(model, "class_names", None)
+        self.class_names = None if names is None else tuple(map(str, names))
+        network = model.network if hasattr(model, "statistics") and hasattr(model, "network") else model
+        self.exact = Scorer(network, batch_size, self.device, padded=False)
+        self.fast: Scorer | None = None
+        if self.preprocessing.image_size is not None:
+            self._prepare(self.preprocessing.image_size)
+
+    def __call__(self, image: Any, label: int | None = None) -> Explanation:
+        """Explain the prediction for one image.
+
+        Args:
+            image: A PIL image, a path, or an array or tensor of H × W, H × W × 3 or 3 × H × W, as uint8 or as floats in
+                [0, 1].
+            label: The true class: the image is refused where the network predicts another one.
+
+        Raises:
+            UserError: the image cannot be read or does not fit, or is misclassified already.
+        """
+        pixels = self.preprocessing(rgb_picture(image))
+        if self.fast is None:
+            self._prepare(pixels.shape[-1])
+        masking = self._masking(pixels)
+        only = torch.zeros(1, dtype=torch.int64, device=self.device)
+        whole = self._logits(masking, torch.ones_like(masking.exists))
+        prediction = int(whole.argmax())
+        self._check_label(label, prediction, whole.shape[1])
+        runner_up = whole.scatter(1, only[:, None] + prediction, -torch.inf).argmax(dim=1)
+        inputs = SearchInputs(masking, only + prediction, runner_up, log_odds(whole, only + prediction))
+        found = search(inputs, self.fast, self.exact, self.objective, self.largest, self.method)
+        order = [region for region in found.order[0].tolist() if region >= 0]
+        kept = torch.ones(len(order) + 1, self.regions, dtype=torch.bool, device=self.device)
+        for step, region in enumerate(order, 1):
+            kept[step:, region] = False
+        probabilities = self._logits(masking, kept).softmax(dim=1).cpu().numpy()
+        partition = masking.partition[0].cpu().numpy()
+        return Explanation(
+            label=prediction,
+            flipped=bool(found.flipped[0]),
+            order=order,
+            regions=np.isin(partition, order),
+            probabilities=probabilities,
+            partition=partition,
+            forwards=int(found.forwards[0]) + 2,  # the whole image and the final set
+            image=pixels.numpy(),
+            class_names=self.class_names,
+        )
+
+    def _masking(self, pixels: UInt8[Tensor, "3 side side"]) -> MaskedImages:
+        """The image with its partition and baseline, on the network's device."""
+        statistics, images = self.preprocessing.statistics, pixels[None]
+        partition = partitions(self.partition, images, self.regions).to(self.device)
+        removed = baseline_pixels(images, self.baseline)
+        baseline = None if removed is None else normalized(removed, statistics, self.device)
+        own = normalized(images, statistics, self.device)
+        return MaskedImages(own, partition, self.regions, is_shared(self.partition), baseline)
+
+    def _logits(self, masking: MaskedImages, kept: Tensor) -> Float[Tensor, "sets classes"]:
+        """Logits of the image with the regions `kept`, by the network itself."""
+        owner = torch.zeros(len(kept), dtype=torch.int64, device=self.device)
+        logits = self.exact.logits(masking, owner, kept)
+        if not bool(logits.isfinite().all()):
+            raise UserError(
+                "the network gives NaN or infinite logits for this image: check its weights and normalization"
+            )
+        return logits
+
+    def _prepare(self, image_size: int) -> None:
+        """Check on two images of noise what the network returns, and accelerate a copy of it for the search."""
+        shape = (2, 3, image_size, image_size)
+        pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+        partitions(self.partition, pixels[:1], self.regions)  # refuses regions that do not fit the size
+        images = normalized(pixels, self.preprocessing.statistics, self.device)
+        expected = _checked_logits(self.exact, images)
+        if self.class_names is not None and len(self.class_names) != expected.shape[1]:
+            raise UserError(
+                f"class_names holds {len(self.class_names)} names and the network has {expected.shape[1]} classes: "
+                "give one name for each"
+            )
+        try:
+            self.fast = Scorer(self.exact.network, self.exact.batch_size, self.device, fast=True, padded=False)
+            found = _checked_logits(self.fast, images)
+            trusted = bool((found - expected).abs().max() <= CLOSE * expected.abs().max())
+        except Exception:  # tracing and copying run foreign code, which may fail in any way: only speed is lost
+            trusted = False
+        self.fast = self.fast if trusted else self.exact
+
+    def _check_label(self, label: int | None, prediction: int, classes: int) -> None:
+        if label is None or label == prediction:
+            return
+        if isinstance(label, bool) or not isinstance(label, int | np.integer) or not 0 <= label < classes:
+            raise UserError(f"label is {label!r}: give the number of a class, 0 … {classes - 1}")
+        names = self.class_names or [f"class {number}" for number in range(classes)]
+        raise UserError(
+            f"the image is already misclassified ('{names[prediction]}' instead of '{names[label]}'), so there is no "
+            "prediction to flip"
+        )
+
+
+def explain(model: nn.Module, image: Any, *, label: int | None = None, **options: Any) -> Explanation:
+    """Explain the prediction of any torch classifier for one image.
+
+    Args:
+        model: Any module that maps normalized images to logits.
+        image: As for an Explainer.
+        label: The true class: the image is refused where the network predicts another one.
+        options: As for an Explainer.
+
+    Raises:
+        UserError: as for an Explainer.
+    """
+    return Explainer(model, **options)(image, label)
+
+
+def _check_choice(name: str, value: Any, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise UserError(f"{name} is {value!r}: give one of {', '.join(known)}")
+
+
+def _checked_logits(scorer: Scorer, images: Float[Tensor, "2 3 side side"]) -> Float[Tensor, "2 classes"]:
+    """Logits of two images, checked for their form."""
+    size = images.shape[-1]
+    try:
+        output = scorer.output(images)
+    except Exception as error:  # the network is foreign code: whatever it raises over the images is about their form
+        cause = " ".join(str(error).split())[:160] or type(error).__name__
+        raise UserError(
+            f"the network cannot take a batch of images of 3 × {size} × {size} values ({cause}): give the image_size "
+            "that it was made for"
+        ) from error
+    expected = "it must return logits, a tensor of images × classes"
+    if not isinstance(output, Tensor):
+        raise UserError(f"the network returns a {type(output).__name__}: {expected}, so wrap it in a module that does")
+    shape = " × ".join(map(str, output.shape))
+    if output.ndim != 2 or len(output) != len(images) or not output.is_floating_point():
+        raise UserError(f"the network returns {shape} values ({output.dtype}) for two images: {expected}")
+    if output.shape[1] < 2:
+        raise UserError(f"the network returns one value per image ({shape} for two images): {expected}, at least two")
+    return output.float()

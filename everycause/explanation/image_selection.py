@@ -1,0 +1,61 @@
+"""Which images of a split are searched: those predicted correctly and with confidence, evenly over the classes.
+
+Memory does not grow with the number of classes.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from everycause.data.split import Split, batches
+from everycause.errors import UserError
+from everycause.inference import batch_size, logits_of_images
+from everycause.models import Classifier
+from everycause.shapes import Int64
+
+
+class ImageSelection(NamedTuple):
+    """The images of a split that are searched, and why others are not."""
+
+    index: Int64[Tensor, "chosen"]
+    """In the split, in order."""
+    counts: Int64[Tensor, "3"]
+    """Images looked at, predicted wrongly, predicted rightly but without confidence."""
+
+
+def select_images(classifier: Classifier, split: Split, confidence: float, images: int) -> ImageSelection:
+    """The images that are predicted correctly with more than `confidence`, at most `images`, evenly over the classes.
+
+    Raises:
+        UserError: there are none.
+    """
+    correct, confident = [], []
+    for batch in batches(split, 8 * batch_size(classifier)):
+        probability, prediction = logits_of_images(classifier, batch.images).softmax(dim=1).max(dim=1)
+        correct.append(prediction == batch.labels)
+        confident.append(correct[-1] & (probability > confidence))
+    right, eligible = torch.cat(correct), torch.cat(confident)
+    counts = torch.tensor([len(right), int((~right).sum()), int((right & ~eligible).sum())])
+    index = evenly_over_classes(eligible.nonzero()[:, 0], split.labels, images)
+    if len(index) == 0:
+        raise UserError(
+            f"no image of '{split.name}' is predicted correctly with p(y) > {confidence}: "
+            "train longer or lower masks.confidence"
+        )
+    return ImageSelection(index, counts)
+
+
+def evenly_over_classes(
+    index: Int64[Tensor, "eligible"], labels: Int64[Tensor, "images"], count: int
+) -> Int64[Tensor, "chosen"]:
+    """At most `count` of some images, in index order.
+
+    The first image of every class is taken, then the second of every class, and so on.
+    """
+    own = labels[index]
+    by_class = own.argsort(stable=True)
+    sizes = torch.bincount(own, minlength=int(labels.max()) + 1)
+    rank_in_class = torch.empty_like(index)
+    rank_in_class[by_class] = torch.arange(len(index)) - (sizes.cumsum(dim=0) - sizes)[own[by_class]]
+    return index[rank_in_class.argsort(stable=True)[:count]].sort().values

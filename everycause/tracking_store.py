@@ -1,0 +1,215 @@
+"""Calls to MLflow's store: each names its run by id, and has a time limit.
+
+MLflow's stack of active runs is not used: one failed call leaves a run open on it, in which everything later is
+recorded. Every call runs in a thread of its own with a time limit, because timeouts of HTTP requests are counted from
+one byte to the next: a server that sends a byte a second is waited for without end.
+"""
+
+import copy
+import json
+import logging
+import os
+import re
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import torch
+from filelock import FileLock
+
+from everycause.processes import is_dead, without_password
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+    from everycause.models import Classifier
+
+log = logging.getLogger(__name__)
+ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+}
+"""MLflow's own limits (it would wait for minutes), where the user has not set them."""
+CALL_SECONDS = 20.0
+"""Time limit of a call to a server."""
+LOCAL_SECONDS = 60.0
+"""Time limit of a call to a database, whose tables the first call makes."""
+UPLOAD_SECONDS = 180.0
+"""Time limit of what sends files."""
+STOP_SECONDS = 5.0
+"""Time limit of the last call of a run that was stopped or failed."""
+MOST_PARAMS, MOST_METRICS, LONGEST_PARAM = 100, 1000, 6000
+"""What MLflow takes at once, and characters of a parameter's value."""
+PARENT, PROCESS, STATE = "mlflow.parentRunId", "process", "state"
+"""Tags: the run that this one belongs to, the process that writes it, and how it ended."""
+IDENTIFYING = ("stage", "row", "seed")
+"""Tags that together name a piece of work."""
+QUIET = ("mlflow", "alembic", "sqlalchemy", "urllib3")
+"""Loggers that print tracebacks of what this module says in one line."""
+T = TypeVar("T")
+
+
+class TooSlowError(Exception):
+    """MLflow has not answered within its time limit."""
+
+
+def within(seconds: float, call: Callable[[], T]) -> T:
+    """What a call returns, or its exception; after the time limit its thread is left behind."""
+    outcome: Future[T] = Future()
+
+    def answer() -> None:
+        try:
+            outcome.set_result(call())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=answer, daemon=True, name="mlflow call").start()
+    try:
+        return outcome.result(timeout=seconds)
+    except TimeoutError as error:
+        if outcome.done():  # an error of the call itself
+            raise
+        raise TooSlowError(f"no answer within {seconds:g} s") from error
+
+
+def limit(uri: str) -> float:
+    """Seconds that a call may take."""
+    return CALL_SECONDS if uri.startswith(("http", "databricks")) else LOCAL_SECONDS
+
+
+def load_mlflow() -> None:
+    """Import MLflow with its own limits set and its tracebacks off: before the first call, whose time limit runs."""
+    for variable, value in ENVIRONMENT.items():
+        os.environ.setdefault(variable, value)
+    import mlflow  # noqa: F401
+
+    for name in QUIET:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def open_client(uri: str) -> "MlflowClient":
+    """A client of the store at an address."""
+    from mlflow import MlflowClient
+
+    return MlflowClient(uri)
+
+
+def experiment_of(client: "MlflowClient", name: str, root: Path) -> str:
+    """The experiment's id.
+
+    Several processes that create one SQLite store at once corrupt it, hence the lock. It is not held for a server,
+    which other stages would then wait for as well.
+    """
+    local = client.tracking_uri.startswith("sqlite")
+    with FileLock(root / ".mlflow.lock", timeout=LOCAL_SECONDS) if local else nullcontext():
+        found = client.get_experiment_by_name(name)
+        if found is not None:
+            return str(found.experiment_id)
+        location = (root / "mlartifacts" / name).as_uri() if local else None
+        kind = {"mlflow.experimentKind": "custom_model_development"}
+        try:
+            return str(client.create_experiment(name, artifact_location=location, tags=kind))
+        except Exception:
+            found = client.get_experiment_by_name(name)  # somebody else may have created it in the meantime
+            if found is None:
+                raise
+            return str(found.experiment_id)
+
+
+def close_cut_off(client: "MlflowClient", experiment: str, tags: dict[str, str]) -> None:
+    """Close runs of the same work that a dead process left running."""
+    if not set(IDENTIFYING) <= set(tags) or PARENT in tags:
+        return
+    same = " and ".join(f"tags.{tag} = '{tags[tag]}'" for tag in IDENTIFYING)
+    for other in client.search_runs([experiment], f"attributes.status = 'RUNNING' and {same}"):
+        if PROCESS in other.data.tags and is_dead(json.loads(other.data.tags[PROCESS])):
+            terminate(client, other.info.run_id, "KILLED")
+
+
+def begin(client: "MlflowClient", experiment: str, name: str, tags: dict[str, str], resume: str | None) -> str:
+    """The id of a run that is now running: the one to go on with, or a new one."""
+    from mlflow.exceptions import MlflowException
+    from mlflow.tracking.context.registry import resolve_tags
+
+    if resume is not None:
+        try:
+            if client.get_run(resume).info.lifecycle_stage == "active":
+                client.update_run(resume, status="RUNNING")
+                set_tags(client, resume, tags)
+                return resume
+        except MlflowException:  # the store does not have it any more
+            log.debug("MLflow has no run %s: a new one is begun", resume)
+    return str(client.create_run(experiment, tags=resolve_tags(tags), run_name=name).info.run_id)
+
+
+def terminate(client: "MlflowClient", run_id: str, status: str) -> None:
+    """Close the run of a dead process."""
+    client.set_tag(run_id, STATE, "its process died")
+    client.set_terminated(run_id, status)
+
+
+def log_params(client: "MlflowClient", run_id: str, logged: dict[str, Any]) -> None:
+    """Write parameters, in as few calls as MLflow takes."""
+    from mlflow.entities import Param
+
+    params = [Param(name, str(value)[:LONGEST_PARAM]) for name, value in logged.items()]
+    for start in range(0, len(params), MOST_PARAMS):
+        client.log_batch(run_id, params=params[start : start + MOST_PARAMS])
+
+
+def log_metrics(client: "MlflowClient", run_id: str, measures: dict[str, float], step: int) -> None:
+    """Write the measures of a step."""
+    from mlflow.entities import Metric
+
+    now = int(time.time() * 1000)
+    metrics = [Metric(metric_name(name), float(value), now, step) for name, value in measures.items()]
+    for start in range(0, len(metrics), MOST_METRICS):
+        client.log_batch(run_id, metrics=metrics[start : start + MOST_METRICS])
+
+
+def metric_name(name: str) -> str:
+    """A name that MLflow takes: letters, digits, and _ - . space : / alone. history.jsonl keeps the real one."""
+    parts = (re.sub(r"[^\w\-. :]", "_", part) for part in name.split("/"))
+    return "/".join("_" if part in ("", ".", "..") else part for part in parts)
+
+
+def set_tags(client: "MlflowClient", run_id: str, tags: dict[str, str]) -> None:
+    """Add tags to a run in one call."""
+    from mlflow.entities import RunTag
+
+    client.log_batch(run_id, tags=[RunTag(key, str(value)) for key, value in tags.items()])
+
+
+def log_model(client: "MlflowClient", run_id: str, classifier: "Classifier") -> None:
+    """Attach a network to a run as an exported program with its signature."""
+    import mlflow
+
+    mlflow.set_tracking_uri(client.tracking_uri)
+    network = copy.deepcopy(classifier.network).cpu().to(memory_format=torch.contiguous_format).eval()
+    side, statistics = classifier.image_size, classifier.statistics
+    experiment = client.get_run(run_id).info.experiment_id
+    model = client.create_logged_model(experiment, name="model", source_run_id=run_id)
+    mlflow.models.Model.log(  # what mlflow.pytorch.log_model calls, which takes no run id
+        artifact_path=None,
+        name="model",
+        run_id=run_id,
+        model_id=model.model_id,
+        flavor=mlflow.pytorch,
+        pytorch_model=network,
+        input_example=np.zeros((2, 3, side, side), dtype=np.float32),
+        serialization_format="pt2",
+        pip_requirements=["torch", "timm"],
+        metadata={"mean": statistics.mean, "standard_deviation": statistics.standard_deviation},
+    )
+
+
+def reason(error: BaseException) -> str:
+    """An error's class and first line, without passwords."""
+    first = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: {without_password(first)}"
