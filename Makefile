@@ -34,9 +34,9 @@ repro: setup  ## the whole pipeline, cached: dvc repro
 test: setup  ## the tests
 	python -m pytest
 
-ui: setup  ## the MLflow UI on 127.0.0.1 (port=5000)
+ui: setup  ## the MLflow UI on 127.0.0.1 (port=5000), or the address of your server
 	@python -m stages.address --port "$$port"
-	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --host 127.0.0.1 --port "$$port" --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}"
+	case "$${MLFLOW_TRACKING_URI:-}" in http*|databricks*) ;; *) MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --host 127.0.0.1 --port "$$port" --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}" ;; esac
 
 smoke: setup  ## every stage at tiny sizes in .smoke, in about two minutes
 	rm -rf .smoke && mkdir -p .smoke/.dvc .smoke/reports

@@ -52,12 +52,13 @@ def measures() -> Iterator[tuple[str, float]]:
     rate, bare = rates(device)
     name = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} CPU cores"
     days = {method: IMAGENET * count / rate / 86400 for method, count in passes.items()}
+    total = ", ".join(f"{IMAGENET * passes[method]:.3g} ({method})" for method in ("fast", "greedy"))
     precision = "bfloat16" if device == "cuda" else "float32"
     OUT.parent.mkdir(parents=True, exist_ok=True)
     OUT.write_text(
         f"""# What the search would cost on ImageNet-1k
 
-Made by `make bench`. Images × forward passes per image ÷ candidates per second; one derivative counts as {GRADIENT} passes.
+Made by `make bench`. Images × forward passes per image ÷ candidates per second; a gradient counts as {GRADIENT} passes.
 
 | | |
 | --- | --- |
@@ -69,7 +70,7 @@ Made by `make bench`. Images × forward passes per image ÷ candidates per secon
 | the whole training set | {days["fast"]:.1f} days (fast), {days["greedy"]:.1f} days (greedy) |
 
 The number of passes was measured on Codebirds with the embedded model, not on ImageNet: a model that needs more regions
-to flip costs more. On another device, divide by its own rate: {IMAGENET * passes["fast"]:.3g} passes (fast), {IMAGENET * passes["greedy"]:.3g} (greedy).
+to flip costs more. On another device, divide by its own rate: forward passes {total}.
 {"" if device == "cuda" else "No GPU was at hand, so no GPU time is given."}
 """.rstrip()
         + "\n"

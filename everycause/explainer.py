@@ -145,19 +145,8 @@ class Explainer:
     ) -> None:
         if not isinstance(model, nn.Module):
             raise UserError(f"the model is a {type(model).__name__}: give a torch.nn.Module that returns logits")
-        if baseline == "background":
-            raise UserError("one image has no other images to take background from: choose another baseline")
-        _check_choice("partition", partition, get_args(PartitionKind))
-        _check_choice("baseline", baseline, get_args(BaselineName)[:-1])
-        _check_choice("search", search, get_args(Method))
-        _check_choice("objective", objective, get_args(ObjectiveName))
-        for name, value, least in (
-            ("regions", regions, 4),
-            ("max_regions", max_regions, 1),
-            ("batch_size", batch_size, 1),
-        ):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise UserError(f"{name} is {value!r}: give a whole number, at least {least}")
+        _check_choices(partition, baseline, search, objective)
+        _check_numbers(regions=(regions, 4), max_regions=(max_regions, 1), batch_size=(batch_size, 1))
         self.regions, self.partition, self.baseline, self.method = regions, partition, baseline, search
         self.objective, self.largest = objective, largest_set(regions, max_regions)
         self.device = device_of(model, device)
@@ -276,9 +265,24 @@ def explain(model: nn.Module, image: Any, *, label: int | None = None, **options
     return Explainer(model, **options)(image, label)
 
 
-def _check_choice(name: str, value: Any, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise UserError(f"{name} is {value!r}: give one of {', '.join(known)}")
+def _check_choices(partition: Any, baseline: Any, search: Any, objective: Any) -> None:
+    if baseline == "background":
+        raise UserError("one image has no other images to take background from: choose another baseline")
+    for name, value, known in (
+        ("partition", partition, get_args(PartitionKind)),
+        ("baseline", baseline, get_args(BaselineName)[:-1]),
+        ("search", search, get_args(Method)),
+        ("objective", objective, get_args(ObjectiveName)),
+    ):
+        if value not in known:
+            raise UserError(f"{name} is {value!r}: give one of {', '.join(known)}")
+
+
+def _check_numbers(**given: tuple[Any, int]) -> None:
+    """Refuse an option that is no whole number of at least so much."""
+    for name, (value, least) in given.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise UserError(f"{name} is {value!r}: give a whole number, at least {least}")
 
 
 def _checked_logits(scorer: Scorer, images: Float[Tensor, "2 3 side side"]) -> Float[Tensor, "2 classes"]:

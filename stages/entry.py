@@ -64,9 +64,10 @@ def recorded(
     tags = {"stage": name.split("/")[0], "row": name.split("/")[-1], "seed": str(seed)}
     tags |= tracking.identity(device, data)
     run_name, logged = f"{name}/seed-{seed}", flattened(sections)
+    shown = f"{tags['row']} · {tags['stage']} · seed {seed}"  # MLflow cuts long names: the row comes first
     with (
         atomic_folder(out, run_name, resume) as folder,
-        tracking.run(run_name, params.tracking, tags, logged, folder / HISTORY) as record,
+        tracking.run(shown, params.tracking, tags, logged, folder / HISTORY) as record,
     ):
         yield folder, record
         record.artifacts(folder)

@@ -86,12 +86,12 @@ def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, list
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     monkeypatch.setattr(tracking, "ROOT", tmp_path)
     runs = []
-    with tracking.run("study/joint", PARAMS, {"stage": "tune", "study": "joint"}, {}) as parent:
+    with tracking.run("joint · study", PARAMS, {"stage": "tune", "study": "joint"}, {}) as parent:
         runs.append(str(parent.run_id))
         for number in range(3):
             values = {"loss.lambda_mc": 0.001 * (number + 1), "background.source": ("bank", "own", "mean")[number]}
             tags = {"stage": "tune", "study": "joint", "trial": str(number)}
-            with tracking.run(f"joint/trial-{number}", PARAMS, tags, values, parent=parent.run_id) as record:
+            with tracking.run(f"trial-{number} · joint", PARAMS, tags, values, parent=parent.run_id) as record:
                 for epoch in range(1, 4):
                     record({"train/loss": 1 / (epoch + number), "validation/accuracy": 0.5 + 0.1 * epoch}, epoch)
                 record({"best/validation_completeness": 0.31 + 0.1 * number}, 3)
@@ -123,9 +123,9 @@ def test_the_trials_of_a_study_stand_in_the_runs_table_and_can_be_compared(
         table = page(
             chromium, f"{base}/experiments/{experiment}/runs?workflowType=machine_learning", tmp_path, "runs.png"
         )
-        assert "study/joint" in table and "4</strong> matching runs" in table
+        assert "joint · study" in table and "4</strong> matching runs" in table
         study = page(chromium, f"{base}/experiments/{experiment}/runs/{runs[0]}", tmp_path, "study.png")
-        assert all(f"joint/trial-{number}" in study for number in range(3))
+        assert all(f"trial-{number} · joint" in study for number in range(3))
         listed = "%2C".join(f"%22{run}%22" for run in runs[1:])
         compared = page(
             chromium,
@@ -134,7 +134,7 @@ def test_the_trials_of_a_study_stand_in_the_runs_table_and_can_be_compared(
             "compared.png",
         )
     for number in range(3):
-        assert f"joint/trial-{number}" in compared
+        assert f"trial-{number} · joint" in compared
     assert (
         "loss.lambda_mc" in compared
         and "background.source" in compared

@@ -24,7 +24,7 @@ from tests.conftest import ROOT
 
 PACKAGES = ("codebirds", "everycause", "stages")
 BASE = {"torch", "torchvision", "timm", "numpy"}
-COMES_WITH = {"huggingface-hub": "timm", "sqlalchemy": "optuna"}
+COMES_WITH = {"huggingface-hub": "timm", "pydantic-core": "pydantic", "sqlalchemy": "optuna"}
 """Libraries that are imported here but declared by another one that cannot work without them."""
 
 

@@ -12,12 +12,15 @@ import pytest
 import torch
 import yaml
 from nbclient import NotebookClient
+from PIL import Image
 
-from everycause.artifacts import read_json
+from everycause.artifacts import MARKER, read_json
 from everycause.explanation import masks as masks_module
 from everycause.models import load
+from everycause.training import rounds as rounds_module
 from stages import (
     accumulate_filters,
+    check_inputs,
     detect_misclassifications,
     evaluate_ood,
     generate_masks,
@@ -25,7 +28,6 @@ from stages import (
     readme,
     report,
     retrain,
-    retrain_rounds,
     train_base,
 )
 from tests.conftest import ROOT
@@ -36,7 +38,7 @@ BASE = ARTIFACTS / "models" / "base" / "seed-0"
 FILTERS = ARTIFACTS / "filters" / "minimum_correct" / "seed-0"
 MASKS = ARTIFACTS / "masks" / "counterfactual" / "seed-0"
 DETECTION = ARTIFACTS / "detection" / "base" / "seed-0"
-ROUNDS = ARTIFACTS / "models" / "masks_rounds" / "seed-0"
+INPUTS = ARTIFACTS / "inputs"
 
 
 def run_pipeline(folder: Path, raw: dict) -> Path:
@@ -46,29 +48,48 @@ def run_pipeline(folder: Path, raw: dict) -> Path:
     before = Path.cwd()
     os.chdir(folder)
     try:
-        train_base.main(seed=0, out=BASE)
-        accumulate_filters.main(seed=0, base=BASE, out=FILTERS)
-        generate_masks.main(seed=0, base=BASE, out=MASKS)
-        for row in raw["rows"]:
-            retrain.main(
-                row=row, seed=0, base=BASE, filters=FILTERS, masks=MASKS, out=ARTIFACTS / "models" / row / "seed-0"
-            )
-        retrain_rounds.main(seed=0, base=BASE, masks=MASKS, out=ROUNDS)
-        measure_faithfulness.main(
-            seed=0, models=ARTIFACTS / "models", filters=FILTERS, out=ARTIFACTS / "faithfulness" / "all" / "seed-0"
-        )
-        for row in raw["evaluated"]:
-            evaluate_ood.main(
-                row=row,
-                seed=0,
-                model=str(ARTIFACTS / "models" / row / "seed-0"),
-                out=ARTIFACTS / "evaluation" / row / "seed-0",
-            )
-        detect_misclassifications.main(seed=0, base=BASE, filters=FILTERS, out=DETECTION)
+        check_inputs.main(out=INPUTS)
+        for seed in raw["seeds"]:
+            run_seed(raw, seed)
         report.main(artifacts=ARTIFACTS, out=Path("reports/results"))
     finally:
         os.chdir(before)
     return folder
+
+
+def run_seed(raw: dict, seed: int) -> None:
+    """The stages of one training seed."""
+
+    def place(kind: str, row: str) -> Path:
+        return ARTIFACTS / kind / row / f"seed-{seed}"
+
+    def inputs(stage: str) -> Path:
+        return INPUTS / f"{stage}.json"
+
+    base, filters, masks = (
+        place("models", "base"),
+        place("filters", "minimum_correct"),
+        place("masks", "counterfactual"),
+    )
+    train_base.main(seed=seed, out=base)
+    accumulate_filters.main(seed=seed, base=base, out=filters, inputs=inputs("accumulate_filters"))
+    generate_masks.main(seed=seed, base=base, out=masks, inputs=inputs("generate_masks"))
+    for row in raw["rows"]:
+        retrain.main(row=row, seed=seed, base=base, filters=filters, masks=masks, out=place("models", row))
+    for row in raw["faithfulness"]["rows"]:
+        measure_faithfulness.main(
+            row=row, seed=seed, model=place("models", row), filters=filters, masks=masks,
+            out=place("faithfulness", row), inputs=inputs("measure_faithfulness"),
+        )  # fmt: skip
+    for row in raw["evaluated"]:
+        evaluate_ood.main(row=row, seed=seed, model=str(place("models", row)), out=place("evaluation", row))
+    detect_misclassifications.main(
+        seed=seed,
+        base=base,
+        filters=filters,
+        out=place("detection", "base"),
+        inputs=inputs("detect_misclassifications"),
+    )
 
 
 def smoke() -> dict:
@@ -174,7 +195,7 @@ def test_histories_hold_an_epoch_a_line_and_no_times(toy: Path) -> None:
     assert '"train/augment"' in lines[0] and '"train/mc"' in lines[0] and "time" not in lines[0]
 
 
-@pytest.mark.parametrize("stage", ("generate_masks", "retrain_rounds"))
+@pytest.mark.parametrize("stage", ("generate_masks", "retrain"))
 def test_a_killed_stage_goes_on_and_ends_in_the_same_bytes(
     toy: Path, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
@@ -187,11 +208,14 @@ def test_a_killed_stage_goes_on_and_ends_in_the_same_bytes(
         if stage == "generate_masks":
             generate_masks.main(seed=0, base=BASE, out=Path(out))
         else:
-            retrain_rounds.main(seed=0, base=BASE, masks=MASKS, out=Path(out))
+            retrain.main(row="masks_rounds", seed=0, base=BASE, filters=FILTERS, masks=MASKS, out=Path(out))
         return Path(out)
 
     whole = run_into(f"{stage}-whole")
-    owner, name = {"generate_masks": (masks_module, "searched"), "retrain_rounds": (retrain_rounds, "keep")}[stage]
+    owner, name = {
+        "generate_masks": (masks_module, "searched"),
+        "retrain": (rounds_module, "save_checkpoint"),
+    }[stage]
     real, calls = getattr(owner, name), []
 
     def killed(*arguments: object) -> object:
@@ -206,10 +230,96 @@ def test_a_killed_stage_goes_on_and_ends_in_the_same_bytes(
     assert not Path(f"{stage}-killed").exists() and Path(f"{stage}-killed.partial").is_dir()
     monkeypatch.setattr(owner, name, real)
     resumed = run_into(f"{stage}-killed")
-    assert {path.name: path.read_bytes() for path in resumed.iterdir()} == {
-        path.name: path.read_bytes() for path in whole.iterdir()
-    }
+    assert contents(resumed) == contents(whole)
     assert not Path(f"{stage}-killed.partial").exists() and len(list(whole.iterdir())) > 3
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """The bytes of a folder's files, its marker left out: it names the stage, row and seed."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != MARKER}
+
+
+def test_what_params_do_not_ask_for_is_left_out_of_the_work_and_of_the_report(store: None, tmp_path: Path) -> None:
+    raw = smoke()
+    raw["rows"], raw["evaluated"] = ["continued"], ["base", "continued"]
+    raw["faithfulness"] |= {"rows": ["base"], "selectors": []}
+    folder = run_pipeline(tmp_path / "alone", raw)
+    for place in (FILTERS, MASKS, DETECTION, ARTIFACTS / "faithfulness" / "base" / "seed-0"):
+        assert read_json(folder / place / "summary.json", "") == {"asked": False}, place
+        assert {path.name for path in (folder / place).iterdir()} == {MARKER, "summary.json"}
+    text = (folder / "reports" / "results" / "results.md").read_text()
+    assert "| `continued` |" in text and "gallery.png" not in text and "filter_heat_map.png" not in text
+
+
+def test_a_row_that_needs_what_was_not_asked_for_says_what_to_run(store: None, toy: Path, tmp_path: Path) -> None:
+    shutil.copytree(toy / "artifacts", tmp_path / "artifacts")
+    shutil.rmtree(tmp_path / MASKS)
+    (tmp_path / MASKS).mkdir()
+    (tmp_path / MASKS / "summary.json").write_text('{"asked": false}\n')
+    assert "generate_masks" in refused(tmp_path, smoke(), *RETRAIN)
+
+
+def test_several_seeds_are_averaged_and_told_apart(store: None, tmp_path: Path) -> None:
+    raw = smoke()
+    raw["seeds"], raw["rows"], raw["evaluated"] = [0, 3], ["continued"], ["base", "continued"]
+    raw["faithfulness"] |= {"rows": ["base"], "selectors": []}
+    folder = run_pipeline(tmp_path / "seeds", raw)
+    text = (folder / "reports" / "results" / "results.md").read_text()
+    assert "2 seeds" in text and " ± " in text
+    stored = [folder / "artifacts" / "evaluation" / "base" / f"seed-{seed}" / "metrics.json" for seed in (0, 3)]
+    each = [read_json(path, "")["accuracy/corruptions"] for path in stored]
+    mean = read_json(folder / "reports" / "results" / "metrics.json", "")["base"]["accuracy/corruptions"]
+    assert mean == pytest.approx(sum(each) / 2) and each[0] != each[1]
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("masks.regions", 37, "a grid needs a square number, such as 36 or 49"),
+        ("model.explained_layer", "layer9", "'layer9' does not exist in test_resnet"),
+        ("retraining.trainable", ["layer7"], "'layer7' is neither 'all' nor 'head'"),
+        ("detection.candidates", 1, "'detection.candidates' is 1"),
+        ("rows", ["continued", "everything"], "'everything' is not a retraining row"),
+        ("evaluation.corruptions", ["rain"], "'rain' is not a corruption"),
+        ("model.name", "resnet_fifty", "is not a timm model"),
+        ("data.codebirds.length", 9, "data.codebirds"),
+    ],
+)
+def test_the_first_stage_refuses_what_a_later_one_could_not_do(
+    tmp_path: Path, path: str, value: object, message: str
+) -> None:
+    raw = smoke()
+    *parents, last = path.split(".")
+    level = raw
+    for key in parents:
+        level = level[key]
+    level[last] = value
+    assert message in refused(tmp_path, raw, "stages.check_inputs", "--out", "out")
+
+
+def test_inputs_change_with_code_and_data_and_with_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def inputs(raw: dict) -> dict[str, dict]:
+        Path("params.yaml").write_text(yaml.safe_dump(raw))
+        check_inputs.main(out=Path("inputs"))
+        return {path.stem: read_json(path, "") for path in Path("inputs").glob("*.json")}
+
+    raw = smoke()
+    before = inputs(raw)
+    raw["loss"]["lambda_mc"] = 0.5
+    assert inputs(raw) == before  # what a stage reads of params.yaml is named in dvc.yaml
+    raw["data"]["codebirds"]["seed"] = 5
+    changed = {stage for stage, content in inputs(raw).items() if content != before[stage]}
+    assert changed == set(before) - {"report"}
+    digits_tree(tmp_path / "digits", classes=4, per_class=8)
+    raw["data"] |= {"source": "folder", "root": "digits", "folder": {"image_size": 32}}
+    photos = inputs(raw)
+    (victim,) = sorted((tmp_path / "digits" / "test" / "digit-0").iterdir())[:1]
+    Image.open(victim).rotate(90).save(victim)
+    assert {stage for stage, content in inputs(raw).items() if content != photos[stage]} == set(check_inputs.EVALUATION)
 
 
 def test_the_notebooks_run_on_what_the_stages_wrote(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,10 +336,10 @@ def test_the_notebooks_run_on_what_the_stages_wrote(toy: Path, monkeypatch: pyte
 def test_the_readme_takes_the_table_between_its_markers(toy: Path, tmp_path: Path) -> None:
     copy = tmp_path / "README.md"
     shutil.copy(ROOT / "README.md", copy)
-    readme.main(copy, toy / "reports" / "results" / "table.md")
+    readme.main(copy, toy / "reports" / "results" / "readme_table.md")
     text = copy.read_text()
-    assert (toy / "reports" / "results" / "table.md").read_text().strip() in text
-    readme.main(copy, toy / "reports" / "results" / "table.md")
+    assert (toy / "reports" / "results" / "readme_table.md").read_text().strip() in text
+    readme.main(copy, toy / "reports" / "results" / "readme_table.md")
     assert copy.read_text() == text
     with pytest.raises(ValueError, match="lacks the markers"):
         readme.with_table("no markers", "")
@@ -274,7 +384,7 @@ def unknown_key(raw: dict) -> None:
 
 def fine_grid(raw: dict) -> None:
     raw["masks"]["regions"] = 10
-    raw["data"]["source"], raw["data"]["root"], raw["data"]["folder"]["image_size"] = "folder", "digits", 16
+    raw["data"] |= {"source": "folder", "root": "digits", "folder": {"image_size": 16}}
 
 
 def no_folder(raw: dict) -> None:

@@ -17,12 +17,13 @@ import yaml
 
 from everycause import params as params_module
 from everycause import tracking
+from everycause.errors import UserError
 from everycause.explanation import filters as filters_module
 from everycause.tuning import trial as sweep_module
-from everycause.tuning import upstream as stock_module
+from everycause.tuning import upstream as upstream_module
 from everycause.tuning.loop import RunningTrial
 from everycause.tuning.trial import Sweep, prepared, trial, with_values
-from stages import accumulate_filters, generate_masks, retrain, retrain_rounds, train_base, tune
+from stages import accumulate_filters, generate_masks, retrain, train_base, tune
 from tests.conftest import ROOT
 
 ARTIFACTS = Path("artifacts")
@@ -31,7 +32,7 @@ BASE, FILTERS, MASKS = (
     ARTIFACTS / "filters" / "minimum_correct" / "seed-0",
     ARTIFACTS / "masks" / "counterfactual" / "seed-0",
 )
-ROWS = ("continued", "filters", "masks", "joint")
+ROWS = ("continued", "filters", "masks", "joint", "masks_rounds")
 
 
 def smoke(**tuning: object) -> dict:
@@ -57,7 +58,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         retrain.main(
             row=row, seed=0, base=BASE, filters=FILTERS, masks=MASKS, out=ARTIFACTS / "models" / row / "seed-0"
         )
-    retrain_rounds.main(seed=0, base=BASE, masks=MASKS, out=ARTIFACTS / "models" / "masks_rounds" / "seed-0")
     yield folder
     os.chdir(before)
     del os.environ["MLFLOW_TRACKING_URI"]
@@ -105,7 +105,7 @@ def test_a_sweep_reuses_what_exists_proposes_and_goes_on_in_one_mlflow_run(toy: 
     trials_logged = [
         run for run in runs_of("going-on") if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id
     ]
-    assert {run.info.run_name for run in trials_logged} == {f"going-on/trial-{number}" for number in range(3)}
+    assert {run.info.run_name for run in trials_logged} == {f"trial-{number} · going-on" for number in range(3)}
     for run in trials_logged:
         assert run.info.status == "FINISHED" and run.data.tags["state"] == "complete"
         assert "loss.lambda_mc" in run.data.params and {
@@ -131,13 +131,13 @@ def test_an_ablation_tries_its_grid_beside_the_continued_base(toy: Path) -> None
     assert set(sweep_of(smoke(), "sparsity").reference()) == {"validation completeness", "validation accuracy"}
 
 
-@pytest.mark.parametrize("row", [*ROWS, "masks_rounds"])
+@pytest.mark.parametrize("row", ROWS)
 def test_a_trial_with_the_present_values_is_the_row_that_the_pipeline_retrains_byte_for_byte(
     toy: Path, tmp_path: Path, row: str
 ) -> None:
     sweep = sweep_of(smoke())
     torch.rand(7)  # what went before in the process must not matter
-    started = trial(sweep.stock, row, sweep.params, sweep.data, 1, 0)
+    started = trial(sweep.cache, row, sweep.params, sweep.data, 1, 0)
     epochs = list(started.epochs)
     started.classifier.save(tmp_path)
     assert (tmp_path / "model.safetensors").read_bytes() == (
@@ -155,14 +155,14 @@ def test_what_a_trial_does_not_change_is_not_made_again(toy: Path, monkeypatch: 
             module, name, lambda *arguments, **options: (made.append(name), real(*arguments, **options))[1]
         )
 
-    counted(stock_module, "generate")
-    counted(stock_module, "fit_base")
+    counted(upstream_module, "generate")
+    counted(upstream_module, "train_base")
     counted(filters_module, "train_heads")
     sweep = sweep_of(smoke())
 
     def upstream_of(values: dict) -> list[str]:
         made.clear()
-        trial(sweep.stock, "joint", with_values(sweep.params, values), sweep.data, 1, 0)
+        trial(sweep.cache, "joint", with_values(sweep.params, values), sweep.data, 1, 0)
         return sorted(made)
 
     assert (
@@ -180,22 +180,33 @@ def test_what_a_trial_does_not_change_is_not_made_again(toy: Path, monkeypatch: 
         and upstream_of({"masks.baseline": "zeros", "loss.lambda_mc": 0.5}) == []
     )
     assert (
-        upstream_of({"training.epochs": 1}) == ["fit_base", "generate", "train_heads"]
+        upstream_of({"training.epochs": 1}) == ["generate", "train_base", "train_heads"]
         and upstream_of({"training.epochs": 1}) == []
     )
     another = sweep_of(smoke())  # another worker finds on disk what the first one made; heads it trains itself
     made.clear()
-    trial(another.stock, "joint", with_values(another.params, {"training.epochs": 1}), another.data, 1, 0)
+    trial(another.cache, "joint", with_values(another.params, {"training.epochs": 1}), another.data, 1, 0)
     assert made == ["train_heads"]
+
+
+def test_a_trial_makes_only_what_its_row_needs(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unwanted(*_: object, **__: object) -> None:
+        raise AssertionError("nobody asked for it")
+
+    sweep = sweep_of(smoke())
+    monkeypatch.setattr(type(sweep.cache), "bank", unwanted)
+    assert trial(sweep.cache, "masks", sweep.params, sweep.data, 1, 0).filters == {}
+    monkeypatch.setattr(type(sweep.cache), "masks", unwanted)
+    trial(sweep.cache, "continued", sweep.params, sweep.data, 1, 0)
 
 
 def test_masks_that_a_trial_makes_anew_are_those_that_the_stage_would_make(toy: Path) -> None:
     raw = smoke()
-    raw["masks"]["background"] = "zeros"
+    raw["masks"]["baseline"] = "zeros"
     Path("params.yaml").write_text(yaml.safe_dump(raw))
     generate_masks.main(seed=0, base=BASE, out=Path("other-masks"))
     sweep = sweep_of(smoke())
-    sweep.stock.masks(BASE, with_values(sweep.params, {"masks.baseline": "zeros"}), 0)
+    sweep.cache.masks(BASE, with_values(sweep.params, {"masks.baseline": "zeros"}), 0)
     (kept,) = Path("tuning/upstream/masks").glob("*/masks-*.safetensors")
     assert kept.read_bytes() == (Path("other-masks") / kept.name).read_bytes()
 
@@ -231,7 +242,7 @@ def test_seeds_are_averaged_objectives_make_a_front_and_names_are_tuned(toy: Pat
     sweep = sweep_of(raw)
     alone = []
     for seed in (0, 1):
-        started = trial(sweep.stock, "masks", sweep.params, sweep.data, 1, seed)
+        started = trial(sweep.cache, "masks", sweep.params, sweep.data, 1, seed)
         list(started.epochs)
         alone.append(sweep.judge.measures(started.classifier))
     for name in objectives:
@@ -263,7 +274,7 @@ def test_a_pruned_trial_is_killed_and_a_failed_one_failed_in_mlflow(toy: Path, m
     assert -1 < pruned.reported[0][1] <= 1
 
     def diverges(*_: object) -> None:
-        raise ValueError("row joint: the loss is nan")
+        raise UserError("row joint: the loss is nan")
 
     monkeypatch.setattr(sweep_module, "trial", diverges)
     with pytest.raises(ValueError, match="the loss is nan"):
@@ -287,11 +298,13 @@ def command(folder: Path, raw: dict, *more: str) -> "subprocess.CompletedProcess
 def test_two_workers_make_one_study_under_one_mlflow_run(toy: Path) -> None:
     done = command(toy, smoke(study="two", trials=4), "--workers", "2")
     assert done.returncode == 0, done.stderr
-    assert list(pandas.read_csv("proposal/trials.csv")["state"]) == ["complete"] * 4
+    # which trials are pruned depends on which worker is faster
+    states = list(pandas.read_csv("proposal/trials.csv")["state"])
+    assert len(states) == 4 and set(states) <= {"complete", "pruned"} and "complete" in states
     parents = {run.data.tags.get("mlflow.parentRunId") for run in runs_of("two")}
     (parent,) = parents - {None}
     assert {run.info.run_id for run in runs_of("two") if "mlflow.parentRunId" not in run.data.tags} == {parent}
-    assert len(runs_of("two")) == 5 and all(run.info.status == "FINISHED" for run in runs_of("two"))
+    assert len(runs_of("two")) == 5 and {run.info.status for run in runs_of("two")} <= {"FINISHED", "KILLED"}
 
 
 def unknown_path(raw: dict) -> None:
@@ -372,7 +385,7 @@ def test_a_study_of_other_params_is_refused_with_the_difference_and_an_adopted_w
     raw["retraining"]["optimizer"]["learning_rate"] = 0.5
     with pytest.raises(
         ValueError,
-        match=r"made with something else \(params.retraining.optimizer.learning_rate: 0.002 → 0.5\)|learning_rate: .* → 0.5",
+        match=r"made with something else .*learning_rate: .* → 0.5",
     ):
         swept(raw)
     adopted = smoke(study="once", trials=2)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from everycause.artifacts import code_fingerprint, fingerprint
-from everycause.data.distortions import blur, digital, noise, operations, weather  # noqa: F401 - each registers its corruptions
+from everycause.data.distortions import blur, digital, noise, operations, weather  # noqa: F401 - they register
 from everycause.data.distortions.operations import CORRUPTIONS, SIZES, Corruption
 from everycause.data.split import Images, Split
 from everycause.errors import UserError

@@ -5,12 +5,12 @@ with
 
     PARAMS                                   the class of its section of params.yaml, with a field `image_size`
     open_split(root, name, params, threads)  the Split `train`, `validation` or `test` of the folder data.root
-    files(root, params)                      every file that any of its splits, shifted ones too, is made from
+    files(root, params)                      every image file of any split, shifted ones too; each is checked and hashed
 
-and, where there is something to tell, test_view (the test split as a View), shifted_views (the shifted test sets),
-released_view (a published corrupted test set), tables (files that are no images) and code (a Codebirds code);
-folder.py, imagenet.py and codebirds.py are examples. Then name it in SOURCES: its section is checked, and
-every stage can use it. Shifted splits are opened in data.shifts alone, which only evaluation may import.
+and, where there is something to tell, tables (other files that splits are made from: they are hashed), test_view (the
+test split as a View), shifted_views (the shifted test sets) and released_view (a published corrupted test set);
+folder.py, imagenet.py and codebirds.py are examples. Then name it in SOURCES: its section is checked, and every stage
+can use it. Shifted splits are opened in data.shifts alone, which only evaluation may import.
 """
 
 from importlib import import_module

@@ -6,7 +6,6 @@ its rankings by insertion and deletion curves. Two references exist: the true mi
 """
 
 from itertools import combinations
-from typing import Literal
 
 import torch
 from pydantic import Field
@@ -39,7 +38,7 @@ class FaithfulnessParams(Section):
 
     rows: list[str]
     """Rows whose models are explained."""
-    selectors: list[Literal["counterfactual", "factual", "bidirectional", "random", "grad_cam", "filter_cam"]]
+    selectors: list[SelectorName]
     """The selectors that are compared; `filter_cam` is left out for models that have no filter bank."""
     images: int = Field(ge=1)
     """Validation images, evenly over the classes."""

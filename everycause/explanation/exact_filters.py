@@ -6,9 +6,9 @@ With the margins d_rk = a_k (W_ck − W_rk) of a class c over each rival r, a se
     is needed   when  Σ_{k∉S} d_rk + b_c − b_r < 0  for some rival: without S, c loses.
 
 For the smallest necessary set, each rival is asked alone: its largest margins are removed first. The smallest
-sufficient set must satisfy all rivals at once, a covering problem with unit costs. A greedy set is proven smallest where one rival
-alone already asks for as many filters; for the other images integer programming (HiGHS) finds the smallest set over the
-rivals that matter.
+sufficient set must satisfy all rivals at once, a covering problem with unit costs. A greedy set is proven smallest
+where one rival alone already asks for as many filters; for the other images integer programming (HiGHS) finds the
+smallest set over the rivals that matter.
 
 The problem follows from arXiv 2501.11087's masks; the sets are ours.
 """

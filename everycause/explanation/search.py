@@ -246,9 +246,8 @@ class Search:
         """The best of some candidate regions for each image."""
         row, column = allowed.nonzero(as_tuple=True)
         owner, objective = rows[row], OBJECTIVES[self.objective]
-        set_logits = self.scorer.set_logits(
-            self.task.masking, owner, state[row].scatter(1, region[row, column][:, None], True), objective
-        )
+        sets = state[row].scatter(1, region[row, column][:, None], True)
+        set_logits = self.scorer.set_logits(self.task.masking, owner, sets, objective)
         self.forwards += objective.passes * torch.bincount(owner, minlength=len(self.forwards))
         value = objective.value(set_logits, self.task.labels[owner], self.task.runner_up[owner])
         flips = set_logits.without.argmax(dim=1) != self.task.labels[owner]

@@ -78,12 +78,14 @@ def fonts_for(characters: set[str]) -> tuple[list[str], set[str]]:
     """The default font and installed fonts for characters that it lacks, and the characters that no font has."""
     fonts, missing = [DEFAULT_FONT], characters - _characters(font_manager.findfont(DEFAULT_FONT))
     if missing:
-        for font in sorted(font_manager.fontManager.ttflist, key=lambda font: (font.name, font.fname)):
+        installed = font_manager.fontManager.ttflist
+        upright = [font for font in installed if font.style == "normal" and font.weight in (400, "normal", "regular")]
+        for font in sorted(upright, key=lambda font: (font.name, font.fname)):
             if font.name.startswith("Last Resort"):  # has a box for every character
                 continue
             if found := missing & _characters(font.fname):
                 fonts, missing = [*fonts, font.name], missing - found
-    return list(dict.fromkeys(fonts)), missing
+    return fonts, missing
 
 
 def _characters(file: str) -> set[str]:

@@ -20,7 +20,7 @@ CAPTIONS = {
     "top_filters.png": "Images of some classes, the class activation map of their filters, and their top filters "
     "(number, share of the class's images that need it).",
     "detection.png": "Misclassifications told from filters, from random filters, and from the softmax.",
-    "gallery.png": "Training images, the regions whose removal flips the base, and a counterfactual image of each.",
+    "gallery.png": "Training images, the regions that are replaced, and a counterfactual image of each.",
     "contact_sheet.png": "The same test images in every split.",
 }
 """The figures in the order of the report, with their captions."""
@@ -121,7 +121,7 @@ def document(results: Results, findings: Findings, figure_names: list[str]) -> s
 
 
 def filters_of_the_base(findings: Findings) -> list[str]:
-    """What the filters are, how good each generator of them is, and whether classes share filters as they share parts."""
+    """What the filters are, how good each generator is, and whether classes share filters as they share parts."""
     summary = findings.filters
     if summary is None:
         return []
@@ -135,7 +135,8 @@ def filters_of_the_base(findings: Findings) -> list[str]:
         shared = [f"{summary[f'overlap/{n}']:.3f} with {n} part{'s' if n != 1 else ''} in common" for n in counts]
         parts += [
             "Overlap of the filters of two classes (shared over all, frequency above "
-            f"{summary['frequency_threshold']:g}): {'; '.join(shared)}; {summary['overlap/random']:.3f} if they were random.",
+            f"{summary['frequency_threshold']:g}): {'; '.join(shared)}; "
+            f"{summary['overlap/random']:.3f} if they were random.",
             "",
         ]
     return parts

@@ -13,7 +13,7 @@ from everycause.reporting.tables import class_name
 from everycause.shapes import Float, UInt8
 
 MOST_NAMES = 40
-"""Classes of a heat map whose names can be read. Of more, the 20 that share least and the 20 that share most are shown."""
+"""Classes of a heat map. Of more classes, the 20 that share least and the 20 that share most are shown."""
 LONGEST = 24
 """Characters of a name before it is cut."""
 TINT = np.array([230, 20, 90])
@@ -59,15 +59,17 @@ def heat_map(pictures: Pictures, class_names: list[str]) -> Figure:
     """How often each class needs each filter, and how far classes share their filters."""
     shares, shared = pictures.tensors["shares"].numpy(), pictures.tensors["overlap"].numpy()
     chosen = legible_classes(shared)
-    some = f" ({MOST_NAMES // 2} classes that share least, {MOST_NAMES // 2} that share most)"
-    note = some if len(chosen) < len(shared) else ""
+    half, note = MOST_NAMES // 2, ""
+    if len(chosen) < len(shared):
+        note = f" (of {len(shared)} classes the {half} that share least and the {half} that share most)"
     shares, shared = shares[chosen], shared[np.ix_(chosen, chosen)]
     order = np.lexsort((-shares.max(axis=0), shares.argmax(axis=0)))
     height = max(4.6, 0.17 * len(chosen))
     figure, (left, right) = plt.subplots(1, 2, figsize=(14, height), width_ratios=(2.2, 1))
     picture = left.imshow(shares[:, order], aspect="auto", cmap="magma", vmin=0, vmax=1, interpolation="nearest")
     figure.colorbar(picture, ax=left, label="share of the class's images", fraction=0.03)
-    left.set(title=f"How often a class needs a filter{note}", xlabel="filter, by the class that needs it most")
+    left.set(title=f"How often a class needs a filter{note}", xlabel="filters, by the class that needs them most")
+    left.set_xticks([])
     matrix = right.imshow(shared, cmap="viridis", vmin=0, vmax=1, interpolation="nearest")
     figure.colorbar(matrix, ax=right, label="shared / all filters", fraction=0.046)
     right.set(title="Overlap of classes", xlabel="class, in the order on the left", yticks=[])

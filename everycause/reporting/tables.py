@@ -154,6 +154,8 @@ def calibration_table(results: Results) -> str:
     kinds = {"top5": "top 5", "macro": "class mean", "calibration_error": "calibration error"}
     views = [view for view in results.views if "/" not in view or f"accuracy/{view}" in COLUMNS]
     shown = [(view, kind) for view in views for kind in kinds if results.has(f"{kind}/{view}")]
+    if not shown:
+        return ""
     columns = [f"{plain(COLUMNS.get(f'accuracy/{view}', view))}: {kinds[kind]}" for view, kind in shown]
     lines = [[f"`{row}`", *(_cell(results, row, f"{kind}/{view}") for view, kind in shown)] for row in results.rows]
     return markdown(["row", *columns], lines)

@@ -28,7 +28,6 @@ from everycause.training.steps import Counterfactuals, Step, training_steps
 MOMENTUM = 0.9
 """Momentum of stochastic gradient descent, as in both papers."""
 EVERYTHING = ["all"]
-LARGEST_SEED = 2**32
 
 
 class OptimizerParams(Section):
@@ -226,7 +225,7 @@ class Training:
         """
         device = self.classifier.device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(self.epoch * LARGEST_SEED + self.seed)
+            torch.manual_seed(self.epoch * 2**32 + self.seed)
             yield
 
     def _epoch(self, steps: Iterator[Step], goal: Goal) -> dict[str, float]:
@@ -268,14 +267,9 @@ class Training:
 
 
 def fit(
-    classifier: Classifier,
-    train: Split,
-    validation: Split,
-    params: FitParams,
-    seed: int,
-    goal: Goal = PLAIN,
-    row: str = "base",
-) -> Iterator[Epoch]:
+    classifier: Classifier, train: Split, validation: Split, params: FitParams, seed: int,
+    goal: Goal = PLAIN, row: str = "base",
+) -> Iterator[Epoch]:  # fmt: skip
     """Train a classifier in place, epoch by epoch; at the end it is the epoch that `keep` names.
 
     Raises:

@@ -149,14 +149,7 @@ def size_at_flip(masks: Masks) -> float:
 
 
 def save_checkpoint(folder: Path, training: Training, done: Progress, model: str) -> None:
-    """Write the state after a round, so that a killed run can go on from it.
-
-    Args:
-        folder: Where to write.
-        training: Its state is saved.
-        done: The finished rounds; the masks of the last one are written.
-        model: Fingerprint of the base.
-    """
+    """Write the state after a round, so that a killed run can go on; `model` is the fingerprint of the base."""
     if done.masks[-1] is not None:
         done.masks[-1].save(folder / ROUND.format(len(done.masks)), model, training.train.identity)
     partial = folder / (CHECKPOINT + ".writing")

@@ -17,6 +17,7 @@ from everycause.errors import UserError
 from everycause.explanation.filters import FilterBank, permuted, random_like
 from everycause.explanation.masks import MaskParams, Masks, orders
 from everycause.explanation.regions import random_sets
+from everycause.explanation.selectors import SelectorName
 from everycause.shapes import Bool
 from everycause.training.background import background_of
 from everycause.training.counterfactuals import (
@@ -34,15 +35,13 @@ from everycause.training.fit import Epoch, FitParams, Goal, Training, fit
 from everycause.training.rounds import Observe, Rounds, RoundsParams
 from everycause.training.steps import Counterfactuals
 
-Selector = Literal["counterfactual", "factual", "grad_cam", "random"]
-
 
 class Row(NamedTuple):
     """One way to retrain the base."""
 
     meaning: str
     """What the row is, for tables."""
-    removes: Selector | None = None
+    removes: SelectorName | None = None
     """What chooses the regions that counterfactual images lose. Every selector takes as many regions of the same
     images."""
     extent: Literal["region", "scene"] = "region"
@@ -251,7 +250,7 @@ def with_flips(masks: Masks) -> Masks:
 
 
 def sets_of(
-    selector: Selector, upstream: Upstream, masks: Masks, params: MaskParams, seed: int
+    selector: SelectorName, upstream: Upstream, masks: Masks, params: MaskParams, seed: int
 ) -> Bool[Tensor, "images regions"]:
     """For each image as many regions as its counterfactual set has, chosen by a selector."""
     if selector == "counterfactual":

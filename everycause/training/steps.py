@@ -108,7 +108,7 @@ def transformed_pairs(
     Args:
         transform: A transform of torchvision v2, which treats all images of one call alike.
         images: The originals.
-        counterfactuals: Their counterfactuals, as far as they have one.
+        counterfactuals: Their counterfactuals.
         paired: For each counterfactual the row of its original.
         generator: Seeds the transforms.
     """

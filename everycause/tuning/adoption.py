@@ -1,18 +1,18 @@
-"""A proposal written into params.yaml: the proposed values change, and nothing else in the file does.
+"""A proposal written into params.yaml: the proposed values change, and nothing else in the file does."""
 
-The text is edited at the places where PyYAML found the values. ruamel.yaml's round trip was tried instead: it keeps
-comments and order, but it rewrites `null` as nothing and lists with other indents, and it writes 1.0e-05 as `1e-05`,
-which the reader of params.yaml takes for a text.
-"""
-
-import re
+import io
 from pathlib import Path
 from typing import Any
 
 import yaml
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap
 
 from everycause.errors import UserError
-from everycause.params import UniqueKeys, flattened, raw_params, validated
+from everycause.params import flattened, raw_params, validated
+
+WIDEST = 10**6
+"""Columns of a line: none is ever folded."""
 
 
 def adopt(proposal: Path, params: Path) -> dict[str, tuple[Any, Any]]:
@@ -32,40 +32,45 @@ def adopt(proposal: Path, params: Path) -> dict[str, tuple[Any, Any]]:
         raise UserError(f"{proposal}: {params.name} has no key '{unknown[0]}'")
     changed = {path: (present[path], value) for path, value in proposed.items() if present[path] != value}
     text = params.read_bytes().decode("utf-8")
-    for path, (_, value) in changed.items():
-        text = replaced(text, path, value)
-    outcome = yaml.load(text, UniqueKeys)
-    if flattened(outcome) != present | proposed:
+    new = replaced(text, {path: value for path, (_, value) in changed.items()})
+    outcome = yaml.safe_load(new)
+    if flattened(outcome or {}) != present | proposed:
         raise UserError(f"{params}: the values cannot be replaced one by one (anchors, aliases): change them by hand")
     validated(outcome, f"{params} with {proposal}")
     if changed:
         partial = params.with_name(params.name + ".partial")
-        partial.write_bytes(text.encode("utf-8"))
+        partial.write_bytes(new.encode("utf-8"))
         partial.rename(params)
     return changed
 
 
-def replaced(text: str, path: str, value: Any) -> str:
-    """A YAML text with another scalar at a dotted path; a comment behind it keeps its column where there is room."""
-    node = _node(yaml.compose(text), path.split("."))
-    start, end = node.start_mark.index, node.end_mark.index
-    new = yaml.safe_dump(value).splitlines()[0]
-    rest = text[end:]
-    if gap := re.match(r" +(?=#)", rest):
-        width = max(2, len(gap[0]) + (end - start) - len(new))
-        rest = " " * width + rest[gap.end() :]
-    return text[:start] + new + rest
+def replaced(text: str, values: dict[str, Any]) -> str:
+    """A YAML text with other scalars at dotted paths; comments, order, layout and line ends stay as they are."""
+    if not values:
+        return text
+    round_trip = YAML()
+    round_trip.preserve_quotes, round_trip.width = True, WIDEST
+    round_trip.indent(mapping=2, sequence=4, offset=2)
+    round_trip.representer.add_representer(
+        type(None), lambda representer, _none: representer.represent_scalar("tag:yaml.org,2002:null", "null")
+    )
+    whole = round_trip.load(text.replace("\r\n", "\n"))
+    for path, value in values.items():
+        section, key = _place(whole, path.split("."))
+        # written as PyYAML writes it: 1.0e-05, which it reads back as a number, and not 1e-05, which it reads as text
+        section[key] = round_trip.load(yaml.safe_dump(value)) if isinstance(value, float) else value
+    written = io.StringIO()
+    round_trip.dump(whole, written)
+    return written.getvalue().replace("\n", "\r\n") if "\r\n" in text else written.getvalue()
 
 
-def _node(node: Any, keys: list[str]) -> Any:
-    """The node at a dotted path, some of whose keys may hold dots themselves."""
-    if not keys:
-        return node
-    for count in range(1, len(keys) + 1):
-        for name, child in node.value if isinstance(node, yaml.MappingNode) else ():
-            if name.value == ".".join(keys[:count]) and (found := _node(child, keys[count:])) is not None:
-                return found
-    return None
+def _place(section: CommentedMap, keys: list[str]) -> tuple[CommentedMap, str]:
+    """The section that holds a dotted path, some of whose keys hold dots themselves, and its key there."""
+    for count in range(1, len(keys)):
+        inner = section.get(".".join(keys[:count]))
+        if isinstance(inner, CommentedMap):
+            return _place(inner, keys[count:])
+    return section, ".".join(keys)
 
 
 def _values(path: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import yaml
 from everycause.errors import UserError
 from everycause.tuning.loop import RUN, WORKER, complete, finished
 from everycause.tuning.space import ENQUEUED, OBJECTIVES, Plan, Range, Value, Values, nested, starts, used
-from everycause.tuning.study import ATTEMPT, REASON, RETRIES, STOPPED, SURPLUS
+from everycause.tuning.study import ATTEMPT, REASON, RETRIES, STOPPED, SURPLUS, given_up
 
 if TYPE_CHECKING:
     import optuna

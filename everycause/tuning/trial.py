@@ -181,9 +181,9 @@ class Sweep:
     def measures(self, asked: RunningTrial, parent: str | None) -> dict[str, float] | None:
         """Retrain and measure with a trial's values, in an MLflow run of its own; None if the pruner stops it."""
         tags = self.tags | {"study": self.plan.study, "row": self.plan.row, "trial": str(asked.number)}
-        with tracking.run(
-            f"{self.plan.study}/trial-{asked.number}", self.tracked, tags, dict(asked.values), parent=parent
-        ) as record:
+        name = f"trial-{asked.number} · {self.plan.study}"
+        history = self.cache.kept.parent / "trials" / self.plan.study / f"trial-{asked.number}.jsonl"
+        with tracking.run(name, self.tracked, tags, dict(asked.values), history, parent) as record:
             asked.has_run(record.run_id)
             found: list[dict[str, float]] = []
             for position in range(len(self.plan.seeds)):

@@ -157,7 +157,7 @@ def test_a_score_flags_the_asked_share_of_its_validation_images() -> None:
     validation, _ = readout(200, 2, noise=0.5)
     for share in (0.0, 0.25, 1.0):
         flagged = flagging_share(entropy, validation, share)(validation).flagged
-        assert flagged.double().mean() == pytest.approx(share, abs=1 / 200)
+        assert flagged.double().mean() == pytest.approx(share, abs=1.5 / 200)
 
 
 def test_entropy_and_softmax_are_extreme_for_the_undecided() -> None:

@@ -13,7 +13,9 @@ from tests.conftest import make_classifier
 @pytest.fixture
 def known(data_params: DataParams) -> Classifier:
     split = open_split(data_params, "validation", 1)
-    return make_classifier(classes=split.num_classes, size=split.image_size)
+    made = make_classifier(classes=split.num_classes, size=split.image_size)
+    made.class_names = split.class_names
+    return made
 
 
 def test_erasures_held_in_memory_are_those_that_are_rendered_anew(data_params: DataParams) -> None:
@@ -60,10 +62,10 @@ def test_a_glance_at_every_image_is_the_measure_and_at_some_of_them_is_of_these_
     assert validation_causes(known, erasures, every=1) == validation_causes(known, erasures)
     judge = ValidationJudge(data_params, open_split(data_params, "validation", 1), 1, ["validation completeness"])
     assert (
-        judge.glance(known, "validation completeness", 0.9)
+        judge.quick_value(known, "validation completeness", 0.9)
         == validation_causes(known, erasures, every=4)["completeness"]
     )
-    assert judge.glance(known, "validation accuracy", 0.9) == 0.9
+    assert judge.quick_value(known, "validation accuracy", 0.9) == 0.9
 
 
 def test_data_whose_parts_nobody_knows_have_no_completeness(data_params: DataParams) -> None:

@@ -99,7 +99,7 @@ def fresh(folder: Path) -> Path:
 
 @pytest.mark.parametrize("baseline", ("zeros", "blur", "background"))
 @pytest.mark.parametrize("partition", ("grid", "slico"))
-def test_every_fill_and_partition_gives_flips(
+def test_every_baseline_and_partition_gives_flips(
     tmp_path: Path, classifier: Classifier, split: Split, baseline: str, partition: str
 ) -> None:
     masks = generate(

@@ -10,10 +10,10 @@ def some_images(count: int = 3, size: int = 20) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kind", ("grid", "slico"))
-@pytest.mark.parametrize("with_stand_in", (False, True))
-def test_what_is_shown_is_composed_pixel_by_pixel(kind: str, with_stand_in: bool) -> None:
+@pytest.mark.parametrize("with_baseline", (False, True))
+def test_masked_images_are_composed_pixel_by_pixel(kind: str, with_baseline: bool) -> None:
     raw = some_images()
-    images, baseline = raw.float(), raw.flip(0).float() if with_stand_in else None
+    images, baseline = raw.float(), raw.flip(0).float() if with_baseline else None
     masking = MaskedImages(images, partitions(kind, raw, 9), 9, is_shared(kind), baseline)
     owner = torch.tensor([2, 0, 0, 1])
     kept = torch.rand(4, 9, generator=torch.Generator().manual_seed(1))

@@ -167,7 +167,9 @@ def test_equal_scores_go_to_the_lowest_region_and_a_blind_model_never_flips(trai
         assert found.order.tolist() == [[0, 1, 2, 3]] * 3 and not found.flipped.any()
 
 
-def test_more_effort_costs_more_and_a_careful_search_trusts_nothing(classifier: Classifier, task: SearchInputs) -> None:
+def test_a_larger_budget_costs_more_and_a_careful_search_trusts_nothing(
+    classifier: Classifier, task: SearchInputs
+) -> None:
     assert CAREFUL.trust == 0
     plain = search(
         task,
@@ -192,7 +194,9 @@ def test_more_effort_costs_more_and_a_careful_search_trusts_nothing(classifier: 
 
 
 @pytest.mark.parametrize("objective", list(OBJECTIVES))
-def test_a_slope_is_the_derivative_of_the_objective(classifier: Classifier, task: SearchInputs, objective: str) -> None:
+def test_a_gradient_is_the_derivative_of_the_objective(
+    classifier: Classifier, task: SearchInputs, objective: str
+) -> None:
     goal = OBJECTIVES[objective]
     state = torch.rand(4, 16, generator=torch.Generator().manual_seed(0)) * 0.5
     some = SearchInputs(task.masking.rows(torch.arange(4)), task.labels[:4], task.runner_up[:4], task.log_odds[:4])

@@ -1,6 +1,7 @@
 import pytest
 import timm
 import torch
+from torch.nn.functional import interpolate
 
 from everycause.data.split import Split
 from everycause.explanation.objectives import OBJECTIVES
@@ -167,14 +168,14 @@ def test_grad_cam_of_a_network_with_channels_last_weighs_channels_not_places(
     for row in range(3):
         image, label = task.masking.images[row : row + 1], int(task.labels[row])
         outputs: list[torch.Tensor] = []
-        handle = classifier.explained_layer.register_forward_hook(lambda *given, outputs=outputs: outputs.append(given[2]))
+        handle = classifier.explained_layer.register_forward_hook(
+            lambda *given, outputs=outputs: outputs.append(given[2])
+        )
         gradient = torch.autograd.grad(classifier.network(image)[0, label], outputs)[0]
         handle.remove()
         assert outputs[0].shape[1:] == (4, 4, 24)  # places first, then the channels
         heat = (gradient.mean(dim=(1, 2), keepdim=True) * outputs[0]).sum(dim=3).relu().detach()
-        large = torch.nn.functional.interpolate(heat[:, None], size=(32, 32), mode="bilinear", align_corners=False)[
-            0, 0
-        ]
+        large = interpolate(heat[:, None], size=(32, 32), mode="bilinear", align_corners=False)[0, 0]
         means = [float(large[y : y + 16, x : x + 16].mean()) for y in (0, 16) for x in (0, 16)]
         assert ranking.score is not None and ranking.score[row].tolist() == pytest.approx(means, rel=1e-3, abs=1e-7)
 

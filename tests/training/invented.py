@@ -11,10 +11,10 @@ from everycause.explanation.heads import FilterHeads
 from everycause.explanation.masks import Masks
 from everycause.explanation.regions import grid
 from everycause.training.background import BackgroundParams
+from everycause.training.counterfactuals import Recipe, Upstream
 from everycause.training.fit import FitParams, OptimizerParams
 from everycause.training.loss import LossParams
 from everycause.training.rounds import RoundsParams
-from everycause.training.counterfactuals import Recipe, Upstream
 from tests.conftest import make_classifier
 from tests.explanation.searching import PARAMS as MASKS
 

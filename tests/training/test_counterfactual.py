@@ -52,7 +52,9 @@ def test_only_removed_pixels_change_and_come_from_one_background_image(train: Sp
     for row in range(6):
         removed = removals.pool.sets[row][0][removals.pool.partition[0]]
         assert torch.equal(composed[row][:, ~removed], images[row][:, ~removed])
-        assert any(torch.equal(one[:, removed], composed[row][:, removed]) for one in removals.background.background_images)
+        assert any(
+            torch.equal(one[:, removed], composed[row][:, removed]) for one in removals.background.background_images
+        )
 
 
 def test_an_empty_set_changes_nothing_and_a_full_one_everything(train: Split) -> None:
@@ -123,7 +125,10 @@ def test_source_images_follow_the_wish_for_a_class(train: Split) -> None:
 
 
 def test_source_images_are_independent_of_the_class(removals: Removals) -> None:
-    images, nothing = removals.background.background_images[:1].expand(50, -1, -1, -1), torch.zeros(50, 32, 32, dtype=torch.bool)
+    images, nothing = (
+        removals.background.background_images[:1].expand(50, -1, -1, -1),
+        torch.zeros(50, 32, 32, dtype=torch.bool),
+    )
     first = removals.background.draw(images, nothing, torch.zeros(50, dtype=torch.int64), generator())
     assert torch.equal(first, removals.background.draw(images, nothing, torch.full((50,), 3), generator()))
 
@@ -196,7 +201,9 @@ def test_every_step_has_the_same_number_of_images_whatever_the_row(
 
 
 def test_a_counterfactual_shares_mirror_and_shift_with_its_original(train: Split) -> None:
-    nothing = Pool({i: torch.zeros(1, REGIONS, dtype=torch.bool) for i in range(len(train))}, grid(32, 4)[None], {}, True)
+    nothing = Pool(
+        {i: torch.zeros(1, REGIONS, dtype=torch.bool) for i in range(len(train))}, grid(32, 4)[None], {}, True
+    )
     step = next(training_steps(train, 32, shifted(3), Removals(nothing, OwnScene(), 1.0), generator()))
     assert torch.equal(step.images, step.counterfactuals) and torch.equal(step.labels, step.counterfactual_labels)
 
@@ -258,7 +265,8 @@ def test_two_rounds_of_one_flip_each_keep_both_partitions(train: Split) -> None:
     masks = invented_masks(train)
     own = [masks.rows(torch.tensor([row])) for row in (1, 2)]
     first, second = (
-        replace(one, shared=False, partition=one.partition.roll(shift, dims=2)) for one, shift in zip(own, (0, 9), strict=True)
+        replace(one, shared=False, partition=one.partition.roll(shift, dims=2))
+        for one, shift in zip(own, (0, 9), strict=True)
     )
     pool = Pool({}, first.partition[:0], {}, False).joined(first).joined(second)
     index = torch.tensor([1, 2])
@@ -270,13 +278,19 @@ def photographic(**changes: float) -> AugmentationParams:
     return TRAINING.augmentation.model_copy(update=changes)
 
 
-@pytest.mark.parametrize("changes", [{"resized_crop": 0.3}, {"color_jitter": 0.8}, {"resized_crop": 0.5, "color_jitter": 0.5}])
+@pytest.mark.parametrize(
+    "changes", [{"resized_crop": 0.3}, {"color_jitter": 0.8}, {"resized_crop": 0.5, "color_jitter": 0.5}]
+)
 def test_a_counterfactual_shares_crop_and_colors_with_its_original(train: Split, changes: dict[str, float]) -> None:
-    nothing = Pool({i: torch.zeros(1, REGIONS, dtype=torch.bool) for i in range(0, len(train), 2)}, grid(32, 4)[None], {}, True)
+    nothing = Pool(
+        {i: torch.zeros(1, REGIONS, dtype=torch.bool) for i in range(0, len(train), 2)}, grid(32, 4)[None], {}, True
+    )
     kept = Removals(nothing, OwnScene(), 1.0)
     step = next(training_steps(train, 32, photographic(**changes), kept, generator()))
     plain = next(training_steps(train, 32, photographic(), kept, generator()))
-    paired = [row for row, image in enumerate(plain.images) if any(torch.equal(image, one) for one in plain.counterfactuals)]
+    paired = [
+        row for row, image in enumerate(plain.images) if any(torch.equal(image, one) for one in plain.counterfactuals)
+    ]
     assert 0 < len(step.counterfactuals) < len(step.images)
     assert torch.equal(step.images[paired], step.counterfactuals) and torch.equal(step.labels, plain.labels)
     assert (step.images != plain.images).flatten(1).any(dim=1).double().mean() > 0.9

@@ -8,6 +8,8 @@ import yaml
 
 from everycause.data.sources import DataParams, open_split
 from everycause.data.split import Split
+from everycause.errors import UserError
+from everycause.explanation.filters import FilterBank
 from everycause.models import Classifier
 from everycause.training.fit import (
     PLAIN,
@@ -22,8 +24,6 @@ from everycause.training.fit import (
     training_mode,
 )
 from everycause.training.loss import LossParams
-from everycause.errors import UserError
-from everycause.explanation.filters import FilterBank
 from everycause.training.rows import ROWS, Row, goal_of, retrain
 from tests.conftest import MODEL, ROOT, make_classifier
 from tests.training.invented import (
@@ -257,7 +257,10 @@ def test_what_timm_never_decays_is_not_decayed_also_under_a_linear_head() -> Non
     vit = timm.create_model("test_vit", num_classes=4, img_size=32)
     for network, prefix in ((vit, ""), (torch.nn.Sequential(vit), "0.")):
         names = {id(value): name for name, value in network.named_parameters()}
-        free, decayed = ([names[id(value)] for value in group["params"]] for group in optimizer(network, PARAMS.optimizer).param_groups)
+        free, decayed = (
+            [names[id(value)] for value in group["params"]]
+            for group in optimizer(network, PARAMS.optimizer).param_groups
+        )
         assert f"{prefix}pos_embed" in free and f"{prefix}blocks.0.mlp.fc1.weight" in decayed
 
 

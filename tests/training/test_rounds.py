@@ -68,7 +68,7 @@ def of_sizes(masks: Masks, sizes: list[int]) -> Masks:
 
 @pytest.fixture
 def searches(monkeypatch: pytest.MonkeyPatch, train: Split) -> list[list[int]]:
-    """The sizes that the searches of the rounds find, one list for each search; the rule that ends them is the real one."""
+    """The sizes that the searches of the rounds find, a list for each search. The rule that ends them is real."""
     sizes: list[list[int]] = []
 
     def found(_classifier: Classifier, _split: Split, _index: torch.Tensor, _params: object) -> Iterator[Masks]:
@@ -78,7 +78,9 @@ def searches(monkeypatch: pytest.MonkeyPatch, train: Split) -> list[list[int]]:
     return sizes
 
 
-def searched_rounds(upstream: Upstream, data: DataParams, params: RoundsParams = ROUNDS) -> tuple[list[bool], list[Epoch]]:
+def searched_rounds(
+    upstream: Upstream, data: DataParams, params: RoundsParams = ROUNDS
+) -> tuple[list[bool], list[Epoch]]:
     """Which rounds had a search, and all epochs."""
     had: list[bool] = []
 
@@ -187,7 +189,12 @@ def weights(upstream: Upstream) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("last", [1, 2])
 def test_a_killed_run_goes_on_after_its_last_round_to_the_same_weights_and_records(
-    upstream: Upstream, train: Split, data_params: DataParams, tmp_path: Path, last: int, monkeypatch: pytest.MonkeyPatch
+    upstream: Upstream,
+    train: Split,
+    data_params: DataParams,
+    tmp_path: Path,
+    last: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "has_ended", lambda _found, _growth: False)
     whole = anew(upstream, train)
@@ -201,7 +208,9 @@ def test_a_killed_run_goes_on_after_its_last_round_to_the_same_weights_and_recor
     resumed, trained = anew(upstream, train), []
     retraining = retrain("masks_rounds", resumed, recipe(data_params), FIT, ROUNDS, 0)
     real = module.Training.epochs
-    monkeypatch.setattr(module.Training, "epochs", lambda self, goal, count: (trained.append(count), real(self, goal, count))[1])
+    monkeypatch.setattr(
+        module.Training, "epochs", lambda self, goal, count: (trained.append(count), real(self, goal, count))[1]
+    )
     assert list(retraining.epochs(tmp_path, observed)) == epochs
     assert trained == [1, 2, 1][last:] and places == [torch.device("cpu")]
     assert all(torch.equal(*pair) for pair in zip(weights(whole), weights(resumed), strict=True))
@@ -210,20 +219,29 @@ def test_a_killed_run_goes_on_after_its_last_round_to_the_same_weights_and_recor
 
 @pytest.mark.parametrize("damaged", [CHECKPOINT, ROUND.format(1)])
 def test_a_damaged_checkpoint_is_reported_once_and_the_rounds_start_again(
-    upstream: Upstream, train: Split, data_params: DataParams, tmp_path: Path, damaged: str, caplog: pytest.LogCaptureFixture
+    upstream: Upstream,
+    train: Split,
+    data_params: DataParams,
+    tmp_path: Path,
+    damaged: str,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     whole = anew(upstream, train)
     epochs = list(retrain("masks_rounds", whole, recipe(data_params), FIT, ROUNDS, 0).epochs(observe=observed))
     killed_after(anew(upstream, train), data_params, tmp_path, 1)
     (tmp_path / damaged).write_bytes((tmp_path / damaged).read_bytes()[:100])
     again = anew(upstream, train)
-    assert list(retrain("masks_rounds", again, recipe(data_params), FIT, ROUNDS, 0).epochs(tmp_path, observed)) == epochs
+    assert (
+        list(retrain("masks_rounds", again, recipe(data_params), FIT, ROUNDS, 0).epochs(tmp_path, observed)) == epochs
+    )
     assert [record.message for record in caplog.records if "the rounds start again" in record.message]
     assert all(torch.equal(*pair) for pair in zip(weights(whole), weights(again), strict=True))
 
 
 def test_pictures_of_rounds_show_the_pool_of_all_searches(upstream: Upstream, data_params: DataParams) -> None:
-    retraining = retrain("masks_rounds", upstream, recipe(data_params), FIT, RoundsParams(rounds=1, images=5, growth=0.0), 0)
+    retraining = retrain(
+        "masks_rounds", upstream, recipe(data_params), FIT, RoundsParams(rounds=1, images=5, growth=0.0), 0
+    )
     list(retraining)
     pictures = retraining.pictures()
     assert len(pictures.titles) == len(set(pictures.titles)) > 1

@@ -271,7 +271,7 @@ def test_a_storage_that_cannot_be_reached_is_one_sentence_without_its_password(
         without_password(address) in said
         and "secret" not in said
         and "\n" not in said
-        and "start it, or give --storage" in said
+        and "give --storage a journal file or another URL" in said
     )
 
 
