@@ -1,1 +1,1 @@
-"""What must be fast, measured in one run; ratios where a ratio exists. They import neither mlflow nor optuna nor dvc."""
+"""Measures of speed, taken in one run; ratios where there is one. They import neither mlflow nor optuna nor dvc."""

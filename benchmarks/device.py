@@ -148,7 +148,7 @@ def rates(device: torch.device, sizes: Sizes) -> Iterator[tuple[str, float]]:
     side, batch = sizes.side, sizes.batch
     images = torch.randn(batch, 3, side, side, device=device).contiguous(memory_format=torch.channels_last)
     cells = min(CELLS, side)
-    masking = MaskedImages(images, grid(side, cells)[None].to(device), cells**2)
+    masking = MaskedImages(images, grid(side, cells)[None].to(device), cells**2, shared=True)
     owner = torch.arange(batch, device=device)
     kept = torch.rand(batch, cells**2, device=device) < 0.9
     for precision in ("float32", "bfloat16"):

@@ -26,9 +26,7 @@ def recording(layer: nn.Module) -> Iterator[list[Tensor]]:
 def _record(outputs: list[Tensor], output: Any) -> Tensor:
     """Record the output and hand a copy on: an in-place activation behind the layer would change the original."""
     if not isinstance(output, Tensor):
-        raise UserError(
-            f"the explained layer gives a {type(output).__name__}, not a tensor: name a layer inside it"
-        )
+        raise UserError(f"the explained layer gives a {type(output).__name__}, not a tensor: name a layer inside it")
     outputs.append(output)
     return output.clone()
 

@@ -233,7 +233,9 @@ def test_many_parameters_are_logged_and_system_metrics_belong_to_the_run(tmp_pat
 def test_the_page_of_runs_opens_on_the_store_of_the_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = address.runs_page("tests", 5001)
     assert shown.startswith("http://127.0.0.1:5001/#/experiments/1/runs?") and "viewStateShareKey=results" in shown
-    view = json.loads(mlflow.MlflowClient(tracking.tracking_uri()).get_experiment("1").tags["mlflow.sharedViewState.results"])
+    view = json.loads(
+        mlflow.MlflowClient(tracking.tracking_uri()).get_experiment("1").tags["mlflow.sharedViewState.results"]
+    )
     assert view["selectedColumns"][:3] == ["tags.`stage`", "tags.`row`", "tags.`seed`"]
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "databricks")
     with pytest.raises(UserError, match="shown by that workspace"):

@@ -33,7 +33,7 @@ def fitting(train: Split) -> Classifier:
 
 def test_the_folded_network_gives_the_logits_of_the_stored_one(fitting: Classifier, data_params: DataParams) -> None:
     stored = evaluate(fitting, views(data_params, ["gaussian_noise"], [3], 1))
-    assert list(stored.logits)[0] == "test" and list(stored.logits)[-1] == "corruptions/gaussian_noise/3"
+    assert next(iter(stored.logits)) == "test" and list(stored.logits)[-1] == "corruptions/gaussian_noise/3"
     test = open_split(data_params, "test", 1)
     assert torch.allclose(stored.logits["test"], logits_of(fitting, test), atol=1e-4)
     assert torch.equal(stored.labels["test"], test.labels) and stored.conforms is not None
