@@ -1,4 +1,4 @@
-"""What the benchmarks of explanations explain: the default base classifier, trained where its artifact is not at hand."""
+"""The classifier that the benchmarks of explanations explain: the default base, trained if its artifact is absent."""
 
 from pathlib import Path
 from typing import NamedTuple

@@ -179,8 +179,8 @@ def tracking_uri() -> str:
 
 def close(run_id: str) -> None:
     """Close the run of a process that died: nobody else would, and it would be shown as running for ever."""
-    store.load_mlflow()
     try:
+        store.load_mlflow()
         store.within(_limit(), lambda: store.terminate(_client(), run_id, "FAILED"))
     except Exception as error:
         log.warning("MLflow did not close the run %s (%s)", run_id, store.reason(error))
@@ -192,8 +192,8 @@ def experiment_id(name: str) -> str:
     Raises:
         UserError: the store cannot be reached or read.
     """
-    store.load_mlflow()
     try:
+        store.load_mlflow()
         return store.within(_limit(), lambda: store.experiment_of(_client(), name, ROOT))
     except Exception as error:
         raise UserError(
@@ -215,7 +215,6 @@ def _start(
     name: str, params: TrackingParams, tags: dict[str, str], logged: dict[str, Any], resume: str | None
 ) -> OpenRun | None:
     """Open a run, or warn and go on without."""
-    store.load_mlflow()
     begun: list[OpenRun] = []
 
     def opening() -> None:
@@ -227,15 +226,14 @@ def _start(
         store.log_params(client, run_id, logged)
 
     try:
+        store.load_mlflow()
         store.within(_limit(), opening)
     except Exception as error:
         address = without_password(tracking_uri())
         log.warning(
             "MLflow at %s is not to be had (%s): this run is recorded on disk only", address, store.reason(error)
         )
-        if begun and not isinstance(
-            error, store.TooSlowError
-        ):  # it exists and cannot be written to: it must not stay open
+        if begun and not isinstance(error, store.TooSlowError):  # the run exists and cannot be written to: close it
             with suppress(Exception):
                 store.within(store.STOP_SECONDS, lambda: begun[0].client.set_terminated(begun[0].run_id, "FAILED"))
         return None

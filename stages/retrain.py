@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import torch
 
 from everycause.artifacts import code_fingerprint, fingerprint, save_tensors, write_json
-from everycause.data.codebirds import ValidationErasures
+from everycause.data.erasures import ValidationErasures
 from everycause.data.sources import open_split
 from everycause.device import start
 from everycause.errors import UserError

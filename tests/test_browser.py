@@ -1,4 +1,4 @@
-"""The MLflow UI and optuna-dashboard as a person sees them: in a real browser, headless, where Debian's chromium is installed."""
+"""The MLflow UI and optuna-dashboard as a person sees them: in Debian's chromium, headless, where it is installed."""
 
 import os
 import re
@@ -62,7 +62,7 @@ def served(command: list[str], port: int, folder: Path) -> Iterator[None]:
 
 
 def page(chromium: str, address: str, folder: Path, picture: str) -> str:
-    """What the page holds once its scripts have run; a screenshot is left in the folder (or in EVERYCAUSE_SCREENSHOTS)."""
+    """What a page holds once its scripts have run; a screenshot is left in the folder or in EVERYCAUSE_SCREENSHOTS."""
     shots = Path(os.environ.get("EVERYCAUSE_SCREENSHOTS", folder))
     common = [
         chromium,
@@ -82,7 +82,7 @@ def page(chromium: str, address: str, folder: Path, picture: str) -> str:
 
 @pytest.fixture
 def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, list[str]]:
-    """A store with a study and its trials, one of them pruned; its experiment, and the ids of the runs, the study's first."""
+    """A store with a study and its trials, one of them pruned: its experiment and the ids of the runs, the study first."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     monkeypatch.setattr(tracking, "ROOT", tmp_path)
     runs = []

@@ -165,8 +165,9 @@ def test_the_report_has_every_row_and_every_figure(toy: Path) -> None:
         assert said in text, said
     figures = {line.split("](")[1].rstrip(")") for line in text.splitlines() if line.startswith("![")}
     assert figures == {
-        "corruptions.png", "shift_scatter.png", "differences.png", "completeness.png", "reliance.png", "scene_gap.png", "accuracies.png", "rounds.png", "faithfulness.png", "filter_terms.png", "filter_heat_map.png",
-        "detection.png", "gallery.png", "contact_sheet.png",
+        "corruptions.png", "shift_scatter.png", "differences.png", "completeness.png", "reliance.png",
+        "scene_gap.png", "accuracies.png", "rounds.png", "faithfulness.png", "filter_terms.png",
+        "filter_heat_map.png", "detection.png", "gallery.png", "contact_sheet.png",
     }  # fmt: skip
     for name in figures:
         assert (toy / "reports" / "results" / name).stat().st_size > 5000

@@ -221,7 +221,7 @@ def test_names_that_mlflow_refuses_are_changed_for_it_alone(tmp_path: Path) -> N
 
 def test_many_parameters_are_logged_and_system_metrics_belong_to_the_run(tmp_path: Path) -> None:
     params = PARAMS.model_copy(update={"system_metrics_seconds": 0.1})
-    with run("many", params, TAGS, {f"p{number}": number for number in range(250)}) as record:
+    with run("many", params, TAGS, {f"p{number}": number for number in range(250)}):
         for _ in range(200):
             time.sleep(0.1)
             if any(name.startswith("system/") for name in runs()[0].data.metrics):
@@ -267,3 +267,13 @@ def test_a_terminated_process_leaves_no_running_run(tmp_path: Path) -> None:
 
 def test_nested_parameters_get_dotted_names() -> None:
     assert flattened({"a": {"b": {"c": 1}, "d": [1, 2]}, "e": 2}) == {"a.b.c": 1, "a.d": [1, 2], "e": 2}
+
+
+def test_a_machine_without_mlflow_records_on_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "mlflow", None)  # what makes `import mlflow` fail
+    with run("alone", PARAMS, TAGS, {}, tmp_path / HISTORY) as record:
+        record({"loss": 1.0}, 1)
+    assert lines(tmp_path / HISTORY) == [{"step": 1, "loss": 1.0}]
+    assert "is not to be had" in caplog.text and "Traceback" not in caplog.text

@@ -11,8 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from codebirds.birds import Codebirds
-from everycause.data.sources import DataParams, SplitName
+from everycause.data.sources import DataParams, SplitName, renderer
 from everycause.data.split import Split
 from everycause.errors import UserError
 from everycause.explanation.masks import MaskParams, Masks, masked_images, orders, searched, select_images
@@ -175,7 +174,7 @@ def against_truth(
     """
     if params.source != "codebirds" or not bool(masks.flipped.any()):
         return {}
-    birds = Codebirds(params.codebirds.settings, threads)
+    birds = renderer(params, threads)
     flips = masks.rows(masks.flipped.nonzero()[:, 0])
     parts = torch.from_numpy(birds.part_masks(birds.factors(split, flips.index.numpy())))
     result = {"code_distance": float(birds.code.distance)}

@@ -1,6 +1,6 @@
 """What is recorded after each round of `masks_rounds`, on training and validation images; nothing is selected by it."""
 
-from everycause.data.codebirds import ValidationErasures
+from everycause.data.erasures import ValidationErasures
 from everycause.data.sources import DataParams
 from everycause.evaluation.completeness import completeness_score, effective_causes, profile, reliance
 from everycause.evaluation.faithfulness import against_truth

@@ -9,14 +9,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import isqrt
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
-from codebirds.birds import Codebirds
 from everycause.data.sources import DataParams
 from everycause.data.split import Images, Split
 from everycause.explanation.filters import FilterBank
@@ -223,7 +222,8 @@ class OracleParts:
     The number of absent parts is uniform from 1 to the most that leave the class decidable. Which parts is uniform too.
     """
 
-    birds: Codebirds
+    birds: Any
+    """The renderer of the data source, a codebirds.birds.Codebirds."""
     probability: float
     """Probability that an image is shown with its counterfactual."""
 

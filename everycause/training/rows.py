@@ -11,8 +11,7 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor
 
-from codebirds.birds import Codebirds
-from everycause.data.sources import DataParams
+from everycause.data.sources import DataParams, renderer
 from everycause.errors import UserError
 from everycause.explanation.filters import FilterBank, permuted, random_like
 from everycause.explanation.masks import MaskParams, Masks, orders
@@ -81,8 +80,7 @@ def cutmix(upstream: Upstream, recipe: Recipe) -> CutMix:
 
 def oracle_parts(_upstream: Upstream, recipe: Recipe) -> OracleParts:
     """True parts of every image rendered away."""
-    birds = Codebirds(recipe.data.codebirds.settings, recipe.threads)
-    return OracleParts(birds, recipe.background.augment_rate)
+    return OracleParts(renderer(recipe.data, recipe.threads), recipe.background.augment_rate)
 
 
 ROWS = {

@@ -15,7 +15,7 @@ import torch
 from pydantic import ValidationError
 
 from everycause import tracking
-from everycause.data.codebirds import ValidationErasures
+from everycause.data.erasures import ValidationErasures
 from everycause.data.sources import DataParams, open_split
 from everycause.data.split import Split
 from everycause.errors import UserError

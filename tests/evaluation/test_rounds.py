@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from everycause.data.codebirds import ValidationErasures
+from everycause.data.erasures import ValidationErasures
 from everycause.data.sources import DataParams, open_split
 from everycause.evaluation.completeness import completeness_score, profile
 from everycause.evaluation.rounds import validation_causes
