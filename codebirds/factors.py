@@ -12,7 +12,6 @@ import numpy as np
 
 from codebirds.codes import Code
 from codebirds.glyphs import CUES, MAX_VARIANTS
-from codebirds.scenes import random_words, uniforms
 from codebirds.shapes import Bool, Float, Int
 
 LARGEST = 1_000_000
@@ -225,3 +224,13 @@ def erased(factors: Factors, parts: tuple[int, ...]) -> Factors:
     present = factors.present.copy()
     present[:, list(parts)] = False
     return replace(factors, present=present)
+
+
+def random_words(key: tuple[int, int], count: int) -> np.ndarray:
+    """`count` 64-bit words of the counter-based generator Philox for this key, the same on every machine."""
+    return np.random.Philox(key=np.array(key, dtype=np.uint64)).random_raw(count)
+
+
+def uniforms(words: np.ndarray) -> Float[np.ndarray, "..."]:
+    """64-bit words as numbers in [0, 1)."""
+    return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53

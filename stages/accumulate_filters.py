@@ -53,7 +53,7 @@ def main(seed: int, base: Path, out: Path, inputs: Path | None = None) -> None:
             for name in dict.fromkeys([filters.generator, *filters.compared])
         }
         local, confidence = generators[filters.generator], filters.confidence_threshold
-        bank = accumulate(local, head, seen, train.labels, train.class_names, confidence, model)
+        bank = accumulate(local, head, seen, train.labels, confidence, model)
         incorrect = train_incorrect_heads(
             seen.activations.to(device), train.labels.to(device), head.to(device), filters.heads, seed
         )

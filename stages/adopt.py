@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from everycause.tuning.adoption import adopt
+from everycause.tuning.report import adopt
 from stages.entry import run
 
 

@@ -10,12 +10,12 @@ from itertools import chain
 from pathlib import Path
 
 from everycause.artifacts import fingerprint, write_json
-from everycause.checkpoints import open_classifier
 from everycause.data.shifts import views
 from everycause.data.sources import open_split
 from everycause.device import start
 from everycause.evaluation.metrics import metrics
 from everycause.evaluation.ood import ContactSheet, data_description, evaluate
+from everycause.inference import open_classifier
 from everycause.params import read
 from stages.entry import recorded, run
 

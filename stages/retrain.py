@@ -21,7 +21,7 @@ from everycause.data.erasures import ValidationErasures
 from everycause.data.sources import open_split
 from everycause.device import start
 from everycause.errors import UserError
-from everycause.evaluation.rounds import round_metrics
+from everycause.evaluation.faithfulness import round_metrics
 from everycause.explanation.filters import FILE as FILTERS
 from everycause.explanation.filters import FilterBank
 from everycause.explanation.masks import Masks

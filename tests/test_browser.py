@@ -82,7 +82,7 @@ def page(chromium: str, address: str, folder: Path, picture: str) -> str:
 
 @pytest.fixture
 def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, list[str]]:
-    """A store with a study and its trials, one of them pruned: its experiment and the ids of the runs, the study first."""
+    """A store with a study and its trials, one of them pruned: the experiment, and the ids of the runs."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     monkeypatch.setattr(tracking, "ROOT", tmp_path)
     runs = []
@@ -145,18 +145,8 @@ def test_the_trials_of_a_study_stand_in_the_runs_table_and_can_be_compared(
 def test_optuna_dashboard_shows_the_study_of_the_journal(chromium: str, tmp_path: Path) -> None:
     finished(tmp_path, plan_of(5))
     port = free_port()
-    command = [
-        sys.executable,
-        "-m",
-        "optuna_dashboard",
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-        str(tmp_path / "journal.log"),
-    ]
-    if shutil.which("optuna-dashboard"):
-        command = ["optuna-dashboard", *command[3:]]
+    program = str(Path(sys.executable).with_name("optuna-dashboard"))
+    command = [program, "--host", "127.0.0.1", "--port", str(port), str(tmp_path / "journal.log")]
     with served(command, port, tmp_path):
         listed = page(chromium, f"http://127.0.0.1:{port}/dashboard/", tmp_path, "dashboard_studies.png")
         shown = page(chromium, f"http://127.0.0.1:{port}/dashboard/studies/0", tmp_path, "dashboard_study.png")

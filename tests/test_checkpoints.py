@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from everycause.checkpoints import open_classifier
+from everycause.inference import open_classifier
 from everycause.models import Classifier
 from tests.conftest import MODEL, make_classifier
 

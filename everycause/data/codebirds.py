@@ -12,10 +12,9 @@ from typing import Any
 import torch
 from pydantic import Field, model_validator
 
-from codebirds.birds import Codebirds
+from codebirds.birds import Codebirds, variations
 from codebirds.codes import Code
 from codebirds.factors import POSITIVE, RANGES, Factors, Settings
-from codebirds.variations import variations
 from everycause.artifacts import fingerprint
 from everycause.data.split import Split, View
 from everycause.errors import UserError

@@ -72,8 +72,8 @@ def filters_on_images(
         together = torch.einsum("ikhw,k->ihw", found, weight[label] * filters[label]).relu()
         pictures.append(images)
         maps.append(torch.cat([together[:, None], found[:, best]], dim=1))
-        shares = [f"{number}: {bank.histogram[label, number] / bank.support[label]:.0%}" for number in best.tolist()]
-        titles += [[split.class_names[label], "its filters", *shares]] * len(images)
+        named = [f"{number}: {bank.shares[label, number]:.0%}" for number in best.tolist()]
+        titles += [[split.class_names[label], "its filters", *named]] * len(images)
     return {"images": torch.cat(pictures), "maps": torch.cat(maps)}, {"titles": titles}
 
 
@@ -87,7 +87,7 @@ def filter_pictures(
         in the image `images` and `maps` as filters_on_images gives them.
     """
     tensors = {
-        "shares": bank.histogram / bank.support[:, None],
+        "shares": bank.shares,
         "overlap": torch.from_numpy(overlap(bank.global_filters(frequency_threshold))),
     }
     if not classifier.places():

@@ -103,7 +103,7 @@ def filter_agreement(
     kept = head.predictions(activations * bank.local.minimum_correct(activations, own)) == own
     activations, own = activations[kept], own[kept]
     blank = FilterAgreement(
-        bank.local, filters, bank.magnitude / bank.support[:, None], measure, torch.zeros(len(filters))
+        bank.local, filters, bank.magnitude / bank.support.clamp_min(1)[:, None], measure, torch.zeros(len(filters))
     )
     sums = torch.zeros(len(filters)).index_add_(0, own, blank.agreement(activations, own))
     return replace(blank, threshold=sums / torch.bincount(own, minlength=len(filters)).clamp_min(1))

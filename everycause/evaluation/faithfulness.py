@@ -11,18 +11,22 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from everycause.data.erasures import ValidationErasures
 from everycause.data.sources import DataParams, SplitName, renderer
 from everycause.data.split import Split
 from everycause.errors import UserError
+from everycause.evaluation.completeness import completeness_score, effective_causes, profile, reliance
 from everycause.explanation.masks import MaskParams, Masks, masked_images, orders, searched, select_images
 from everycause.explanation.objectives import log_odds
 from everycause.explanation.regions import partitions, random_sets
 from everycause.explanation.scoring import Scorer
 from everycause.explanation.search import SearchInputs
 from everycause.explanation.selectors import SelectorName, area_under, curves
+from everycause.inference import logits_of_images
 from everycause.models import Classifier
 from everycause.params import Section
 from everycause.shapes import Bool, Float, Int64
+from everycause.training.rounds import size_at_flip
 
 MOST_REGIONS = 16
 """Regions among which the true minimum is found: all sets of up to 4 of 16 regions are 2,516."""
@@ -211,3 +215,49 @@ def covered_share(
 ) -> Float[Tensor, "images parts"]:
     """The removed share of each part's visible pixels; 0 for a part that is not visible."""
     return (masks[:, None] & parts).sum(dim=(2, 3)) / parts.sum(dim=(2, 3)).clamp_min(1)
+
+
+def validation_causes(classifier: Classifier, erasures: ValidationErasures, every: int = 1) -> dict[str, float]:
+    """Completeness and the reliance on each part, from erasures of validation images, or of every n-th of them."""
+    accuracies = {}
+    for parts, images, labels in erasures:
+        logits = logits_of_images(classifier, images[::every])
+        accuracies[parts] = float((logits.argmax(dim=1) == labels[::every]).double().mean())
+    code = erasures.code
+    shares = reliance(accuracies, code.length)
+    measures = {
+        "completeness": completeness_score(profile(accuracies, code), code.num_classes),
+        "effective_causes": effective_causes(shares),
+    }
+    return measures | {f"reliance/{part}": share for part, share in enumerate(shares)}
+
+
+def round_metrics(
+    number: int,
+    classifier: Classifier,
+    masks: Masks | None,
+    data: DataParams,
+    erasures: ValidationErasures | None,
+    threads: int,
+    seed: int,
+) -> dict[str, float]:
+    """The measures of one round, under names that begin with `round/`.
+
+    Args:
+        number: Of the round; 0 is the base.
+        classifier: The model after the round.
+        masks: The masks that were added before the round; None where none were.
+        data: The data set, for the parts of Codebirds.
+        erasures: Erasures of validation images, for completeness and reliance; None for photographs.
+        threads: Number of threads that render.
+        seed: Of the random sets beside the masks.
+
+    `regions_or_more` counts images that never flip with one region more than the largest set.
+    """
+    measures = {"round": float(number)}
+    if masks is not None:
+        measures |= {"regions_or_more": size_at_flip(masks)}
+        measures |= masks.summary() | against_truth(masks, data, threads, seed)
+    if erasures is not None:
+        measures |= validation_causes(classifier, erasures)
+    return {f"round/{name}": value for name, value in measures.items()}

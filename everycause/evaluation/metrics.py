@@ -11,8 +11,8 @@ import torch
 from sklearn.metrics import recall_score, top_k_accuracy_score
 from torch import Tensor
 
+from codebirds.birds import erasure_name
 from codebirds.codes import Code
-from codebirds.variations import erasure_name
 from everycause.data.corruptions import group_of
 from everycause.errors import UserError
 from everycause.evaluation.completeness import completeness_score, effective_causes, profile, reliance

@@ -16,7 +16,6 @@ from pydantic import Field
 from torch import Tensor
 
 from everycause.artifacts import load_explanation, save_tensors
-from everycause.errors import UserError
 from everycause.explanation.exact_filters import ExactFilters
 from everycause.explanation.heads import FilterHeads, HeadParams, LastLayer, Variant, train_heads
 from everycause.models import Readout
@@ -91,6 +90,11 @@ class FilterBank:
     model: str
     """Fingerprint of the explained model."""
 
+    @property
+    def shares(self) -> Float[Tensor, "classes filters"]:
+        """Share of each class's counted images that need the filter, 0 to 1; 0 for a class without such images."""
+        return self.histogram / self.support.clamp_min(1)[:, None]
+
     def global_filters(self, frequency_threshold: float) -> Bool[Tensor, "classes filters"]:
         """G: the filters counted more often than this share of each class's most frequent filter."""
         return self.histogram > frequency_threshold * self.histogram.max(dim=1, keepdim=True).values
@@ -145,15 +149,10 @@ def accumulate(
     head: LastLayer,
     readout: Readout,
     labels: Int64[Tensor, "images"],
-    class_names: tuple[str, ...],
     threshold: float,
     model: str,
 ) -> FilterBank:
-    """Count the filters of each class over a split's readout.
-
-    Raises:
-        UserError: a class has no image that counts; the sentence names it, the threshold, and how far its images came.
-    """
+    """Count the filters of each class over a split's readout. A class none of whose images counts has support 0."""
     classes, filters = head.weight.shape
     sure = confident(readout, labels, threshold).nonzero()[:, 0]
     activations, own = readout.activations[sure], labels[sure]
@@ -163,17 +162,6 @@ def accumulate(
     histogram = torch.zeros(classes, filters, dtype=torch.int64).index_add_(0, own, chosen.long())
     magnitude = torch.zeros(classes, filters).index_add_(0, own, activations * chosen)
     support = torch.bincount(own, minlength=classes)
-    if bool((support == 0).any()):
-        empty = int((support == 0).nonzero()[0])
-        members, correct, certain = (
-            int((some == empty).sum())
-            for some in (labels, labels[readout.logits.argmax(dim=1) == labels], labels[sure])
-        )
-        raise UserError(
-            f"the class '{class_names[empty]}' has no training image that is predicted correctly with p ≥ {threshold} "
-            f"and keeps its prediction on its minimum correct filters (of {members} images {correct} are correct, "
-            f"{certain} of them with p ≥ {threshold}): lower filters.confidence_threshold or train longer"
-        )
     return FilterBank(histogram, magnitude, support, local, model)
 
 

@@ -1,5 +1,6 @@
 """The outcome of a study: its table, its figures, and the proposal that a person may adopt."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,12 @@ from everycause.tuning.study import ATTEMPT, REASON, RETRIES, STOPPED, SURPLUS, 
 if TYPE_CHECKING:
     import optuna
     from optuna.trial import FrozenTrial
+import io
+
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap
+
+from everycause.params import flattened, raw_params, validated
 
 NOTES = {WORKER, RUN, REASON, ATTEMPT, RETRIES, SURPLUS, STOPPED, ENQUEUED}
 """What trials hold besides their measures."""
@@ -195,10 +202,9 @@ def _failure(trial: "FrozenTrial") -> str:
 
 
 def _draw(study: "optuna.Study", plan: Plan, folder: Path) -> list[str]:
-    """Optuna's figures of every objective, those for which the trials suffice; their file names."""
+    """Draw Optuna's figures for which the trials suffice; their file names."""
     import matplotlib.pyplot as plt
     import optuna.visualization.matplotlib as drawing
-    from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 
     names = []
 
@@ -209,29 +215,8 @@ def _draw(study: "optuna.Study", plan: Plan, folder: Path) -> list[str]:
         plt.close("all")
         names.append(f"{name}.png")
 
-    for number, objective in enumerate(plan.objectives):
-        suffix = f"_{objective.split()[-1]}" if len(plan.objectives) > 1 else ""
-
-        def value(trial: "FrozenTrial", number: int = number) -> float:
-            return trial.values[number]
-
-        target = (
-            value if len(plan.objectives) > 1 else None
-        )  # without one, Optuna draws the best so far, and the best lines darkest
-        drawing.plot_optimization_history(study, target=target, target_name=objective)
-        save(f"history{suffix}")
-        axis = drawing.plot_parallel_coordinate(study, target=target, target_name=objective)
-        axis.set_xticks(
-            axis.get_xticks(), [objective, *(path.split(".", 1)[-1] for path in sorted(plan.parameters))], rotation=330
-        )  # Optuna cuts them short
-        save(f"parallel_coordinates{suffix}")
-        if (
-            len({trial.values[number] for trial in complete(study)}) > 1
-        ):  # nothing can be said of trials that are all alike
-            evaluator = FanovaImportanceEvaluator(seed=plan.seed)
-            if get_param_importances(study, evaluator=evaluator, target=value):
-                drawing.plot_param_importances(study, evaluator=evaluator, target=value, target_name=objective)
-                save(f"importances{suffix}")
+    for number in range(len(plan.objectives)):
+        _draw_objective(study, plan, number, save)
     if len(plan.objectives) > 1:
         drawing.plot_pareto_front(study, target_names=plan.objectives)
         save("pareto_front")
@@ -239,6 +224,31 @@ def _draw(study: "optuna.Study", plan: Plan, folder: Path) -> list[str]:
         drawing.plot_intermediate_values(study)
         save("curves")
     return names
+
+
+def _draw_objective(study: "optuna.Study", plan: Plan, number: int, save: Callable[[str], None]) -> None:
+    """Draw history, parallel coordinates and importances of one objective."""
+    import optuna.visualization.matplotlib as drawing
+    from optuna.importance import FanovaImportanceEvaluator, get_param_importances
+
+    objective, several = plan.objectives[number], len(plan.objectives) > 1
+    suffix = f"_{objective.split()[-1]}" if several else ""
+
+    def value(trial: "FrozenTrial") -> float:
+        return trial.values[number]
+
+    target = value if several else None  # without one, Optuna draws the best so far, and the best lines darkest
+    drawing.plot_optimization_history(study, target=target, target_name=objective)
+    save(f"history{suffix}")
+    axis = drawing.plot_parallel_coordinate(study, target=target, target_name=objective)
+    labels = [objective, *(path.split(".", 1)[-1] for path in sorted(plan.parameters))]
+    axis.set_xticks(axis.get_xticks(), labels, rotation=330)  # Optuna cuts its labels short
+    save(f"parallel_coordinates{suffix}")
+    if len({trial.values[number] for trial in complete(study)}) > 1:  # trials that are all alike show no importance
+        evaluator = FanovaImportanceEvaluator(seed=plan.seed)
+        if get_param_importances(study, evaluator=evaluator, target=value):
+            drawing.plot_param_importances(study, evaluator=evaluator, target=value, target_name=objective)
+            save(f"importances{suffix}")
 
 
 def _heat_map(axis: Any, square: Any) -> None:
@@ -261,3 +271,77 @@ def _heat_map(axis: Any, square: Any) -> None:
 def _number(value: Any) -> str:
     """A value for people."""
     return f"{value:g}" if isinstance(value, float | int) and not isinstance(value, bool) else str(value)
+
+
+WIDEST = 10**6
+"""Columns of a line: none is ever folded."""
+
+
+def adopt(proposal: Path, params: Path) -> dict[str, tuple[Any, Any]]:
+    """Write the proposed values in place of the present ones; comments, order, layout and line ends stay as they are.
+
+    Returns:
+        Dotted path → (before, now) of what changed.
+
+    Raises:
+        UserError: there is no proposal, a file is no YAML or gives a key twice, params lacks a key of the proposal, or
+            the outcome would not be valid. Nothing is written then.
+    """
+    if not proposal.is_file():
+        raise UserError(f"{proposal} does not exist: `make sweep` proposes first")
+    proposed, present = _values(proposal), _values(params)
+    if unknown := [path for path in proposed if path not in present]:
+        raise UserError(f"{proposal}: {params.name} has no key '{unknown[0]}'")
+    changed = {path: (present[path], value) for path, value in proposed.items() if present[path] != value}
+    text = params.read_bytes().decode("utf-8")
+    new = replaced(text, {path: value for path, (_, value) in changed.items()})
+    outcome = yaml.safe_load(new)
+    if flattened(outcome or {}) != present | proposed:
+        raise UserError(f"{params}: the values cannot be replaced one by one (anchors, aliases): change them by hand")
+    validated(outcome, f"{params} with {proposal}")
+    if changed:
+        partial = params.with_name(params.name + ".partial")
+        partial.write_bytes(new.encode("utf-8"))
+        partial.rename(params)
+    return changed
+
+
+def replaced(text: str, values: dict[str, Any]) -> str:
+    """A YAML text with other scalars at dotted paths; comments, order, layout and line ends stay as they are."""
+    if not values:
+        return text
+    round_trip = YAML()
+    round_trip.preserve_quotes, round_trip.width = True, WIDEST
+    round_trip.indent(mapping=2, sequence=4, offset=2)
+    round_trip.representer.add_representer(
+        type(None), lambda representer, _none: representer.represent_scalar("tag:yaml.org,2002:null", "null")
+    )
+    whole = round_trip.load(text.replace("\r\n", "\n"))
+    for path, value in values.items():
+        section, key = _place(whole, path.split("."))
+        # written as PyYAML writes it: 1.0e-05, which it reads back as a number, and not 1e-05, which it reads as text
+        section[key] = round_trip.load(yaml.safe_dump(value)) if isinstance(value, float) else value
+    written = io.StringIO()
+    round_trip.dump(whole, written)
+    return written.getvalue().replace("\n", "\r\n") if "\r\n" in text else written.getvalue()
+
+
+def _place(section: CommentedMap, keys: list[str]) -> tuple[CommentedMap, str]:
+    """The section that holds a dotted path, some of whose keys hold dots themselves, and its key there."""
+    for count in range(1, len(keys)):
+        inner = section.get(".".join(keys[:count]))
+        if isinstance(inner, CommentedMap):
+            return _place(inner, keys[count:])
+    return section, ".".join(keys)
+
+
+def _values(path: Path) -> dict[str, Any]:
+    """The values of a YAML file, flat; an empty file has none.
+
+    Raises:
+        UserError: it is no YAML, gives a key twice, or is not made of keys.
+    """
+    whole = raw_params(path)
+    if whole is not None and not isinstance(whole, dict):
+        raise UserError(f"{path} must be a YAML file with keys, and it has none")
+    return flattened(whole or {})

@@ -19,7 +19,7 @@ from everycause.data.erasures import ValidationErasures
 from everycause.data.sources import DataParams, open_split
 from everycause.data.split import Split
 from everycause.errors import UserError
-from everycause.evaluation.rounds import validation_causes
+from everycause.evaluation.faithfulness import validation_causes
 from everycause.inference import logits_of
 from everycause.models import Classifier, load, model_fingerprint
 from everycause.params import flattened

@@ -96,7 +96,6 @@ class UpstreamCache:
             head,
             seen,
             self.train.labels,
-            self.train.class_names,
             params.confidence_threshold,
             model_fingerprint(base),
         )

@@ -5,12 +5,10 @@ import numpy as np
 import pytest
 from sklearn.metrics import mutual_info_score
 
-from codebirds.birds import CHUNK, Codebirds
+from codebirds.birds import CHUNK, Codebirds, swapped, variations
 from codebirds.factors import DRAWS, NUM_DRAWS, erased
 from codebirds.glyphs import CUES
-from codebirds.painting import RENDITIONS, SKETCH, STYLES, _part_colors
-from codebirds.scenes import noise_bank
-from codebirds.variations import swapped, variations
+from codebirds.painting import RENDITIONS, SKETCH, STYLES, _part_colors, noise_bank
 
 
 def test_images_do_not_depend_on_chunking_order_or_threads(default_birds: Codebirds) -> None:

@@ -27,7 +27,7 @@ class NumpyAlone:
 sys.meta_path.insert(0, NumpyAlone())
 from codebirds.birds import Codebirds
 from codebirds.factors import Settings
-from codebirds.variations import variations
+from codebirds.birds import variations
 birds = Codebirds(Settings(train=8, test=4, image_size=32), threads=2)
 print(birds.images(birds.factors("train")).shape, sum(1 for _ in variations(birds)))
 """

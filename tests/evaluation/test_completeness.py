@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from codebirds.birds import Codebirds
-from codebirds.variations import variations
+from codebirds.birds import Codebirds, variations
 from everycause.data.split import Split, View
 from everycause.evaluation.completeness import completeness_score, effective_causes, profile, reliance, shapley
 from everycause.evaluation.metrics import metrics

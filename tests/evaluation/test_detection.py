@@ -47,7 +47,7 @@ def readout(count: int, seed: int, noise: float = 0.3) -> tuple[Readout, Tensor]
 @pytest.fixture
 def bank() -> FilterBank:
     seen, labels = readout(300, 0)
-    return accumulate(ExactFilters("necessary", HEAD), HEAD, seen, labels, ("a", "b", "c"), 0.5, "model")
+    return accumulate(ExactFilters("necessary", HEAD), HEAD, seen, labels, 0.5, "model")
 
 
 def made(bank: FilterBank, measure: str) -> FilterAgreement:

@@ -4,7 +4,7 @@ import torch
 from everycause.data.erasures import ValidationErasures
 from everycause.data.sources import DataParams, open_split
 from everycause.evaluation.completeness import completeness_score, profile
-from everycause.evaluation.rounds import validation_causes
+from everycause.evaluation.faithfulness import validation_causes
 from everycause.models import Classifier
 from everycause.tuning.trial import ValidationJudge
 from tests.conftest import make_classifier

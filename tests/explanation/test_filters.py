@@ -65,7 +65,7 @@ def test_every_generator_fills_a_bank_that_survives_the_disk(
     head: LastLayer, seen: tuple[Readout, torch.Tensor], tmp_path: Path, name: str
 ) -> None:
     local = filter_generator(name, *seen, head, PARAMS.model_copy(update={"epochs": 60}), 0, torch.device("cpu"))
-    bank = accumulate(local, head, *seen, NAMES, 0.5, "model")
+    bank = accumulate(local, head, *seen, 0.5, "model")
     bank.save(tmp_path)
     loaded = FilterBank.load(tmp_path, "model")
     sets = [one.local.minimum_correct(seen[0].activations, seen[1]) for one in (bank, loaded)]
@@ -119,7 +119,7 @@ def slow_accumulate(
 def test_the_bank_is_that_of_the_slow_reference(head: LastLayer, seen: tuple[Readout, torch.Tensor]) -> None:
     readout, labels = seen
     heads = trained(seen, head)
-    bank = accumulate(heads, head, readout, labels, NAMES, 0.9, "model")
+    bank = accumulate(heads, head, readout, labels, 0.9, "model")
     histogram, magnitude, support = slow_accumulate(heads, head, readout, labels, 0.9)
     assert (
         torch.equal(bank.histogram.float(), histogram)
@@ -131,10 +131,10 @@ def test_the_bank_is_that_of_the_slow_reference(head: LastLayer, seen: tuple[Rea
 def test_permuting_the_classes_permutes_the_rows(head: LastLayer, seen: tuple[Readout, torch.Tensor]) -> None:
     (readout, labels), order = seen, torch.tensor([2, 0, 1])
     heads = trained(seen, head)
-    bank = accumulate(heads, head, readout, labels, NAMES, 0.5, "model")
+    bank = accumulate(heads, head, readout, labels, 0.5, "model")
     moved = accumulate(
         FilterHeads(heads.weight[order], heads.bias[order]), LastLayer(head.weight[order], head.bias[order]),
-        Readout(readout.logits[:, order], readout.activations), order.argsort()[labels], NAMES, 0.5, "model",
+        Readout(readout.logits[:, order], readout.activations), order.argsort()[labels], 0.5, "model",
     )  # fmt: skip
     assert torch.equal(moved.histogram, bank.histogram[order]) and torch.equal(moved.support, bank.support[order])
 
@@ -153,14 +153,16 @@ def test_thresholds_are_views_and_a_higher_one_keeps_a_subset(tmp_path: Path) ->
         FilterBank.load(tmp_path, "other")
 
 
-def test_a_class_without_confident_images_is_named(head: LastLayer, seen: tuple[Readout, torch.Tensor]) -> None:
+def test_a_class_without_confident_images_has_no_filters_and_leaves_the_others_alone(
+    head: LastLayer, seen: tuple[Readout, torch.Tensor]
+) -> None:
     readout, labels = seen
     unsure = Readout(torch.where(labels[:, None] == 1, readout.logits * 0.01, readout.logits), readout.activations)
-    with pytest.raises(
-        ValueError,
-        match="the class 'b' has no training image .* p ≥ 0.9 .*of 20 images 20 are correct, 0 of them with p ≥ 0.9",
-    ):
-        accumulate(trained(seen, head), head, unsure, labels, NAMES, 0.9, "model")
+    heads = trained(seen, head)
+    bank, whole = (accumulate(heads, head, one, labels, 0.9, "model") for one in (unsure, readout))
+    assert bank.support[1] == 0 and not bank.global_filters(0.0)[1].any() and not bank.shares[1].any()
+    for label in (label for label in range(len(whole.support)) if label != 1):
+        assert torch.equal(bank.histogram[label], whole.histogram[label]) and bank.support[label] > 0
 
 
 def test_a_diverging_head_is_one_sentence(head: LastLayer, seen: tuple[Readout, torch.Tensor]) -> None:

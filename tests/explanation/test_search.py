@@ -270,6 +270,8 @@ def test_a_flip_is_confirmed_without_tf32_and_the_switches_are_restored(
                 raise KeyboardInterrupt
             return images.mean(dim=(2, 3))
 
+    was = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = True
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     before, fails, one = switches(), False, torch.zeros(1, dtype=torch.int64)
     kept = torch.ones(1, 16, dtype=torch.bool)
@@ -278,7 +280,8 @@ def test_a_flip_is_confirmed_without_tf32_and_the_switches_are_restored(
     fails = True
     with pytest.raises(KeyboardInterrupt):
         Scorer(Watching(), 1).logits(task.masking, one, kept)
-    assert switches() == before and before[1]  # cuDNN's switch is on by default
+    assert switches() == before and before[1]
+    torch.backends.cudnn.allow_tf32 = was
     fails = False
     Scorer(Watching(), 1, fast=True).logits(task.masking, one, kept)  # proposals may use it
     assert seen[-1] == before

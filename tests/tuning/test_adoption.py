@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from everycause.params import flattened, read
-from everycause.tuning.adoption import adopt, replaced
+from everycause.tuning.report import adopt, replaced
 from everycause.tuning.space import nested
 from stages import adopt as adopt_stage
 from tests.conftest import ROOT
