@@ -26,7 +26,8 @@ from everycause.training.fit import Epoch
 from everycause.tuning import trial as sweep_module
 from everycause.tuning.loop import optimize
 from everycause.tuning.space import starts
-from everycause.tuning.study import open_storage, open_study, watched_steps
+from everycause.tuning.storages import open_storage
+from everycause.tuning.study import open_study, watched_steps
 from everycause.tuning.trial import Sweep, Trial, prepared, trial
 
 ROOT = Path(__file__).parents[1]

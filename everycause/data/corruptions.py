@@ -70,7 +70,7 @@ def corrupted(split: Split, name: str, severity: int, cache: Path | None = None)
         read=lambda index: _distorted(split, kind, severity, np.asarray(index)),
         identity=fingerprint(split.identity, view),
     )
-    return streamed if cache is None else _kept_on_disk(streamed, kind, cache)
+    return streamed if cache is None else kept_on_disk(streamed, cache, kind.distort.__module__, __name__)
 
 
 def _distorted(split: Split, kind: Corruption, severity: int, index: np.ndarray) -> Images:
@@ -85,13 +85,17 @@ def _distorted(split: Split, kind: Corruption, severity: int, index: np.ndarray)
     return torch.cat(parts)
 
 
-def _kept_on_disk(split: Split, kind: Corruption, cache: Path) -> Split:
-    """The same split, made once and then read from a file named by the content of the clean images and the code.
+def kept_on_disk(split: Split, cache: Path, *makers: str) -> Split:
+    """The same split, made once and then read from a file named by its identity and the code that makes its images.
 
     The file is written under another name and renamed, so several processes may make it at once.
+
+    Args:
+        split: Images that cost more to make than to read.
+        cache: Folder of the file.
+        makers: Modules that make the images.
     """
-    code = code_fingerprint(kind.distort.__module__, __name__)
-    file = cache / f"{fingerprint(split.identity, code)}.npy"
+    file = cache / f"{fingerprint(split.identity, code_fingerprint(*makers))}.npy"
 
     def read(index: np.ndarray) -> Images:
         if not file.is_file():

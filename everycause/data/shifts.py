@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from everycause.data.corruptions import corrupted
-from everycause.data.sources import DataParams, open_split, reader
+from everycause.data.corruptions import corrupted, kept_on_disk
+from everycause.data.sources import SOURCES, DataParams, open_split, reader
 from everycause.data.split import View
 
 __all__ = ["View", "test_view", "views"]
@@ -20,7 +20,7 @@ def views(
         corruptions: Names from data.corruptions.
         severities: From 1 to 5; every corruption is shown at each.
         threads: Number of threads that read images.
-        cache: Folder in which images corrupted here are kept for the next evaluation; None keeps nothing.
+        cache: Folder in which images rendered or corrupted here are kept for the next evaluation; None keeps nothing.
 
     Raises:
         UserError: the data folder is not as it should be.
@@ -29,7 +29,9 @@ def views(
     held = test.split.kept_in_memory(params.memory_mib)
     yield test._replace(split=held)
     if hasattr(source, "shifted_views"):
-        yield from source.shifted_views(root, params.section, threads)
+        for view in source.shifted_views(root, params.section, threads):
+            kept = cache is not None and params.code is not None  # rendering takes as long as evaluating
+            yield view._replace(split=kept_on_disk(view.split, cache, SOURCES[params.source])) if kept else view
     for corruption in corruptions:
         for severity in severities:
             released = None

@@ -22,6 +22,7 @@ from everycause.explanation.regions import partitions, random_sets
 from everycause.explanation.scoring import Scorer
 from everycause.explanation.search import SearchInputs
 from everycause.explanation.selectors import SelectorName, area_under, curves
+from everycause.hooks import folded
 from everycause.inference import logits_of_images
 from everycause.models import Classifier
 from everycause.params import Section
@@ -219,9 +220,9 @@ def covered_share(
 
 def validation_causes(classifier: Classifier, erasures: ValidationErasures, every: int = 1) -> dict[str, float]:
     """Completeness and the reliance on each part, from erasures of validation images, or of every n-th of them."""
-    accuracies = {}
+    accuracies, network = {}, folded(classifier.network)
     for parts, images, labels in erasures:
-        logits = logits_of_images(classifier, images[::every])
+        logits = logits_of_images(classifier, images[::every], network)
         accuracies[parts] = float((logits.argmax(dim=1) == labels[::every]).double().mean())
     code = erasures.code
     shares = reliance(accuracies, code.length)
