@@ -93,6 +93,8 @@ class UniqueKeys(yaml.SafeLoader):
         """
         seen = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key '{key.value}' is given twice", key.start_mark
@@ -144,6 +146,8 @@ def validated(raw: Any, source: str) -> Any:
         whole = create_model("Params", __base__=Matrix, **sections)(**{str(key): value for key, value in raw.items()})
     except ValidationError as error:
         raise UserError(f"{source}: " + "; ".join(_sentence(problem) for problem in error.errors())) from error
+    if not whole.faithfulness.rows:
+        raise UserError(f"{source}: faithfulness.rows is empty: name 'base', and to judge nothing set selectors to []")
     if missing := [row for row in whole.faithfulness.rows if row not in ("base", *whole.rows)]:
         raise UserError(
             f"{source}: faithfulness.rows: '{missing[0]}' is neither 'base' nor one of rows ({', '.join(whole.rows)})"

@@ -76,8 +76,10 @@ class OpenRun:
 
     def end(self, status: str, seconds: float) -> None:
         """Write the final status."""
-        if self._monitor is not None:
+        if self._monitor is not None and self.open:
             self.attempt(self._monitor.finish, seconds)
+        elif self._monitor is not None:
+            self._monitor._shutdown_event.set()  # finish() asks the server first, which no longer answers
         self.attempt(lambda: self.client.set_terminated(self.run_id, status), seconds)
 
 

@@ -65,10 +65,16 @@ def asked_for(params: SimpleNamespace) -> dict[str, bool]:
     rows = [ROWS[name] for name in params.rows]
     for row in rows:
         row.check(params.data)
+    removes = any(row.removes is not None for row in rows)
+    if removes and params.masks.selector == "filter_cam":
+        raise UserError(
+            "params.yaml: masks.selector 'filter_cam' needs the filters of each class, and masks are generated without "
+            "them: name another selector, and put 'filter_cam' into faithfulness.selectors to compare it"
+        )
     filters = any(row.filters is not None for row in rows)
     return {
         "accumulate_filters": filters,
-        "generate_masks": any(row.removes is not None for row in rows),
+        "generate_masks": removes,
         "measure_faithfulness": bool(params.faithfulness.selectors),
         "detect_misclassifications": filters,
     }

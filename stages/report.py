@@ -25,9 +25,9 @@ def main(artifacts: Path, out: Path) -> None:
         artifacts: Folder of all artifacts.
         out: Folder to write.
     """
-    params = read("seeds", "evaluated", "tracking")
+    params = read("seeds", "evaluated", "faithfulness", "tracking")
     results = Results.load(artifacts / "evaluation", params.evaluated, params.seeds)
-    findings = Findings.load(artifacts, params.seeds[0], results.rows)
+    findings = Findings.load(artifacts, params.seeds[0], results.rows, params.faithfulness.rows)
     with (
         atomic_folder(out, "report") as folder,
         tracking.run("report", params.tracking, {"stage": "report"}, {"rows": ",".join(results.rows)}) as record,

@@ -30,12 +30,12 @@ TIMMS = "get_classifier"
 MOST_MODULES = 75
 BUDGETS = {
     "codebirds": 980,
-    "everycause.data": 2580,
+    "everycause.data": 2590,
     "everycause.explanation": 2360,
     "everycause.training": 1500,
     "everycause.evaluation": 1220,
-    "everycause.reporting": 1170,
-    "everycause.tuning": 1830,
+    "everycause.reporting": 1180,
+    "everycause.tuning": 1840,
 }
 """Lines of a package, at 120 columns: a little above what stands, and meant to fall."""
 

@@ -54,6 +54,7 @@ def test_every_profile_is_valid(file: Path) -> None:
         ("rows", ["joint", "joint"], "rows: 'joint' is named twice"),
         ("evaluated", ["base", "base"], "evaluated: 'base' is named twice"),
         ("faithfulness.rows", ["oracle_parts"], "faithfulness.rows: 'oracle_parts' is neither 'base' nor one of rows"),
+        ("faithfulness.rows", [], "faithfulness.rows is empty: name 'base'"),
         ("run.threads", 5000, "'run.threads' is 5000: input should be less than or equal to 256"),
         ("tracking.system_metrics_seconds", float("inf"), "'tracking.system_metrics_seconds' is inf, and every number"),
         ("training.optimizer.learning_rate", float("nan"), "'training.optimizer.learning_rate' is nan"),

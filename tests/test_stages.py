@@ -283,6 +283,7 @@ def test_several_seeds_are_averaged_and_told_apart(store: None, tmp_path: Path) 
         ("detection.candidates", 1, "'detection.candidates' is 1"),
         ("rows", ["continued", "everything"], "'everything' is not a retraining row"),
         ("evaluation.corruptions", ["rain"], "'rain' is not a corruption"),
+        ("masks.selector", "filter_cam", "put 'filter_cam' into faithfulness.selectors"),
         ("model.name", "resnet_fifty", "is not a timm model"),
         ("data.codebirds.length", 9, "data.codebirds"),
     ],

@@ -49,7 +49,7 @@ def table_of(side: int) -> int:
     return min(SIZES, key=lambda size: max(size, side) / min(size, side))
 
 
-def corrupted(split: Split, name: str, severity: int, cache: Path | None = None) -> Split:
+def corrupted(split: Split, name: str, severity: int, cache: Path | None = None, *makers: str) -> Split:
     """The split with one corruption of every image.
 
     Args:
@@ -57,6 +57,7 @@ def corrupted(split: Split, name: str, severity: int, cache: Path | None = None)
         name: One of CORRUPTIONS.
         severity: From 1 to 5.
         cache: Folder in which the corrupted images are kept; None corrupts them anew each time they are read.
+        makers: Modules that make the clean images.
 
     Raises:
         UserError: there is no such corruption or severity.
@@ -70,7 +71,7 @@ def corrupted(split: Split, name: str, severity: int, cache: Path | None = None)
         read=lambda index: _distorted(split, kind, severity, np.asarray(index)),
         identity=fingerprint(split.identity, view),
     )
-    return streamed if cache is None else kept_on_disk(streamed, cache, kind.distort.__module__, __name__)
+    return streamed if cache is None else kept_on_disk(streamed, cache, kind.distort.__module__, __name__, *makers)
 
 
 def _distorted(split: Split, kind: Corruption, severity: int, index: np.ndarray) -> Images:

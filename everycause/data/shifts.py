@@ -37,7 +37,7 @@ def views(
             released = None
             if hasattr(source, "released_view"):
                 released = source.released_view(root, corruption, severity, params.section, threads)
-            yield released or View(corrupted(held, corruption, severity, cache))
+            yield released or View(corrupted(held, corruption, severity, cache, SOURCES[params.source]))
 
 
 def test_view(params: DataParams, threads: int) -> View:

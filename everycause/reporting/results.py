@@ -22,6 +22,10 @@ CLUSTERED = ("sketch", "renditions")
 """Published sets whose near-duplicates stand in the same class: intervals draw whole classes."""
 
 
+ROUNDS = "masks_rounds"
+"""The row whose rounds are reported."""
+
+
 @dataclass(frozen=True)
 class Results:
     """The metrics and predictions of every row and seed."""
@@ -139,8 +143,14 @@ class Findings:
     contact_sheet: Pictures | None = None
 
     @classmethod
-    def load(cls, artifacts: Path, seed: int, rows: tuple[str, ...]) -> "Findings":
+    def load(cls, artifacts: Path, seed: int, rows: tuple[str, ...], explained: list[str] | None = None) -> "Findings":
         """Everything below artifacts/ but the evaluations of further seeds.
+
+        Args:
+            artifacts: The folder.
+            seed: The training seed.
+            rows: Rows that are reported. What was left there by other rows is not read.
+            explained: Rows whose explanations were judged; None reads those that there are.
 
         Raises:
             UserError: a stage that was asked for did not finish, or a file is damaged; the sentence names the stage.
@@ -152,6 +162,7 @@ class Findings:
         data = read_json(place("evaluation", rows[0]) / "data.json", "evaluate_ood")
         filters, masks = place("filters", "minimum_correct"), place("masks", "counterfactual")
         judged = {row: place("faithfulness", row) / "faithfulness.json" for row in rows}
+        judged = {row: file for row, file in judged.items() if explained is None or row in explained}
         found = {row: read_json(file, "measure_faithfulness") for row, file in judged.items() if file.is_file()}
         mask_summary = _summary(masks, "generate_masks")
         return cls(
@@ -162,7 +173,7 @@ class Findings:
             histories={row: _epochs(place("models", row) / HISTORY) for row in rows if row != "base"},
             masks=None if mask_summary is None else mask_summary | found.get("base", {}).get("masks", {}),
             faithfulness={row: one["selectors"] for row, one in found.items()},
-            rounds=_json(place("models", "masks_rounds") / "rounds.json", "retrain") or [],
+            rounds=(_json(place("models", ROUNDS) / "rounds.json", "retrain") or []) if ROUNDS in rows else [],
             filters=_summary(filters, "accumulate_filters"),
             detection=_json(place("detection", "base") / "detection.json", "detect_misclassifications"),
             filter_pictures=_pictures(filters, "accumulate_filters"),

@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 log = logging.getLogger(__name__)
+FAULT = "raised by the trial itself"
+"""Note on an exception that is a fault of the program, not the word of a storage that another worker was quicker."""
 WORKER, RUN = "worker", "mlflow_run"
 """Notes in a trial: the process that runs it, and the MLflow run that records it."""
 PATIENCE = 10.0
@@ -160,6 +162,9 @@ def _measured(trial: "optuna.Trial", plan: Plan, running: RunningTrial, measures
     except UserError as error:
         trial.set_user_attr(REASON, str(error))
         log.warning("trial %d failed, the sweep goes on: %s", trial.number, error)
+        raise
+    except Exception as error:
+        error.add_note(FAULT)
         raise
     if measures is None:
         raise optuna.TrialPruned
@@ -287,7 +292,8 @@ def _given_back(study: "optuna.Study", plan: Plan, current: list[int], error: Ba
 
     if not current:
         return False
-    mine = _failed(study, current[0]) or not isinstance(error, ValueError | optuna.exceptions.UpdateFinishedTrialError)
+    told = isinstance(error, ValueError | optuna.exceptions.UpdateFinishedTrialError)
+    mine = _failed(study, current[0]) or FAULT in getattr(error, "__notes__", ()) or not told
     trial = study.get_trials(deepcopy=False)[current[0]]
     if mine and trial.state == optuna.trial.TrialState.FAIL:
         _queue(study, plan, trial.number)

@@ -16,8 +16,10 @@ from filelock import FileLock
 
 from everycause.artifacts import atomic_folder, code_fingerprint, fingerprint
 from everycause.data.split import Split
+from everycause.explanation.filters import FILE as FILTERS
 from everycause.explanation.filters import FilterBank, FilterGenerator, FilterParams, accumulate, filter_generator
 from everycause.explanation.heads import LastLayer
+from everycause.explanation.masks import FILE as MASKS
 from everycause.explanation.masks import MaskParams, Masks, generate
 from everycause.inference import readout_of
 from everycause.models import FILE, ModelParams, Readout, load, model_fingerprint
@@ -57,6 +59,8 @@ class UpstreamCache:
     train: Split
     validation: Split
     device: torch.device
+    reader: str
+    """The module that reads the data source: its code is part of what is kept."""
     _read: dict[str, tuple[Readout, LastLayer]] = field(default_factory=dict)
     _local: dict[str, FilterGenerator] = field(default_factory=dict)
 
@@ -107,7 +111,7 @@ class UpstreamCache:
             UserError: nothing is to be searched, or the regions do not fit the images.
         """
         model, folder = model_fingerprint(base), self.artifacts / "masks" / "counterfactual" / f"seed-{seed}"
-        if self._is_pipelines(base) and params.masks == self.present.masks and folder.is_dir():
+        if self._is_pipelines(base) and params.masks == self.present.masks and (folder / MASKS.format(0)).is_file():
             return Masks.load(folder, model, self.train.identity)
         by_filters = params.masks.selector == "filter_cam"
         filters = self.bank(base, params.filters, seed).global_filters(0.0) if by_filters else None
@@ -132,7 +136,7 @@ class UpstreamCache:
         if key not in self._local:
             if len(self._local) >= MOST_GENERATORS:
                 self._local.pop(next(iter(self._local)))
-            if unchanged and self._is_pipelines(base) and saved.is_dir():
+            if unchanged and self._is_pipelines(base) and (saved / FILTERS).is_file():
                 self._local[key] = FilterBank.load(saved, model_fingerprint(base)).local
             else:
                 seen, head = self._seen(base)
@@ -155,6 +159,6 @@ class UpstreamCache:
 
     def _place(self, kind: str, *parts: str) -> Path:
         """Where something made from these parts, by this code, is kept."""
-        place = self.kept / kind / fingerprint(code_fingerprint("everycause.tuning.upstream"), *parts)
+        place = self.kept / kind / fingerprint(code_fingerprint("everycause.tuning.upstream", self.reader), *parts)
         place.parent.mkdir(parents=True, exist_ok=True)
         return place

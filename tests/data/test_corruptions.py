@@ -213,3 +213,11 @@ def test_exchanged_images_are_corrupted_anew(train: Split, tmp_path: Path) -> No
     first, second = (train.subset(np.arange(start, start + 4)) for start in (0, 4))
     kept = [corrupted(split, "contrast", 3, tmp_path).all() for split in (first, second)]
     assert not torch.equal(*kept) and torch.equal(kept[1], corrupted(second, "contrast", 3).all())
+
+
+def test_images_that_other_code_made_are_not_taken_from_the_cache(tmp_path: Path, train: Split) -> None:
+    names = []
+    for makers in ((), ("everycause.data.codebirds",)):
+        corrupted(train, "contrast", 3, tmp_path, *makers).read(np.arange(2))
+        names.append({file.name for file in tmp_path.glob("*.npy")})
+    assert len(names[0]) == 1 and len(names[1]) == 2

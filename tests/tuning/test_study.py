@@ -397,3 +397,15 @@ def test_an_ablation_tries_every_combination_once_and_goes_on_where_it_stopped(t
     assert not study().get_trials(states=(optuna.trial.TrialState.WAITING,))
     complete = [tuple(trial.params.values()) for trial in study().get_trials(states=(COMPLETE,))]
     assert len(complete) == len(set(complete)) == 5 and tuple(present.values()) in complete
+
+
+def test_a_fault_of_the_program_ends_the_sweep_with_its_traceback(tmp_path: Path) -> None:
+    calls = []
+
+    def faulty(_running: object) -> dict[str, float]:
+        calls.append(1)
+        raise ValueError("a fault")
+
+    with pytest.raises(ValueError, match="a fault"):
+        finished(tmp_path, plan_of(2), faulty)
+    assert len(calls) == 1
