@@ -76,7 +76,7 @@ def main(
             devices = visible_devices(torch.cuda.device_count())
             run_workers(study, plan, command, workers, params.run.threads, devices, tracking.close)
         warn_of_running(study, storage)
-        with atomic_folder(out / ablation if ablation else out, f"tune/{plan.study}") as folder:
+        with atomic_folder(out / ablation if ablation else out, "tune") as folder:
             if ablation:
                 write_grid(study, plan, sweep.reference(), folder)
             else:

@@ -362,7 +362,7 @@ def refused(folder: Path, raw: dict, *command: str) -> str:
 
 
 def diverging(raw: dict) -> None:
-    raw["retraining"]["optimizer"]["learning_rate"] = 4e9
+    raw["retraining"]["optimizer"] |= {"name": "sgd", "learning_rate": 1000.0}
 
 
 def wrong_layer(raw: dict) -> None:

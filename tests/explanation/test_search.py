@@ -281,7 +281,7 @@ def test_a_flip_is_confirmed_without_tf32_and_the_switches_are_restored(
     with pytest.raises(KeyboardInterrupt):
         Scorer(Watching(), 1).logits(task.masking, one, kept)
     assert switches() == before and before[1]
-    torch.backends.cudnn.allow_tf32 = was
     fails = False
     Scorer(Watching(), 1, fast=True).logits(task.masking, one, kept)  # proposals may use it
     assert seen[-1] == before
+    torch.backends.cudnn.allow_tf32 = was

@@ -157,11 +157,10 @@ def test_values_that_end_every_worker_are_given_up_in_words(tmp_path: Path) -> N
         waits(tmp_path / "hanging")
         sweep.kill()
         sweep.communicate()
-    done(toy(address, tmp_path, 2))  # they are given up, and the published ones are next
+    done(toy(address, tmp_path, 2))  # they are given up, and others are tried
     assert [trial.state.name for trial in study_of(address).trials if trial.params == PRESENT] == ["FAIL"] * 3
-    assert [json.loads(line)[1] for line in (tmp_path / "measured").read_text().splitlines()] == [
-        PRESENT | {"a.x": 0.25}
-    ]
+    tried = [json.loads(line)[1] for line in (tmp_path / "measured").read_text().splitlines()]
+    assert len(tried) == 1 and tried[0] != PRESENT
 
 
 def test_a_worker_with_an_error_of_its_own_stops_the_sweep_in_one_sentence(tmp_path: Path) -> None:
