@@ -25,6 +25,7 @@ from everycause.params import SECTIONS, Matrix, read
 from everycause.training.fit import trainable_parameters
 from everycause.training.rows import ROWS
 from stages.entry import run
+from stages.generate_masks import check_selector
 
 TRAINING = ("train_base", "accumulate_filters", "generate_masks", "retrain", "measure_faithfulness")
 """Stages that see the training and validation splits alone."""
@@ -66,11 +67,8 @@ def asked_for(params: SimpleNamespace) -> dict[str, bool]:
     for row in rows:
         row.check(params.data)
     removes = any(row.removes is not None for row in rows)
-    if removes and params.masks.selector == "filter_cam":
-        raise UserError(
-            "params.yaml: masks.selector 'filter_cam' needs the filters of each class, and masks are generated without "
-            "them: name another selector, and put 'filter_cam' into faithfulness.selectors to compare it"
-        )
+    if removes:
+        check_selector(params.masks)
     filters = any(row.filters is not None for row in rows)
     return {
         "accumulate_filters": filters,

@@ -12,7 +12,7 @@ from everycause.artifacts import code_fingerprint, fingerprint, write_json
 from everycause.data.sources import open_split
 from everycause.device import start
 from everycause.errors import UserError
-from everycause.explanation.masks import generate
+from everycause.explanation.masks import MaskParams, generate
 from everycause.inference import check_fits
 from everycause.models import load, model_fingerprint
 from everycause.params import read
@@ -34,11 +34,7 @@ def main(seed: int, base: Path, out: Path, inputs: Path | None = None) -> None:
         leave_out(out, f"{NAME}/seed-{seed}")
         return
     params = read("run", "tracking", "data", "masks")
-    if params.masks.selector == "filter_cam":
-        raise UserError(
-            "params.yaml: masks.selector 'filter_cam' needs the filters of each class, and masks are generated without "
-            "them: name another selector, and put 'filter_cam' into faithfulness.selectors to compare it"
-        )
+    check_selector(params.masks)
     device = start(params.run, seed)
     classifier, model = load(base, device), model_fingerprint(base)
     train = open_split(params.data, "train", params.run.threads)
@@ -49,6 +45,19 @@ def main(seed: int, base: Path, out: Path, inputs: Path | None = None) -> None:
         summary = generate(classifier, train, params.masks, folder, model).summary()
         record(summary, 0)
         write_json(folder / "summary.json", summary)
+
+
+def check_selector(masks: MaskParams) -> None:
+    """Refuse a selector that needs more than the base and its images.
+
+    Raises:
+        UserError: it is `filter_cam`.
+    """
+    if masks.selector == "filter_cam":
+        raise UserError(
+            "params.yaml: masks.selector 'filter_cam' needs the filters of each class, and masks are generated without "
+            "them: name another selector, and put 'filter_cam' into faithfulness.selectors to compare it"
+        )
 
 
 if __name__ == "__main__":

@@ -171,23 +171,9 @@ def test_a_larger_budget_costs_more_and_a_careful_search_trusts_nothing(
     classifier: Classifier, task: SearchInputs
 ) -> None:
     assert CAREFUL.trust == 0
-    plain = search(
-        task,
-        Scorer(classifier.network, 16),
-        Scorer(classifier.network, 16),
-        "deletion",
-        LARGEST,
-        "fast",
-        FAST._replace(swaps=0),
-    )
-    swapped = search(
-        task,
-        Scorer(classifier.network, 16),
-        Scorer(classifier.network, 16),
-        "deletion",
-        LARGEST,
-        "fast",
-        FAST._replace(swaps=3),
+    scorer = Scorer(classifier.network, 16)
+    plain, swapped = (
+        search(task, scorer, scorer, "deletion", LARGEST, "fast", FAST._replace(swaps=swaps)) for swaps in (0, 3)
     )
     assert swapped.forwards.sum() > plain.forwards.sum()
     assert ((swapped.order >= 0).sum(dim=1) <= (plain.order >= 0).sum(dim=1))[plain.flipped].all()
