@@ -8,7 +8,7 @@ import torch
 from benchmarks.bench_masks import CELLS, LARGEST, found_by
 from benchmarks.subject import subject, task_of
 from benchmarks.timing import median_seconds
-from everycause.data.split import Statistics
+from everycause.data.images import Statistics
 from everycause.explanation.regions import MaskedImages
 from everycause.explanation.scoring import GRADIENT, Scorer
 from everycause.models import Classifier, ModelParams

@@ -15,6 +15,7 @@ import torch
 from benchmarks.subject import Subject, subject, task_of
 from benchmarks.timing import median_seconds
 from everycause.evaluation.faithfulness import minimum_sizes
+from everycause.explanation.regions import as_sets
 from everycause.explanation.scoring import Scorer
 from everycause.explanation.search import CAREFUL, FAST, Budget, Method, SearchInputs, SearchResult, search
 
@@ -68,8 +69,7 @@ def compared(found: SearchResult, reference: SearchResult) -> dict[str, float]:
 
 def irreducible_share(model: Subject, task: SearchInputs, found: SearchResult) -> float:
     """Share of the flipped sets of which no region can be returned without losing the flip of the stored model."""
-    sets = torch.zeros(len(found.order), task.masking.regions + 1, dtype=torch.bool, device=task.labels.device)
-    sets = sets.scatter(1, found.order % (task.masking.regions + 1), True)[:, :-1] & found.flipped[:, None]
+    sets = as_sets(found.order, task.masking.regions) & found.flipped[:, None]
     owner, region = sets.nonzero(as_tuple=True)
     logits = scorers(model)[1].logits(task.masking, owner, ~sets[owner].scatter(1, region[:, None], False))
     returnable = torch.bincount(

@@ -22,8 +22,9 @@ import torch
 import yaml
 
 from everycause.data.corruptions import corrupted
+from everycause.data.images import normalized
 from everycause.data.sources import DataParams, open_split
-from everycause.data.split import Split, normalized
+from everycause.data.split import Split
 from everycause.device import RunParams, device_name, start
 from everycause.explanation.heads import HeadParams, LastLayer, train_heads
 from everycause.explanation.masks import MaskParams, Masks, searched, select_images

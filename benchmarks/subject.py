@@ -6,10 +6,11 @@ from typing import NamedTuple
 import torch
 import yaml
 
+from everycause.data.images import normalized
 from everycause.data.sources import DataParams, open_split
-from everycause.data.split import Split, normalized
+from everycause.data.split import Split
 from everycause.explanation.masks import select_images
-from everycause.explanation.objectives import log_odds
+from everycause.explanation.objectives import log_odds, runner_up
 from everycause.explanation.regions import MaskedImages, grid
 from everycause.explanation.search import SearchInputs
 from everycause.hooks import evaluating
@@ -53,10 +54,9 @@ def task_of(subject: Subject, cells: int, images: int) -> SearchInputs:
     with torch.inference_mode(), evaluating(classifier):
         logits = torch.cat([classifier(chunk).float() for chunk in shown.split(64)])
     labels = train.labels[index].to(classifier.device)
-    runner_up = logits.scatter(1, labels[:, None], -torch.inf).argmax(dim=1)
     return SearchInputs(
         MaskedImages(shown, grid(train.image_size, cells)[None].to(classifier.device), cells**2, shared=True),
         labels,
-        runner_up,
+        runner_up(logits, labels),
         log_odds(logits, labels),
     )

@@ -22,14 +22,14 @@ from torch import Tensor, nn
 from everycause.data.images import normalized
 from everycause.errors import UserError
 from everycause.explanation.inputs import device_of, preprocessing_of, rgb_picture
-from everycause.explanation.objectives import ObjectiveName, log_odds
+from everycause.explanation.objectives import ObjectiveName, log_odds, runner_up
 from everycause.explanation.regions import (
     BaselineName,
     MaskedImages,
     PartitionKind,
-    baseline_pixels,
     is_shared,
     largest_set,
+    masked_images,
     partitions,
 )
 from everycause.explanation.scoring import Scorer
@@ -178,8 +178,8 @@ class Explainer:
         whole = self._logits(masking, torch.ones_like(masking.exists))
         prediction = int(whole.argmax())
         self._check_label(label, prediction, whole.shape[1])
-        runner_up = whole.scatter(1, only[:, None] + prediction, -torch.inf).argmax(dim=1)
-        inputs = SearchInputs(masking, only + prediction, runner_up, log_odds(whole, only + prediction))
+        labels = only + prediction
+        inputs = SearchInputs(masking, labels, runner_up(whole, labels), log_odds(whole, labels))
         found = search(inputs, self.fast, self.exact, self.objective, self.largest, self.method)
         order = [region for region in found.order[0].tolist() if region >= 0]
         kept = torch.ones(len(order) + 1, self.regions, dtype=torch.bool, device=self.device)
@@ -202,11 +202,8 @@ class Explainer:
     def _masking(self, pixels: UInt8[Tensor, "3 side side"]) -> MaskedImages:
         """The image with its partition and baseline, on the network's device."""
         statistics, images = self.preprocessing.statistics, pixels[None]
-        partition = partitions(self.partition, images, self.regions).to(self.device)
-        removed = baseline_pixels(images, self.baseline)
-        baseline = None if removed is None else normalized(removed, statistics, self.device)
-        own = normalized(images, statistics, self.device)
-        return MaskedImages(own, partition, self.regions, is_shared(self.partition), baseline)
+        partition, shared = partitions(self.partition, images, self.regions), is_shared(self.partition)
+        return masked_images(images, statistics, self.device, partition, self.regions, self.baseline, shared)
 
     def _logits(self, masking: MaskedImages, kept: Tensor) -> Float[Tensor, "sets classes"]:
         """Logits of the image with the regions `kept`, by the network itself."""

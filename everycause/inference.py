@@ -10,7 +10,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from everycause.data.split import Images, Split, Statistics, batches, normalized
+from everycause.data.images import Images, Statistics, normalized
+from everycause.data.split import Split, batches
 from everycause.errors import UserError
 from everycause.hooks import evaluating
 from everycause.models import FILE, Classifier, ModelParams, Readout, load, own_statistics

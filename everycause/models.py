@@ -18,7 +18,8 @@ from pydantic import Field, ValidationError
 from torch import Tensor, nn
 
 from everycause.artifacts import fingerprint, load_tensors, save_tensors
-from everycause.data.split import Split, Statistics, statistics
+from everycause.data.images import Statistics
+from everycause.data.split import Split, statistics
 from everycause.errors import UserError
 from everycause.hooks import evaluating, recording
 from everycause.params import Section

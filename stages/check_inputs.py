@@ -15,8 +15,8 @@ import torch
 
 from everycause.artifacts import atomic_folder, code_fingerprint, fingerprint, write_json
 from everycause.data.digests import content_digest
+from everycause.data.images import Statistics
 from everycause.data.sources import SOURCES, check, files, open_split
-from everycause.data.split import Statistics
 from everycause.device import start
 from everycause.errors import UserError
 from everycause.explanation.regions import partitions

@@ -18,8 +18,9 @@ import torch
 import yaml
 
 from codebirds.birds import Codebirds
+from everycause.data.images import Statistics
 from everycause.data.sources import DataParams, open_split
-from everycause.data.split import Split, Statistics
+from everycause.data.split import Split
 from everycause.models import Classifier, ModelParams
 
 ROOT = Path(__file__).parents[1]

@@ -30,9 +30,9 @@ TIMMS = "get_classifier"
 MOST_MODULES = 75
 BUDGETS = {
     "codebirds": 980,
-    "everycause.data": 2590,
+    "everycause.data": 2500,
     "everycause.explanation": 2360,
-    "everycause.training": 1500,
+    "everycause.training": 1590,
     "everycause.evaluation": 1220,
     "everycause.reporting": 1180,
     "everycause.tuning": 1840,

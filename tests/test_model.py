@@ -6,7 +6,8 @@ import torch
 from huggingface_hub.constants import is_offline_mode
 
 from everycause.artifacts import save_tensors
-from everycause.data.split import Split, Statistics, statistics
+from everycause.data.images import Statistics
+from everycause.data.split import Split, statistics
 from everycause.errors import UserError
 from everycause.hooks import evaluating, folded, recording
 from everycause.inference import check_fits, logits_of, readout_of

@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from codebirds.birds import Codebirds, variations
 from codebirds.codes import Code
 from codebirds.factors import POSITIVE, RANGES, Factors, Settings
-from everycause.artifacts import fingerprint
+from everycause.artifacts import code_fingerprint, fingerprint
 from everycause.data.split import Split, View
 from everycause.errors import UserError
 from everycause.params import Section
@@ -112,5 +112,7 @@ def rendered_split(birds: Codebirds, name: str, factors: Factors) -> Split:
         class_names=tuple("word-" + "".join(map(str, word)) for word in birds.code.words),
         image_size=birds.settings.image_size,
         read=lambda index: torch.from_numpy(birds.images(factors.rows(index))),
-        identity=fingerprint(f"codebirds {name}", CodebirdsParams(**vars(birds.settings)).model_dump_json()),
+        identity=fingerprint(
+            f"codebirds {name}", code_fingerprint(__name__), CodebirdsParams(**vars(birds.settings)).model_dump_json()
+        ),
     )

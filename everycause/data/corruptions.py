@@ -18,7 +18,8 @@ import torch
 from everycause.artifacts import code_fingerprint, fingerprint
 from everycause.data.distortions import blur, digital, noise, operations, weather  # noqa: F401 - they register
 from everycause.data.distortions.operations import CORRUPTIONS, SIZES, Corruption
-from everycause.data.split import Images, Split
+from everycause.data.images import Images
+from everycause.data.split import Split
 from everycause.errors import UserError
 
 GROUPS = {group: tuple(name for name, one in CORRUPTIONS.items() if one.group == group) for group in operations.GROUPS}
@@ -49,7 +50,7 @@ def table_of(side: int) -> int:
     return min(SIZES, key=lambda size: max(size, side) / min(size, side))
 
 
-def corrupted(split: Split, name: str, severity: int, cache: Path | None = None, *makers: str) -> Split:
+def corrupted(split: Split, name: str, severity: int, cache: Path | None = None) -> Split:
     """The split with one corruption of every image.
 
     Args:
@@ -57,7 +58,6 @@ def corrupted(split: Split, name: str, severity: int, cache: Path | None = None,
         name: One of CORRUPTIONS.
         severity: From 1 to 5.
         cache: Folder in which the corrupted images are kept; None corrupts them anew each time they are read.
-        makers: Modules that make the clean images.
 
     Raises:
         UserError: there is no such corruption or severity.
@@ -69,9 +69,9 @@ def corrupted(split: Split, name: str, severity: int, cache: Path | None = None,
         split,
         name=view,
         read=lambda index: _distorted(split, kind, severity, np.asarray(index)),
-        identity=fingerprint(split.identity, view),
+        identity=fingerprint(split.identity, view, code_fingerprint(kind.distort.__module__, __name__)),
     )
-    return streamed if cache is None else kept_on_disk(streamed, cache, kind.distort.__module__, __name__, *makers)
+    return streamed if cache is None else kept_on_disk(streamed, cache)
 
 
 def _distorted(split: Split, kind: Corruption, severity: int, index: np.ndarray) -> Images:
@@ -86,17 +86,16 @@ def _distorted(split: Split, kind: Corruption, severity: int, index: np.ndarray)
     return torch.cat(parts)
 
 
-def kept_on_disk(split: Split, cache: Path, *makers: str) -> Split:
-    """The same split, made once and then read from a file named by its identity and the code that makes its images.
+def kept_on_disk(split: Split, cache: Path) -> Split:
+    """The same split, made once and then read from a file named by its identity.
 
     The file is written under another name and renamed, so several processes may make it at once.
 
     Args:
         split: Images that cost more to make than to read.
         cache: Folder of the file.
-        makers: Modules that make the images.
     """
-    file = cache / f"{fingerprint(split.identity, code_fingerprint(*makers))}.npy"
+    file = cache / f"{split.identity}.npy"
 
     def read(index: np.ndarray) -> Images:
         if not file.is_file():

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from pydantic import Field
 
-from everycause.artifacts import fingerprint
+from everycause.artifacts import code_fingerprint, fingerprint
 from everycause.data.images import content_digest, decoded, held_out, read_files, squared, within
 from everycause.data.split import Split
 from everycause.errors import UserError
@@ -175,7 +175,9 @@ def open_split(root: Path, name: str, params: CubParams, threads: int) -> Split:
         class_names=birds.class_names,
         image_size=params.image_size,
         read=lambda rows: read_files(index[rows].tolist(), lambda row: birds.decode(row, params), threads),
-        identity=fingerprint(f"cub {name}", params.model_dump_json(), listing, content_digest(paths, root)),
+        identity=fingerprint(
+            f"cub {name}", code_fingerprint(__name__), params.model_dump_json(), listing, content_digest(paths, root)
+        ),
     )
 
 

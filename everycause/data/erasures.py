@@ -13,8 +13,8 @@ from torch import Tensor
 
 from codebirds.codes import Code
 from codebirds.factors import erased
+from everycause.data.images import Images
 from everycause.data.sources import DataParams, renderer
-from everycause.data.split import Images
 from everycause.errors import UserError
 from everycause.shapes import Int64
 

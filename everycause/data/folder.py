@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from pydantic import Field
 
-from everycause.artifacts import fingerprint
+from everycause.artifacts import code_fingerprint, fingerprint
 from everycause.data.images import content_digest, decoded, image_files, read_files, squared, visible_entries
 from everycause.data.split import Split, View
 from everycause.errors import UserError
@@ -44,7 +44,9 @@ def open_split(root: Path, name: str, params: FolderParams, threads: int) -> Spl
         read=lambda index: read_files(
             [files[i] for i in index], lambda file: squared(decoded(file), params.image_size), threads
         ),
-        identity=fingerprint(f"folder {name}", params.model_dump_json(), *names, content_digest(files, root)),
+        identity=fingerprint(
+            f"folder {name}", code_fingerprint(__name__), params.model_dump_json(), *names, content_digest(files, root)
+        ),
     )
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from everycause.artifacts import fingerprint
+from everycause.artifacts import code_fingerprint, fingerprint
 from everycause.data.images import (
     content_digest,
     decoded,
@@ -243,7 +243,9 @@ def _of_files(
         read=lambda index: read_files(
             [images[i] for i in index], lambda file: squared(decoded(file), params.image_size, resize), threads
         ),
-        identity=fingerprint(f"imagenet {name} {params.image_size} {resize}", classes, digest),
+        identity=fingerprint(
+            f"imagenet {name} {params.image_size} {resize}", code_fingerprint(__name__), classes, digest
+        ),
     )
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from everycause.data.corruptions import corrupted, kept_on_disk
-from everycause.data.sources import SOURCES, DataParams, open_split, reader
+from everycause.data.sources import DataParams, open_split, reader
 from everycause.data.split import View
 
 __all__ = ["View", "test_view", "views"]
@@ -31,13 +31,13 @@ def views(
     if hasattr(source, "shifted_views"):
         for view in source.shifted_views(root, params.section, threads):
             kept = cache is not None and params.code is not None  # rendering takes as long as evaluating
-            yield view._replace(split=kept_on_disk(view.split, cache, SOURCES[params.source])) if kept else view
+            yield view._replace(split=kept_on_disk(view.split, cache)) if kept else view
     for corruption in corruptions:
         for severity in severities:
             released = None
             if hasattr(source, "released_view"):
                 released = source.released_view(root, corruption, severity, params.section, threads)
-            yield released or View(corrupted(held, corruption, severity, cache, SOURCES[params.source]))
+            yield released or View(corrupted(held, corruption, severity, cache))
 
 
 def test_view(params: DataParams, threads: int) -> View:

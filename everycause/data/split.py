@@ -1,4 +1,4 @@
-"""Splits: labelled images that can be read in any order; their statistics, batches and geometric changes."""
+"""Splits: labelled images that can be read in any order, their statistics and their batches."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -6,30 +6,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
-from torch.nn.functional import affine_grid, grid_sample
 
 from everycause.artifacts import fingerprint
-from everycause.data.images import Images, Statistics, normalized
+from everycause.data.images import Images, Statistics
 from everycause.errors import UserError
-from everycause.params import Section
-from everycause.shapes import Float, Int64, UInt8
-
-__all__ = [
-    "AugmentationParams",
-    "Batch",
-    "Geometry",
-    "Images",
-    "Split",
-    "Statistics",
-    "View",
-    "batches",
-    "draw_geometry",
-    "normalized",
-    "statistics",
-    "transformed",
-]
+from everycause.shapes import Int64
 
 
 @dataclass(frozen=True)
@@ -51,7 +33,7 @@ class Split:
     read: Callable[[np.ndarray], Images]
     """The images of some indices; they do not depend on the order or on what is read together."""
     identity: str
-    """A hash that changes when any image, label or class name does."""
+    """A hash that changes when any image, label or class name does, or the code that makes the images."""
 
     def __post_init__(self) -> None:
         if len(self.labels) == 0:
@@ -134,86 +116,3 @@ def batches(split: Split, size: int, order: np.ndarray | None = None) -> Iterato
         index = order[start : start + size]
         rows = torch.as_tensor(index)
         yield Batch(rows, split.read(index), split.labels[rows])
-
-
-class AugmentationParams(Section):
-    """Random changes of training images; an image and its counterfactual get the same."""
-
-    mirror: bool
-    """Whether images are mirrored, each with probability one half."""
-    shift: int = Field(ge=0, le=1024)
-    """Largest shift, in pixels."""
-    rotation: float = Field(ge=0, le=180)
-    """Largest rotation, in degrees."""
-    shear: float = Field(ge=0, lt=90)
-    """Largest shear, in degrees."""
-    zoom: float = Field(ge=0, lt=1)
-    """Largest relative change of size, up or down."""
-    resized_crop: float = Field(ge=0, le=1)
-    """Smallest share of the image's area that a random crop keeps before it is resized; 0: no crop."""
-    color_jitter: float = Field(ge=0, le=1)
-    """Largest relative change of brightness, contrast and saturation; a tenth of it for the hue. 0: none."""
-
-
-class Geometry(NamedTuple):
-    """A mirror, a shift and an affine map for each image of a batch."""
-
-    mirror: Int64[Tensor, "batch"]
-    """1 where the image is mirrored."""
-    down: Int64[Tensor, "batch"]
-    """Shift in pixels; negative is up."""
-    right: Int64[Tensor, "batch"]
-    """Shift in pixels; negative is left."""
-    affine: Float[Tensor, "batch 2 2"]
-    """From places in the result to places in the image, about its center; the identity where it stays as it is."""
-
-    def rows(self, index: Int64[Tensor, "rows"]) -> "Geometry":
-        """The same transformations for some of the images."""
-        return Geometry(*(value[index] for value in self))
-
-
-def draw_geometry(count: int, params: AugmentationParams, generator: torch.Generator) -> Geometry:
-    """Random transformations, uniform within each bound."""
-    mirror = (
-        torch.randint(0, 2, (count,), generator=generator) if params.mirror else torch.zeros(count, dtype=torch.int64)
-    )
-    down, right = torch.randint(-params.shift, params.shift + 1, (2, count), generator=generator)
-    if not (params.rotation or params.shear or params.zoom):
-        return Geometry(mirror, down, right, torch.eye(2).expand(count, 2, 2))
-    draws = 2 * torch.rand(3, count, generator=generator) - 1
-    angle, shear, scale = (
-        torch.deg2rad(draws[0] * params.rotation),
-        torch.deg2rad(draws[1] * params.shear),
-        1 + draws[2] * params.zoom,
-    )
-    cosine, sine = angle.cos() / scale, angle.sin() / scale
-    rotation = torch.stack([torch.stack([cosine, -sine], dim=1), torch.stack([sine, cosine], dim=1)], dim=1)
-    ones, zeros = torch.ones(count), torch.zeros(count)
-    sheared = torch.stack([torch.stack([ones, shear.tan()], dim=1), torch.stack([zeros, ones], dim=1)], dim=1)
-    return Geometry(mirror, down, right, rotation @ sheared)
-
-
-def transformed(
-    images: UInt8[Tensor, "batch channels height width"], geometry: Geometry
-) -> UInt8[Tensor, "batch channels height width"]:
-    """The images after their transformations; beyond its border an image is continued by reflection."""
-    count, _, height, width = images.shape
-    if count and not torch.equal(geometry.affine, torch.eye(2).expand(count, 2, 2)):
-        places = affine_grid(
-            torch.cat([geometry.affine, torch.zeros(count, 2, 1)], dim=2), list(images.shape), align_corners=False
-        )
-        images = (
-            grid_sample(images.float(), places, padding_mode="reflection", align_corners=False).round_().to(torch.uint8)
-        )
-    rows = _reflected(torch.arange(height)[None] - geometry.down[:, None], height)
-    columns = _reflected(torch.arange(width)[None] - geometry.right[:, None], width)
-    columns = torch.where(geometry.mirror[:, None] == 1, width - 1 - columns, columns)
-    batch = torch.arange(count)[:, None, None]
-    return images.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-
-
-def _reflected(position: Tensor, length: int) -> Tensor:
-    """Positions folded back into 0 … length−1 at the borders, as often as a large shift needs."""
-    period = 2 * (length - 1)
-    position = position % period
-    return torch.where(position >= length, period - position, position)

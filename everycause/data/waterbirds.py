@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from everycause.artifacts import fingerprint
+from everycause.artifacts import code_fingerprint, fingerprint
 from everycause.data.images import content_digest, decoded, read_files, squared, within
 from everycause.data.split import Split, View
 from everycause.errors import UserError
@@ -56,7 +56,13 @@ def open_split(root: Path, name: str, params: WaterbirdsParams, threads: int) ->
         read=lambda index: read_files(
             [paths[i] for i in index], lambda file: squared(decoded(file), params.image_size, params.resize), threads
         ),
-        identity=fingerprint(f"waterbirds {name}", params.model_dump_json(), *listing, content_digest(paths, root)),
+        identity=fingerprint(
+            f"waterbirds {name}",
+            code_fingerprint(__name__),
+            params.model_dump_json(),
+            *listing,
+            content_digest(paths, root),
+        ),
     )
 
 

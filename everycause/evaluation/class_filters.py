@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from codebirds.codes import Code
-from everycause.data.split import Split, normalized
+from everycause.data.images import normalized
+from everycause.data.split import Split
 from everycause.explanation.filters import FilterBank, random_like
 from everycause.hooks import evaluating
 from everycause.models import Classifier

@@ -16,9 +16,9 @@ from everycause.data.sources import DataParams, SplitName, renderer
 from everycause.data.split import Split
 from everycause.errors import UserError
 from everycause.evaluation.completeness import completeness_score, effective_causes, profile, reliance
-from everycause.explanation.masks import MaskParams, Masks, masked_images, orders, searched, select_images
+from everycause.explanation.masks import MaskParams, Masks, orders, other_images, searched, select_images
 from everycause.explanation.objectives import log_odds
-from everycause.explanation.regions import partitions, random_sets
+from everycause.explanation.regions import masked_images, partitions, random_sets
 from everycause.explanation.scoring import Scorer
 from everycause.explanation.search import SearchInputs
 from everycause.explanation.selectors import SelectorName, area_under, curves
@@ -121,7 +121,7 @@ def areas_under_curves(
     """The mean areas, in [0, 1], under p(y) over the share of the image that is inserted, or deleted, in an order."""
     scorer, device = Scorer(classifier.network, params.batch_size, fast=True), classifier.device
     images, regions = split.read(masks.index.numpy()), masks.effect.shape[1]
-    masking = masked_images(classifier, images, masks.partition, regions, "mean", masks.shared)
+    masking = masked_images(images, classifier.statistics, device, masks.partition, regions, "mean", masks.shared)
     labels, order = split.labels[masks.index].to(device), order.to(device)
     inserted, deleted = (area_under(*curves(scorer, masking, labels, order, way)) for way in (True, False))
     return {"insertion_auc": float(inserted.mean()), "deletion_auc": float(deleted.mean())}
@@ -135,8 +135,9 @@ def smallest_sizes(
         return index
     exact, images = Scorer(classifier.network, params.batch_size), split.read(index.numpy())
     partition = partitions("grid", images, MOST_REGIONS)
-    masking = masked_images(classifier, images, partition, MOST_REGIONS, "mean", shared=True)
-    labels = split.labels[index].to(classifier.device)
+    statistics, device, others = classifier.statistics, classifier.device, other_images(split, index, params.baseline)
+    masking = masked_images(images, statistics, device, partition, MOST_REGIONS, params.baseline, True, others)
+    labels = split.labels[index].to(device)
     whole = exact.logits(masking, torch.arange(len(index), device=labels.device), torch.ones_like(masking.exists))
     inputs = SearchInputs(masking, labels, labels, log_odds(whole, labels))
     return minimum_sizes(inputs, exact, params.largest_set).cpu()

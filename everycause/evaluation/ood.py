@@ -13,9 +13,10 @@ from tqdm import tqdm
 from codebirds.glyphs import CUES
 from everycause.artifacts import save_tensors
 from everycause.data.corruptions import check
+from everycause.data.images import Images
 from everycause.data.shifts import View
 from everycause.data.sources import DataParams
-from everycause.data.split import Images, Split
+from everycause.data.split import Split
 from everycause.evaluation.predictions import Predictions
 from everycause.hooks import folded
 from everycause.inference import logits_of

@@ -16,18 +16,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 from everycause.artifacts import load_explanation, load_tensors, save_tensors
-from everycause.data.images import Images, normalized
+from everycause.data.images import Images
 from everycause.data.split import Split
 from everycause.errors import UserError
 from everycause.explanation.image_selection import select_images
-from everycause.explanation.objectives import ObjectiveName, log_odds
+from everycause.explanation.objectives import ObjectiveName, log_odds, runner_up
 from everycause.explanation.regions import (
     BaselineName,
-    MaskedImages,
     PartitionKind,
-    baseline_pixels,
+    as_sets,
     is_shared,
     largest_set,
+    masked_images,
     partitions,
 )
 from everycause.explanation.scoring import Precision, Scorer
@@ -115,9 +115,7 @@ class Masks:
     @property
     def removed(self) -> Bool[Tensor, "images regions"]:
         """The sets as indicators."""
-        sets = torch.zeros(len(self.index), self.effect.shape[1] + 1, dtype=torch.bool)
-        sets[torch.arange(len(self.index))[:, None], self.order] = True  # −1 lands in the last column
-        return sets[:, :-1]
+        return as_sets(self.order, self.effect.shape[1])
 
     @property
     def sizes(self) -> Int64[Tensor, "images"]:
@@ -200,32 +198,6 @@ def other_images(split: Split, index: Tensor, name: BaselineName) -> Images | No
     return split.read(((index + len(split) // 2 + 1) % len(split)).numpy()) if name == "background" else None
 
 
-def masked_images(
-    classifier: Classifier,
-    images: Images,
-    partition: Int64[Tensor, "partitions height width"],
-    regions: int,
-    name: BaselineName,
-    shared: bool,
-    others: Images | None = None,
-) -> MaskedImages:
-    """Normalized images with their partitions and baselines, on the classifier's device.
-
-    Args:
-        classifier: Gives the statistics and the device.
-        images: The images whose regions are removed.
-        partition: The region of each pixel.
-        regions: The most regions that an image has.
-        name: The baseline.
-        shared: Whether there is one partition for all images.
-        others: The images that the baseline `background` shows.
-    """
-    pixels = baseline_pixels(images, name, others)
-    baseline = None if pixels is None else normalized(pixels, classifier.statistics, classifier.device)
-    own = normalized(images, classifier.statistics, classifier.device)
-    return MaskedImages(own, partition.to(classifier.device), regions, shared, baseline)
-
-
 def scorers(classifier: Classifier, params: MaskParams) -> tuple[Scorer, Scorer]:
     """The accelerated scorer, which proposes, and the exact one, which confirms."""
     fast = Scorer(
@@ -280,12 +252,12 @@ def searched(
     for rows in index.split(SEARCHED_TOGETHER):
         images, others = split.read(rows.numpy()), other_images(split, rows, params.baseline)
         partition, shared = partitions(params.partition, images, params.regions), is_shared(params.partition)
-        masking = masked_images(classifier, images, partition, params.regions, params.baseline, shared, others)
+        statistics, device = classifier.statistics, classifier.device
+        masking = masked_images(images, statistics, device, partition, params.regions, params.baseline, shared, others)
         labels = split.labels[rows].to(classifier.device)
         everyone = torch.arange(len(rows), device=classifier.device)
         whole = exact.logits(masking, everyone, torch.ones_like(masking.exists))
-        runner_up = whole.scatter(1, labels[:, None], -torch.inf).argmax(dim=1)
-        task = SearchInputs(masking, labels, runner_up, log_odds(whole, labels))
+        task = SearchInputs(masking, labels, runner_up(whole, labels), log_odds(whole, labels))
         request = Request(task, scorer, exact, classifier, rows, params.largest_set, params.objective, filters)
         yield _masks(request, whole, params)
 
@@ -311,7 +283,9 @@ def orders(
         part, index = masks.rows(rows), masks.index[rows]
         images, others = split.read(index.numpy()), other_images(split, index, params.baseline)
         regions = part.effect.shape[1]
-        masking = masked_images(classifier, images, part.partition, regions, params.baseline, part.shared, others)
+        masking = masked_images(
+            images, classifier.statistics, device, part.partition, regions, params.baseline, part.shared, others
+        )
         unknown = torch.zeros(len(rows), device=device)  # rankings do not read the log-odds of the whole image
         task = SearchInputs(masking, split.labels[index].to(device), part.runner_up.to(device), unknown)
         steps = masks.order.shape[1]
@@ -327,11 +301,11 @@ def _masks(request: Request, whole: Float[Tensor, "images classes"], params: Mas
         found = search(task, request.scorer, exact, params.objective, params.largest_set, params.search)
     else:
         found = cut_at_flip(request, SELECTORS[params.selector](request), params.largest_set)
-    regions, everyone = task.masking.regions, torch.arange(len(task.labels), device=task.labels.device)
-    sets = torch.zeros(len(everyone), regions + 1, dtype=torch.bool, device=everyone.device)
-    sets = sets.scatter(1, found.order % (regions + 1), True)[:, :-1]  # −1 lands in the last column
+    everyone = torch.arange(len(task.labels), device=task.labels.device)
     pair = torch.stack([task.labels, task.runner_up], dim=1)
-    after = exact.logits(task.masking, everyone, ~sets).softmax(dim=1).gather(1, pair)
+    after = (
+        exact.logits(task.masking, everyone, ~as_sets(found.order, task.masking.regions)).softmax(dim=1).gather(1, pair)
+    )
     return Masks(
         index=request.index,
         order=found.order.cpu(),

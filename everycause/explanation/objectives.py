@@ -47,6 +47,13 @@ def log_odds(
     return own - logits.scatter(1, labels[:, None], -torch.inf).logsumexp(dim=1)
 
 
+def runner_up(
+    logits: Float[Tensor, "candidates classes"], labels: Int64[Tensor, "candidates"]
+) -> Int64[Tensor, "candidates"]:
+    """The most probable class beside the label."""
+    return logits.scatter(1, labels[:, None], -torch.inf).argmax(dim=1)
+
+
 def deletion(logits: Logits, labels: Tensor, _runner_up: Tensor) -> Tensor:
     """Orders as 1 − p(y | x \\ S) does."""
     return -log_odds(logits.without, labels)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2.functional import gaussian_blur
 
+from everycause.data.images import Statistics, normalized
 from everycause.errors import UserError
 from everycause.shapes import Bool, Float, Int64, UInt8
 
@@ -195,3 +196,36 @@ class MaskedImages:
         baseline = None if self.baseline is None else self.baseline[index]
         partition = self.partition if self.shared else self.partition[index]
         return MaskedImages(self.images[index], partition, self.regions, self.shared, baseline)
+
+
+def masked_images(
+    images: UInt8[Tensor, "batch 3 height width"],
+    statistics: Statistics,
+    device: torch.device,
+    partition: Int64[Tensor, "partitions height width"],
+    regions: int,
+    name: BaselineName,
+    shared: bool,
+    others: UInt8[Tensor, "batch 3 height width"] | None = None,
+) -> MaskedImages:
+    """Normalized images with their partitions and baselines, on a device.
+
+    Args:
+        images: The images whose regions are removed.
+        statistics: What they are normalized by.
+        device: Where the model lies.
+        partition: The region of each pixel.
+        regions: The most regions that an image has.
+        name: The baseline.
+        shared: Whether there is one partition for all images.
+        others: The images that the baseline `background` shows.
+    """
+    pixels = baseline_pixels(images, name, others)
+    baseline = None if pixels is None else normalized(pixels, statistics, device)
+    return MaskedImages(normalized(images, statistics, device), partition.to(device), regions, shared, baseline)
+
+
+def as_sets(order: Int64[Tensor, "images steps"], regions: int) -> Bool[Tensor, "images regions"]:
+    """The regions of each order, as indicators; −1 stands for no region."""
+    sets = torch.zeros(len(order), regions + 1, dtype=torch.bool, device=order.device)
+    return sets.scatter(1, order % (regions + 1), True)[:, :-1]  # −1 lands in the last column

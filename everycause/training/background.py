@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.nn.functional import max_pool2d, one_hot
 from torchvision.transforms.v2.functional import gaussian_blur
 
-from everycause.data.split import Images, Split, Statistics
+from everycause.data.images import Images, Statistics
+from everycause.data.split import Split
 from everycause.errors import UserError
 from everycause.explanation.masks import Masks
 from everycause.explanation.regions import grid

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
+from everycause.data.images import Images
 from everycause.data.sources import DataParams
-from everycause.data.split import Images, Split
+from everycause.data.split import Split
 from everycause.explanation.filters import FilterBank
 from everycause.explanation.masks import MaskParams, Masks
 from everycause.models import Classifier

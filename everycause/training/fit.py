@@ -16,14 +16,15 @@ from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from everycause.data.split import AugmentationParams, Split, normalized
+from everycause.data.images import normalized
+from everycause.data.split import Split
 from everycause.errors import UserError
 from everycause.inference import logits_of
 from everycause.models import Classifier, ModelParams, new_classifier
 from everycause.params import Section
 from everycause.shapes import Bool
 from everycause.training.loss import PLAIN_LOSS, FilterTerms, LossParams, accuracy, filter_terms, joint_terms
-from everycause.training.steps import Counterfactuals, Step, training_steps
+from everycause.training.steps import AugmentationParams, Counterfactuals, Step, training_steps
 
 MOMENTUM = 0.9
 """Momentum of stochastic gradient descent, as in both papers."""

@@ -8,6 +8,7 @@ more regions than before. Training goes on to the same number of steps and image
 """
 
 import copy
+import io
 import logging
 import pickle
 from collections.abc import Callable, Iterator
@@ -158,7 +159,9 @@ def save_checkpoint(folder: Path, training: Training, done: Progress, model: str
         "epochs": [tuple(epoch) for epoch in done.epochs],
         "training": training.state(),
     }
-    torch.save(state, partial)
+    buffer = io.BytesIO()
+    torch.save(state, buffer)  # into memory: on a full disk torch raises a RuntimeError that does not say so
+    partial.write_bytes(buffer.getvalue())
     partial.rename(folder / CHECKPOINT)
 
 

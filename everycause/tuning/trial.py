@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from everycause import tracking
 from everycause.data.erasures import ValidationErasures
-from everycause.data.sources import SOURCES, DataParams, open_split
+from everycause.data.sources import DataParams, open_split
 from everycause.data.split import Split
 from everycause.errors import UserError
 from everycause.evaluation.faithfulness import validation_causes
@@ -261,7 +261,7 @@ def prepared(
         params=present_params,
         data=params.data,
         threads=threads,
-        cache=UpstreamCache(artifacts, kept, present_params, train, validation, device, SOURCES[params.data.source]),
+        cache=UpstreamCache(artifacts, kept, present_params, train, validation, device),
         judge=ValidationJudge(params.data, validation, threads, plan.objectives),
         tracked=tracked,
         tags=tags,

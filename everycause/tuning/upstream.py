@@ -59,8 +59,6 @@ class UpstreamCache:
     train: Split
     validation: Split
     device: torch.device
-    reader: str
-    """The module that reads the data source: its code is part of what is kept."""
     _read: dict[str, tuple[Readout, LastLayer]] = field(default_factory=dict)
     _local: dict[str, FilterGenerator] = field(default_factory=dict)
 
@@ -159,6 +157,6 @@ class UpstreamCache:
 
     def _place(self, kind: str, *parts: str) -> Path:
         """Where something made from these parts, by this code, is kept."""
-        place = self.kept / kind / fingerprint(code_fingerprint("everycause.tuning.upstream", self.reader), *parts)
+        place = self.kept / kind / fingerprint(code_fingerprint("everycause.tuning.upstream"), *parts)
         place.parent.mkdir(parents=True, exist_ok=True)
         return place

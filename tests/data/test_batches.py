@@ -2,16 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from everycause.data.split import (
-    AugmentationParams,
-    Geometry,
-    Split,
-    batches,
-    draw_geometry,
-    normalized,
-    statistics,
-    transformed,
-)
+from everycause.data.images import normalized
+from everycause.data.split import Split, batches, statistics
+from everycause.training.steps import AugmentationParams, Geometry, draw_geometry, transformed
 
 
 def random_images(count: int = 6, size: int = 9) -> torch.Tensor:

@@ -18,6 +18,7 @@ from everycause.data.distortions.digital import contrast
 from everycause.data.distortions.noise import impulse_noise
 from everycause.data.distortions.operations import corruption
 from everycause.data.distortions.weather import brightness, plasma
+from everycause.data.sources import DataParams, open_split
 from everycause.data.split import Split
 
 PUBLISHED = {
@@ -215,9 +216,15 @@ def test_exchanged_images_are_corrupted_anew(train: Split, tmp_path: Path) -> No
     assert not torch.equal(*kept) and torch.equal(kept[1], corrupted(second, "contrast", 3).all())
 
 
-def test_images_that_other_code_made_are_not_taken_from_the_cache(tmp_path: Path, train: Split) -> None:
-    names = []
-    for makers in ((), ("everycause.data.codebirds",)):
-        corrupted(train, "contrast", 3, tmp_path, *makers).read(np.arange(2))
-        names.append({file.name for file in tmp_path.glob("*.npy")})
-    assert len(names[0]) == 1 and len(names[1]) == 2
+def test_images_that_other_code_made_are_not_taken_from_the_cache(
+    tmp_path: Path, data_params: DataParams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made() -> set[str]:
+        corrupted(open_split(data_params, "test", 1), "contrast", 3, tmp_path).read(np.arange(2))
+        return {file.name for file in tmp_path.glob("*.npy")}
+
+    assert len(made()) == len(made()) == 1
+    monkeypatch.setattr("everycause.data.codebirds.code_fingerprint", lambda *_modules: "the renderer was edited")
+    assert len(made()) == 2
+    monkeypatch.setattr("everycause.data.corruptions.code_fingerprint", lambda *_modules: "the corruption was edited")
+    assert len(made()) == 3

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import torch
 
-from everycause.data.split import Split, normalized
+from everycause.data.images import normalized
+from everycause.data.split import Split
 from everycause.explanation.masks import MaskParams
 from everycause.explanation.objectives import log_odds
 from everycause.explanation.regions import MaskedImages, grid

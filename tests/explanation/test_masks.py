@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from everycause.artifacts import load_tensors, save_tensors
-from everycause.data.split import Split, normalized
+from everycause.data.images import normalized
+from everycause.data.split import Split
 from everycause.errors import UserError
 from everycause.explanation import masks as masks_module
 from everycause.explanation.image_selection import evenly_over_classes

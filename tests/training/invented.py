@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 
 from everycause.data.sources import DataParams
-from everycause.data.split import AugmentationParams, Split
+from everycause.data.split import Split
 from everycause.explanation.filters import FilterBank
 from everycause.explanation.heads import FilterHeads
 from everycause.explanation.masks import Masks
@@ -15,6 +15,7 @@ from everycause.training.counterfactuals import Recipe, Upstream
 from everycause.training.fit import FitParams, OptimizerParams
 from everycause.training.loss import LossParams
 from everycause.training.rounds import RoundsParams
+from everycause.training.steps import AugmentationParams
 from tests.conftest import make_classifier
 from tests.explanation.searching import PARAMS as MASKS
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from codebirds.birds import Codebirds
+from everycause.data.images import Statistics
 from everycause.data.sources import DataParams
-from everycause.data.split import AugmentationParams, Split, Statistics
+from everycause.data.split import Split
 from everycause.explanation.masks import Masks, searched
 from everycause.explanation.regions import grid
 from everycause.training.background import (
@@ -20,7 +21,7 @@ from everycause.training.background import (
     neighborhood,
 )
 from everycause.training.counterfactuals import CutMix, Erasing, OracleParts, Pool, Removals, example_pictures
-from everycause.training.steps import training_steps
+from everycause.training.steps import AugmentationParams, training_steps
 from tests.explanation.searching import PARAMS, always_right, undecided
 from tests.training.invented import BACKGROUND, invented_masks
 from tests.training.invented import PARAMS as TRAINING
