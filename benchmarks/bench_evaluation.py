@@ -19,8 +19,8 @@ from benchmarks.subject import subject
 from benchmarks.timing import median_seconds
 from everycause.data.corruptions import CORRUPTIONS
 from everycause.data.images import normalized
-from everycause.hooks import folded
 from everycause.inference import batch_size, logits_of
+from everycause.networks import folded
 
 IMAGES = 64
 

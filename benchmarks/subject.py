@@ -13,8 +13,8 @@ from everycause.explanation.masks import select_images
 from everycause.explanation.objectives import log_odds, runner_up
 from everycause.explanation.regions import MaskedImages, grid
 from everycause.explanation.search import SearchInputs
-from everycause.hooks import evaluating
 from everycause.models import Classifier, ModelParams, load
+from everycause.networks import evaluating
 from everycause.training.fit import BaseParams, train_base
 
 ROOT = Path(__file__).parents[1]

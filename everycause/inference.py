@@ -1,20 +1,17 @@
 """Classifiers in use: opened from anywhere, held against the data, applied to images and to whole splits."""
 
-import pickle
 from collections.abc import Iterator
 from pathlib import Path
 
-import timm
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from everycause.data.images import Images, Statistics, normalized
 from everycause.data.split import Split, batches
 from everycause.errors import UserError
-from everycause.hooks import evaluating
-from everycause.models import FILE, Classifier, ModelParams, Readout, load, own_statistics
+from everycause.models import FILE, Classifier, ModelParams, Readout, load
+from everycause.networks import UNREADABLE, evaluating, not_finite, own_framing, own_statistics, published
 from everycause.shapes import Float
 
 BATCH = {"cpu": 64, "cuda": 512}
@@ -96,17 +93,6 @@ def readout_of(classifier: Classifier, split: Split) -> Readout:
 TIMM = "timm:"
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 """Channel means and standard deviations of ImageNet, for networks of which timm knows none."""
-UNREADABLE = (
-    SafetensorError,
-    OSError,
-    RuntimeError,
-    EOFError,
-    ValueError,
-    LookupError,
-    AttributeError,
-    pickle.UnpicklingError,
-)
-"""What the readers raise over a file that holds no weights; the unpickler fails in many ways."""
 
 
 def open_classifier(
@@ -132,30 +118,34 @@ def open_classifier(
             "or timm:NAME"
         )
     classifier = _foreign(params.model_copy(update={"pretrained": False}), class_names, image_size, device)
+    state = _state(path)
     try:
-        classifier.network.load_state_dict(_state(path))
-    except RuntimeError as error:
+        classifier.network.load_state_dict(state)
+    except (RuntimeError, TypeError) as error:
         lines = str(error).strip().splitlines()
         first = lines[min(1, len(lines) - 1)].strip()
         raise UserError(
             f"--model: '{path}' is no state dict of {params.name} with {len(class_names)} classes ({first[:160]}): "
             "set model.name and model.head to what it was trained as"
         ) from error
+    if broken := not_finite(state):
+        raise UserError(f"--model: '{path}' holds weights that are not finite ('{broken}'): take another checkpoint")
     return classifier
 
 
 def _foreign(params: ModelParams, class_names: tuple[str, ...], image_size: int, device: torch.device) -> Classifier:
+    """A classifier with weights that were not trained here: it sees images as timm's description says."""
     statistics = own_statistics(params.name) or Statistics(*IMAGENET)
-    classifier = Classifier(params, class_names, image_size, statistics)
+    classifier = Classifier(params, class_names, image_size, statistics, own_framing(params.name))
     return classifier.to(device=device, memory_format=torch.channels_last).eval()
 
 
 def _same_classes(name: str, class_names: tuple[str, ...]) -> None:
     """Published weights have a head of their own: with another number of classes it would be random."""
-    published = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
-    if published is not None and published.num_classes != len(class_names):
+    described = published(name)
+    if described is not None and described.num_classes != len(class_names):
         raise UserError(
-            f"--model: the published {name} has {published.num_classes} classes and the data {len(class_names)}: "
+            f"--model: the published {name} has {described.num_classes} classes and the data {len(class_names)}: "
             "retrain it on these data first"
         )
 

@@ -4,30 +4,24 @@ A classifier knows its classes, its image size and the channel statistics that i
 all of them with its weights. Filters are the channels of its explained layer, averaged over places.
 """
 
-import difflib
-from collections.abc import Iterator
-from contextlib import contextmanager
+import json
 from math import isqrt
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import timm
 import torch
-from huggingface_hub import constants as hub
-from pydantic import Field, ValidationError
+from pydantic import Field, FiniteFloat, PositiveFloat, ValidationError
 from torch import Tensor, nn
 
 from everycause.artifacts import fingerprint, load_tensors, save_tensors
-from everycause.data.images import Statistics
+from everycause.data.images import Framing, Statistics
 from everycause.data.split import Split, statistics
 from everycause.errors import UserError
-from everycause.hooks import evaluating, recording
+from everycause.networks import built, evaluating, not_finite, own_framing, own_statistics, recording
 from everycause.params import Section
 from everycause.shapes import Float
 
 FILE = "model.safetensors"
-ABSENT = (OSError, RuntimeError, KeyError, ValueError)
-"""What timm raises, by family and version, over weights that are not there or do not fit."""
 
 
 class ModelParams(Section):
@@ -62,47 +56,28 @@ class LayerOutput(NamedTuple):
     logits: Float[Tensor, "batch classes"]
 
 
-class LinearOnMaps(nn.Module):
-    """A timm network cut after its last block: its features, averaged over places, dropout and one linear layer."""
-
-    def __init__(self, params: ModelParams, trunk: nn.Module, num_classes: int) -> None:
-        super().__init__()
-        trunk.reset_classifier(0)
-        if hasattr(trunk, "pre_logits"):
-            trunk.pre_logits = nn.Identity()  # the fully connected layers of VGG are cut away
-        self.trunk, self.maps = trunk, nn.Identity()
-        self.num_prefix_tokens = getattr(trunk, "num_prefix_tokens", 0)
-        self.patches = hasattr(trunk, "patch_embed") and hasattr(trunk, "num_prefix_tokens")
-        self.channels_last = getattr(trunk, "output_fmt", "NCHW") == "NHWC"
-        self.dropout, self.fc = nn.Dropout(params.dropout), nn.Linear(trunk.num_features, num_classes)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits."""
-        features = self.trunk.forward_features(images)
-        maps = self.maps(features.permute(0, 3, 1, 2) if self.channels_last else features)
-        return self.fc(self.dropout(maps[:, self.num_prefix_tokens :].mean(1) if self.patches else maps.mean((2, 3))))
-
-    def get_classifier(self) -> nn.Linear:
-        """The last layer, under timm's name."""
-        return self.fc
-
-
 class Classifier(nn.Module):
-    """A network with its classes, image size and channel statistics.
+    """A network with its classes, image size, channel statistics, and the framing of its photographs if it has one.
 
     Raises:
-        UserError: timm does not know the name, or the network has no such layer.
+        UserError: as built, or the network has no such layer.
     """
 
     def __init__(
-        self, params: ModelParams, class_names: tuple[str, ...], image_size: int, statistics: Statistics
+        self,
+        params: ModelParams,
+        class_names: tuple[str, ...],
+        image_size: int,
+        statistics: Statistics,
+        framing: Framing | None = None,
     ) -> None:
         super().__init__()
         self.params = params
         self.class_names = class_names
         self.image_size = image_size
         self.statistics = statistics
-        self.network = _create(params, len(class_names), image_size)
+        self.framing = framing
+        self.network = built(params, len(class_names), image_size)
         layers = dict(self.network.named_modules())
         if params.explained_layer not in layers:
             names = [name for name, _ in self.network.named_children()]
@@ -219,11 +194,24 @@ class Classifier(nn.Module):
             "mean": list(self.statistics.mean),
             "standard_deviation": list(self.statistics.standard_deviation),
         }
+        if self.framing is not None:
+            description["framing"] = list(self.framing)
         save_tensors(folder / FILE, self.network.state_dict(), description)
 
 
+class Description(Section):
+    """What is saved with the weights of a classifier."""
+
+    params: ModelParams
+    class_names: tuple[str, ...] = Field(min_length=1)
+    image_size: int = Field(ge=1)
+    mean: tuple[FiniteFloat, FiniteFloat, FiniteFloat]
+    standard_deviation: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
+    framing: Framing | None = None
+
+
 def new_classifier(params: ModelParams, train: Split) -> Classifier:
-    """A classifier that is about to be trained on a split.
+    """A classifier that is about to be trained on a split, whose photographs are framed as `framing_of` says.
 
     A network that starts from pretrained weights keeps the normalization that it was trained with. One that starts
     from nothing gets the mean and the standard deviation of its training images.
@@ -232,13 +220,16 @@ def new_classifier(params: ModelParams, train: Split) -> Classifier:
         UserError: as Classifier.
     """
     own = own_statistics(params.name) if params.pretrained else None
-    return Classifier(params, train.class_names, train.image_size, own or statistics(train))
+    return Classifier(params, train.class_names, train.image_size, own or statistics(train), framing_of(params))
 
 
-def own_statistics(name: str) -> Statistics | None:
-    """The channel statistics that a timm model was trained with, where timm knows them."""
-    published = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
-    return Statistics(tuple(published.mean), tuple(published.std)) if published is not None else None
+def framing_of(params: ModelParams) -> Framing | None:
+    """How a new network is to be shown photographs: as its pretrained weights were, else as the data source says.
+
+    Raises:
+        UserError: timm does not know the network.
+    """
+    return own_framing(params.name) if params.pretrained else None
 
 
 def load(folder: Path, device: torch.device | str = "cpu") -> Classifier:
@@ -251,19 +242,22 @@ def load(folder: Path, device: torch.device | str = "cpu") -> Classifier:
     tensors, description = load_tensors(folder / FILE, made_by)
     again = f"delete it and run the stage {made_by} again"
     try:
-        params = ModelParams(**description["params"]).model_copy(update={"pretrained": False})
-        means = Statistics(tuple(description["mean"]), tuple(description["standard_deviation"]))
-        names, size = tuple(description["class_names"]), description["image_size"]
-    except (KeyError, TypeError, ValidationError) as error:
-        raise UserError(f"{folder / FILE} does not describe a classifier of this project ({error}): {again}") from error
-    classifier = Classifier(params, names, size, means)
+        told = Description.model_validate_json(json.dumps(description))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "description"
+        raise UserError(
+            f"{folder / FILE} does not describe a classifier of this project ('{where}': {first['msg']}): {again}"
+        ) from error
+    params, means = told.params.model_copy(update={"pretrained": False}), Statistics(told.mean, told.standard_deviation)
     try:
+        classifier = Classifier(params, told.class_names, told.image_size, means, told.framing)
         classifier.network.load_state_dict(tensors)
-    except RuntimeError as error:
+    except (UserError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{folder / FILE} does not hold the weights of {params.name} ({reason}): {again}") from error
-    if broken := [name for name, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()]:
-        raise UserError(f"{folder / FILE} holds weights that are not finite ('{broken[0]}'): {again}")
+    if broken := not_finite(tensors):
+        raise UserError(f"{folder / FILE} holds weights that are not finite ('{broken}'): {again}")
     return classifier.to(device=device, memory_format=torch.channels_last).eval()
 
 
@@ -276,65 +270,3 @@ def model_fingerprint(folder: Path) -> str:
     if not (folder / FILE).is_file():
         load_tensors(folder / FILE, "train_base" if "base" in folder.parts else "retrain")
     return fingerprint(folder / FILE)
-
-
-def _create(params: ModelParams, num_classes: int, image_size: int) -> nn.Module:
-    """The network that the params name, with weights from the cache or newly drawn ones."""
-    if not timm.is_model(params.name):
-        close = difflib.get_close_matches(params.name, timm.list_models(), n=3)
-        hint = f": did you mean {' or '.join(close)}?" if close else ": timm.list_models() lists them"
-        raise UserError(f"model.name '{params.name}' is not a timm model{hint}")
-    tags = timm.list_pretrained(params.name.split(".")[0] + "*") if "." in params.name else []
-    if "." in params.name and params.name not in tags:
-        known = f" (known: {', '.join(tags)})" if tags else ""
-        raise UserError(f"model.name '{params.name}' has a tag that timm does not know{known}")
-    published = timm.get_pretrained_cfg(params.name)
-    options = {"img_size": image_size} if published is not None and published.fixed_input_size else {}
-    if params.dropout and params.head == "published":
-        options["drop_rate"] = params.dropout
-    if not params.pretrained:
-        network = timm.create_model(params.name, num_classes=num_classes, **options)
-        return network if params.head == "published" else LinearOnMaps(params, network, num_classes)
-    return _pretrained(params, num_classes, options)
-
-
-def _pretrained(params: ModelParams, num_classes: int, options: dict[str, int | float]) -> nn.Module:
-    """The network with its published weights. A new last layer starts at zero.
-
-    timm draws the last layer of some families (EfficientNet) so large that its first gradients destroy the features.
-    At zero, the first loss is the logarithm of the number of classes and the features learn slowly at first.
-    """
-    if not timm.is_model_pretrained(params.name):
-        raise UserError(f"timm has no pretrained weights of {params.name}: set model.pretrained to false")
-    try:
-        with _offline():
-            network = timm.create_model(params.name, pretrained=True, num_classes=num_classes, **options)
-    except ABSENT as error:
-        raise UserError(
-            f"the pretrained weights of {params.name} are not in the local Hugging Face cache and nothing is "
-            "downloaded here: put them there (huggingface_hub.snapshot_download on a machine with network) or set "
-            "model.pretrained to false"
-        ) from error
-    published = timm.get_pretrained_cfg(params.name)
-    new_last_layer = published is None or published.num_classes != num_classes
-    if params.head == "linear":
-        network, new_last_layer = LinearOnMaps(params, network, num_classes), True
-    last = network.get_classifier()
-    if new_last_layer and isinstance(last, nn.Linear):
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
-    return network
-
-
-@contextmanager
-def _offline() -> Iterator[None]:
-    """Keep the hub's client from asking the network, which it would do for most of a minute before it gives up.
-
-    The client reads its environment variable when it is imported, so setting that variable here would be too late.
-    """
-    before = hub.HF_HUB_OFFLINE
-    hub.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        hub.HF_HUB_OFFLINE = before

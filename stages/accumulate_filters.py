@@ -44,7 +44,8 @@ def main(seed: int, base: Path, out: Path, inputs: Path | None = None) -> None:
     params = read("run", "tracking", "data", "filters")
     device, filters = start(params.run, seed), params.filters
     classifier, model = load(base, device), model_fingerprint(base)
-    train, validation = (open_split(params.data, name, params.run.threads) for name in ("train", "validation"))
+    data = params.data.seen_by(classifier.framing)
+    train, validation = (open_split(data, name, params.run.threads) for name in ("train", "validation"))
     head = LastLayer(*classifier.head()).to("cpu")
     with recorded(NAME, params, out, seed, device, train.identity) as (folder, record):
         seen, held_out = readout_of(classifier, train), readout_of(classifier, validation)

@@ -18,9 +18,9 @@ from everycause.data.digests import content_digest
 from everycause.data.images import Statistics
 from everycause.data.sources import SOURCES, check, files, open_split
 from everycause.device import start
-from everycause.errors import UserError
 from everycause.explanation.regions import partitions
 from everycause.models import Classifier
+from everycause.networks import check_published
 from everycause.params import SECTIONS, Matrix, read
 from everycause.training.fit import trainable_parameters
 from everycause.training.rows import ROWS
@@ -87,18 +87,12 @@ def check_network(params: SimpleNamespace, class_names: tuple[str, ...], filters
     """
     size = params.data.image_size
     partitions(params.masks.partition, torch.zeros(1, 3, size, size, dtype=torch.uint8), params.masks.regions)
+    if params.model.pretrained:
+        check_published(params.model.name)  # whether they are in the cache matters to train_base alone
     drawn = params.model.model_copy(update={"pretrained": False})
     classifier = Classifier(drawn, class_names, size, Statistics((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))).eval()
     for section in (params.training, params.retraining):
         trainable_parameters(classifier, section.trainable)
-    try:
-        with torch.inference_mode():
-            classifier(torch.zeros(1, 3, size, size))
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(
-            f"{params.model.name} cannot take images of {size} pixels ({' '.join(str(error).split())[:120]}): "
-            "raise the image_size of the data source, or name another network"
-        ) from error
     if filters:
         classifier.head()
 

@@ -45,8 +45,9 @@ def main(
         leave_out(out, f"{NAME}/seed-{seed}")
         return
     params = read("run", "tracking", "data", "filters", "detection", "evaluation")
-    device, data, evaluation, threads = start(params.run, seed), params.data, params.evaluation, params.run.threads
+    device, evaluation, threads = start(params.run, seed), params.evaluation, params.run.threads
     classifier = load(base, device)
+    data = params.data.seen_by(classifier.framing)
     bank = FilterBank.load(filters, model_fingerprint(base))
     kept = cache if evaluation.keep_corrupted else None
     identity = fingerprint(data.model_dump_json())

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from everycause.artifacts import fingerprint, write_json
 from everycause.data.shifts import views
-from everycause.data.sources import open_split
+from everycause.data.sources import class_names, open_split
 from everycause.device import start
 from everycause.evaluation.metrics import metrics
 from everycause.evaluation.ood import ContactSheet, data_description, evaluate
@@ -32,16 +32,17 @@ def main(row: str, seed: int, model: str, out: Path, cache: Path = Path(".cache/
         cache: Folder for corrupted images, where evaluation.keep_corrupted keeps them.
     """
     params = read("run", "tracking", "data", "model", "evaluation")
-    device, data, evaluation = start(params.run, seed), params.data, params.evaluation
-    kept = cache if evaluation.keep_corrupted else None
-    shifted = views(data, evaluation.corruptions, evaluation.severities, params.run.threads, kept)
+    device, evaluation, threads = start(params.run, seed), params.evaluation, params.run.threads
+    names = class_names(params.data, threads)
+    classifier = open_classifier(model, params.model, names, params.data.image_size, device)
+    data, kept = params.data.seen_by(classifier.framing), cache if evaluation.keep_corrupted else None
+    shifted = views(data, evaluation.corruptions, evaluation.severities, threads, kept)
     test = next(shifted)
-    classifier = open_classifier(model, params.model, test.split.class_names, data.image_size, device)
     identity = fingerprint(data.model_dump_json())
     with recorded(f"evaluate_ood/{row}", params, out, seed, device, identity) as (folder, record):
         opened = chain([test], shifted)
         if row == "base":
-            sheet = ContactSheet(open_split(data, "train", params.run.threads), evaluation.severities)
+            sheet = ContactSheet(open_split(data, "train", threads), evaluation.severities)
             opened = sheet.passing(opened)
         stored = evaluate(classifier, opened)
         measures = metrics(stored, data.code)

@@ -37,7 +37,7 @@ def main(seed: int, base: Path, out: Path, inputs: Path | None = None) -> None:
     check_selector(params.masks)
     device = start(params.run, seed)
     classifier, model = load(base, device), model_fingerprint(base)
-    train = open_split(params.data, "train", params.run.threads)
+    train = open_split(params.data.seen_by(classifier.framing), "train", params.run.threads)
     check_fits(classifier, train)
     code = code_fingerprint("stages.generate_masks")
     key = fingerprint(model, train.identity, params.masks.model_dump_json(), code)

@@ -40,7 +40,8 @@ def main(row: str, seed: int, model: Path, filters: Path, masks: Path, out: Path
     params = read("run", "tracking", "data", "masks", "faithfulness")
     device, threads = start(params.run, seed), params.run.threads
     classifier, fingerprint = load(model, device), model_fingerprint(model)
-    validation = open_split(params.data, "validation", threads)
+    data = params.data.seen_by(classifier.framing)
+    validation = open_split(data, "validation", threads)
     check_fits(classifier, validation)
     with recorded(name, params, out, seed, device, validation.identity) as (folder, record):
         bank = None
@@ -49,7 +50,7 @@ def main(row: str, seed: int, model: Path, filters: Path, masks: Path, out: Path
         measured = faithfulness(classifier, validation, params.data, params.masks, params.faithfulness, threads, bank)
         truth = {}
         if row == "base" and holds_explanation(masks, "generate_masks"):
-            train = open_split(params.data, "train", threads)
+            train = open_split(data, "train", threads)
             found = Masks.load(masks, fingerprint, train.identity)
             truth = against_truth(found, params.data, threads, seed)
         flat = {f"{row}/{selector}/{k}": value for selector, some in measured.items() for k, value in some.items()}

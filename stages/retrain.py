@@ -84,7 +84,8 @@ def opened(params: SimpleNamespace, base: Path, filters: Path, masks: Path, devi
         UserError: there is no base, or the data are not those that it was made for.
     """
     classifier, model = load(base, device), model_fingerprint(base)
-    train, validation = (open_split(params.data, name, params.run.threads) for name in ("train", "validation"))
+    data = params.data.seen_by(classifier.framing)
+    train, validation = (open_split(data, name, params.run.threads) for name in ("train", "validation"))
     check_fits(classifier, train)
     return Upstream(
         base=classifier,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from everycause.data.sources import open_split
 from everycause.device import start
+from everycause.models import framing_of
 from everycause.params import read
 from everycause.training.fit import train_base
 from stages.entry import recorded, run
@@ -22,8 +23,8 @@ def main(seed: int, out: Path) -> None:
         out: Folder to write.
     """
     params = read("run", "tracking", "data", "model", "training")
-    device = start(params.run, seed)
-    train, validation = (open_split(params.data, name, params.run.threads) for name in ("train", "validation"))
+    device, data = start(params.run, seed), params.data.seen_by(framing_of(params.model))
+    train, validation = (open_split(data, name, params.run.threads) for name in ("train", "validation"))
     classifier, epochs = train_base(params.model, params.training, train, validation, seed, device)
     with recorded("train_base/base", params, out, seed, device, train.identity) as (folder, record):
         for epoch in epochs:

@@ -9,7 +9,6 @@ from everycause.artifacts import save_tensors
 from everycause.data.images import Statistics
 from everycause.data.split import Split, statistics
 from everycause.errors import UserError
-from everycause.hooks import evaluating, folded, recording
 from everycause.inference import check_fits, logits_of, readout_of
 from everycause.models import (
     FILE,
@@ -18,8 +17,8 @@ from everycause.models import (
     load,
     model_fingerprint,
     new_classifier,
-    own_statistics,
 )
+from everycause.networks import evaluating, folded, own_statistics, recording
 from tests.conftest import MODEL, STATISTICS, make_classifier
 
 
@@ -207,7 +206,7 @@ def networks_with_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     def create(name: str, pretrained: bool = False, **options: object) -> torch.nn.Module:
         return real(name, **options)
 
-    monkeypatch.setattr("everycause.models.timm.create_model", create)
+    monkeypatch.setattr("everycause.networks.timm.create_model", create)
 
 
 def test_a_pretrained_network_sees_the_statistics_it_was_trained_with(
@@ -243,7 +242,7 @@ def test_the_hub_is_not_asked_for_weights(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     offline = []
     monkeypatch.setattr(
-        "everycause.models.timm.create_model", lambda *_a, **_o: offline.append(is_offline_mode()) or 1 / 0
+        "everycause.networks.timm.create_model", lambda *_a, **_o: offline.append(is_offline_mode()) or 1 / 0
     )
     with pytest.raises(ZeroDivisionError):
         with_params(name="resnet18", pretrained=True)

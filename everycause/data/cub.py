@@ -18,18 +18,15 @@ from PIL import Image
 from pydantic import Field
 
 from everycause.artifacts import code_fingerprint, fingerprint
-from everycause.data.images import content_digest, decoded, held_out, read_files, squared, within
-from everycause.data.split import Split
+from everycause.data.images import Framing, content_digest, decoded, held_out, read_files, squared, within
+from everycause.data.split import PhotographParams, Split
 from everycause.errors import UserError
-from everycause.params import Section
 from everycause.shapes import Bool, Float, Int64
 
 
-class CubParams(Section):
-    """How photographs become images of one size, and how many are held out for validation."""
+class CubParams(PhotographParams):
+    """How photographs become images of one size (as in folder.py), and how many are held out for validation."""
 
-    image_size: int = Field(ge=8, le=1024)
-    """The short side is resized to this many pixels (bicubic), then the center square is cut out."""
     crop: Literal["whole", "box"]
     """Whether the whole photograph or the bounding box of its bird is shown."""
     validation_share: float = Field(gt=0, lt=1)
@@ -133,9 +130,10 @@ class Cub:
         """Places of a photograph's parts in pixels of its square, and 1 if a part is visible and inside it, else 0."""
         with Image.open(self.files[index]) as opened:
             left, top, width, height = self._frame(index, params) or (0, 0, *opened.size)
-        scale = params.image_size / min(width, height)
-        offset = np.array([left + (width - min(width, height)) / 2, top + (height - min(width, height)) / 2])
-        places = (self.parts[index, :, :2] - offset) * scale
+        framing, sides = params.framing or Framing("bicubic", 1.0, "center"), np.array([width, height])
+        resized = {"squash": sides, "border": sides.max()}.get(framing.mode, sides.min())
+        scale = int(params.image_size / framing.crop) / resized
+        places = (self.parts[index, :, :2] - [left, top] - sides / 2) * scale + params.image_size / 2
         inside = ((places >= 0) & (places < params.image_size)).all(axis=1)
         return np.concatenate([places, (self.parts[index, :, 2] * inside)[:, None]], axis=1)
 
@@ -156,7 +154,7 @@ class Cub:
         if frame is not None:
             left, top, width, height = frame
             image = image.crop((left, top, left + width, top + height))
-        return squared(image, params.image_size)
+        return squared(image, params.image_size, framing=params.framing)
 
 
 def open_split(root: Path, name: str, params: CubParams, threads: int) -> Split:
@@ -176,7 +174,7 @@ def open_split(root: Path, name: str, params: CubParams, threads: int) -> Split:
         image_size=params.image_size,
         read=lambda rows: read_files(index[rows].tolist(), lambda row: birds.decode(row, params), threads),
         identity=fingerprint(
-            f"cub {name}", code_fingerprint(__name__), params.model_dump_json(), listing, content_digest(paths, root)
+            f"cub {name}", code_fingerprint(__name__), params.described(), listing, content_digest(paths, root)
         ),
     )
 

@@ -4,24 +4,23 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from pydantic import Field
 
 from everycause.artifacts import code_fingerprint, fingerprint
 from everycause.data.images import content_digest, decoded, image_files, read_files, squared, visible_entries
-from everycause.data.split import Split, View
+from everycause.data.split import PhotographParams, Split, View
 from everycause.errors import UserError
-from everycause.params import Section
 
 REQUIRED = ("train", "validation", "test")
 RESERVED = ("corruptions",)
 """Names of shifted splits that evaluation makes itself."""
 
 
-class FolderParams(Section):
-    """How photographs become images of one size."""
+class FolderParams(PhotographParams):
+    """How photographs become images of one size.
 
-    image_size: int = Field(ge=8, le=1024)
-    """The short side is resized to this many pixels (bicubic), then the center square is cut out."""
+    The short side is resized to `image_size` pixels (bicubic), then the center square is cut out. A pretrained network
+    sees them as it was trained: its own interpolation, and its own margin around the square.
+    """
 
 
 PARAMS = FolderParams
@@ -33,19 +32,19 @@ def open_split(root: Path, name: str, params: FolderParams, threads: int) -> Spl
     Raises:
         UserError: the tree is not as it should be; reading raises it for a file that is no whole image.
     """
-    names = class_names(root)
+    names, size = class_names(root), params.image_size
     found = split_files(root, name, names)
     files = [file for file, _ in found]
     return Split(
         name=name,
         labels=torch.tensor([label for _, label in found]),
         class_names=names,
-        image_size=params.image_size,
+        image_size=size,
         read=lambda index: read_files(
-            [files[i] for i in index], lambda file: squared(decoded(file), params.image_size), threads
+            [files[i] for i in index], lambda file: squared(decoded(file), size, framing=params.framing), threads
         ),
         identity=fingerprint(
-            f"folder {name}", code_fingerprint(__name__), params.model_dump_json(), *names, content_digest(files, root)
+            f"folder {name}", code_fingerprint(__name__), params.described(), *names, content_digest(files, root)
         ),
     )
 

@@ -31,9 +31,8 @@ from everycause.data.images import (
     visible_entries,
     within,
 )
-from everycause.data.split import Split, View
+from everycause.data.split import PhotographParams, Split, View
 from everycause.errors import UserError
-from everycause.params import Section
 
 PUBLISHED = {
     "renditions": (200, (30_000,)),
@@ -44,13 +43,12 @@ PUBLISHED = {
 """Number of classes, and possible numbers of images, of the published sets; Sketch is in circulation with two."""
 
 
-class ImageNetParams(Section):
+class ImageNetParams(PhotographParams):
     """Where each set lies below data.root, and how photographs become images of one size."""
 
-    image_size: int = Field(ge=8, le=1024)
-    """Side of the square that is cut out of the center, in pixels."""
-    resize: int = Field(ge=8, le=2048)
-    """The short side before that, in pixels (bicubic); released corruptions are not resized."""
+    resize: int | None = Field(ge=8, le=2048)
+    """The short side before the square is cut out, in pixels; null: as a pretrained network was trained, or
+    `image_size`. Released corruptions are not resized."""
     classes: str = Field(min_length=1)
     """`all`, or a file below data.root with a WordNet id per line (ImageNet-100)."""
     train: str
@@ -231,20 +229,23 @@ def _of_files(
     resize: int | None = 0,
 ) -> Split:
     """A split that decodes its files when they are read; 0 resizes as params say, None does not resize."""
-    resize = params.resize if resize == 0 else resize
-    names = class_ids(root, params)
+    resize = params.resize or 0 if resize == 0 else resize
+    names, size, framing = class_ids(root, params), params.image_size, params.framing
     classes = hashlib.sha256("\n".join(names).encode()).hexdigest()
     digest = content_digest(images, root)
     return Split(
         name=name,
         labels=torch.from_numpy(labels),
         class_names=names,
-        image_size=params.image_size,
+        image_size=size,
         read=lambda index: read_files(
-            [images[i] for i in index], lambda file: squared(decoded(file), params.image_size, resize), threads
+            [images[i] for i in index], lambda file: squared(decoded(file), size, resize, framing), threads
         ),
         identity=fingerprint(
-            f"imagenet {name} {params.image_size} {resize}", code_fingerprint(__name__), classes, digest
+            f"imagenet {name} {params.image_size} {resize} {params.framing}",
+            code_fingerprint(__name__),
+            classes,
+            digest,
         ),
     )
 

@@ -10,6 +10,7 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -24,6 +25,7 @@ from everycause.errors import UserError
 from everycause.shapes import Bool, Float, Int64, UInt8
 
 __all__ = [
+    "Framing",
     "Images",
     "Statistics",
     "check_decodable",
@@ -79,6 +81,17 @@ class Statistics(NamedTuple):
 
     mean: tuple[float, float, float]
     standard_deviation: tuple[float, float, float]
+
+
+class Framing(NamedTuple):
+    """How photographs become the squares that a pretrained network was judged on, in timm's words."""
+
+    interpolation: str
+    """bicubic or bilinear."""
+    crop: float
+    """Share of the resized picture's side that the square keeps."""
+    mode: str
+    """`center` cuts the square out of the center, `squash` ignores the picture's proportions, `border` pads."""
 
 
 def normalized(
@@ -168,18 +181,34 @@ def read_files(items: Sequence[Item], decode: Callable[[Item], UInt8[Tensor, "3 
         return torch.stack(list(pool.map(decode, items)))
 
 
-def squared(image: Image.Image, size: int, resize: int | None = 0) -> UInt8[Tensor, "3 side side"]:
+def squared(
+    image: Image.Image, size: int, resize: int | None = 0, framing: Framing | None = None
+) -> UInt8[Tensor, "3 side side"]:
     """The center square of an image.
 
     Args:
         image: In RGB.
         size: Side of the square, in pixels.
-        resize: Pixels to which the short side is resized before (bicubic); 0 for `size`, None for no resizing.
+        resize: Pixels to which the short side is resized before; 0 for what `framing` says, or for `size` without it;
+            None for no resizing.
+        framing: As a pretrained network was shown photographs; None resizes bicubically.
     """
+    if framing is not None and resize == 0:
+        return _framed(framing, size)(image)
     if resize is not None:
-        bicubic = functional.InterpolationMode.BICUBIC
-        image = functional.resize(image, [resize or size], interpolation=bicubic, antialias=True)
+        kind = functional.InterpolationMode(framing.interpolation if framing is not None else "bicubic")
+        image = functional.resize(image, [resize or size], interpolation=kind, antialias=True)
     return functional.pil_to_tensor(functional.center_crop(image, [size, size]))
+
+
+@lru_cache
+def _framed(framing: Framing, size: int) -> Callable[[Image.Image], UInt8[Tensor, "3 side side"]]:
+    """timm's own transform of a photograph, without the normalization."""
+    from timm.data import create_transform  # here, because it takes a second that reports do not need
+
+    return create_transform(
+        size, interpolation=framing.interpolation, crop_pct=framing.crop, crop_mode=framing.mode, normalize=False
+    )
 
 
 def decoded(file: Path) -> Image.Image:

@@ -23,8 +23,8 @@ from pydantic_core import PydanticCustomError
 
 from codebirds.codes import Code
 from everycause.data.digests import remembered
-from everycause.data.images import check_decodable
-from everycause.data.split import Split
+from everycause.data.images import Framing, check_decodable
+from everycause.data.split import PhotographParams, Split
 from everycause.errors import UserError
 from everycause.params import Section
 
@@ -85,6 +85,12 @@ class DataParams(Section):
         """The section of the source."""
         return getattr(self, self.source)
 
+    def seen_by(self, framing: Framing | None) -> "DataParams":
+        """The same data for a network that wants photographs cut so; rendered images are what they are."""
+        if framing is None or not isinstance(self.section, PhotographParams):
+            return self
+        return self.model_copy(update={self.source: self.section.framed(framing)})
+
     @property
     def code(self) -> Code | None:
         """The code whose words are the classes; None unless the images are those of Codebirds."""
@@ -109,6 +115,15 @@ def open_split(params: DataParams, name: SplitName, threads: int) -> Split:
     """
     split = reader(params.source).open_split(Path(params.root), name, params.section, threads)
     return split.kept_in_memory(params.memory_mib)
+
+
+def class_names(params: DataParams, threads: int) -> tuple[str, ...]:
+    """The classes, in the order of the logits; no image is decoded.
+
+    Raises:
+        UserError: the data folder is not as it should be.
+    """
+    return open_split(params.model_copy(update={"memory_mib": 0}), "test", threads).class_names
 
 
 def files(params: DataParams) -> list[Path]:

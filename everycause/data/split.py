@@ -6,12 +6,37 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from pydantic import Field, PrivateAttr
 from torch import Tensor
 
 from everycause.artifacts import fingerprint
-from everycause.data.images import Images, Statistics
+from everycause.data.images import Framing, Images, Statistics
 from everycause.errors import UserError
+from everycause.params import Section
 from everycause.shapes import Int64
+
+
+class PhotographParams(Section):
+    """What every reader of photographs is told."""
+
+    image_size: int = Field(ge=8, le=1024)
+    """Side of the square images, in pixels."""
+    _framing: Framing | None = PrivateAttr(None)
+
+    @property
+    def framing(self) -> Framing | None:
+        """How the network that will see the photographs wants them cut to squares; never said in params.yaml."""
+        return self._framing
+
+    def framed(self, framing: Framing | None) -> "PhotographParams":
+        """The same photographs for a network that wants them so."""
+        changed = self.model_copy()
+        changed._framing = framing
+        return changed
+
+    def described(self) -> str:
+        """Everything that the pixels of a photograph depend on, for identities."""
+        return f"{self.model_dump_json()} {self._framing}"
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,8 @@ from torch import Tensor
 
 from everycause.artifacts import code_fingerprint, fingerprint
 from everycause.data.images import content_digest, decoded, read_files, squared, within
-from everycause.data.split import Split, View
+from everycause.data.split import PhotographParams, Split, View
 from everycause.errors import UserError
-from everycause.params import Section
 from everycause.shapes import Int64
 
 CLASSES = ("landbird", "waterbird")
@@ -27,13 +26,12 @@ SPLITS = {"train": 0, "validation": 1, "test": 2}
 COLUMNS = ("img_filename", "y", "split", "place")
 
 
-class WaterbirdsParams(Section):
+class WaterbirdsParams(PhotographParams):
     """How photographs become images of one size."""
 
-    image_size: int = Field(ge=8, le=1024)
-    """Side of the square that is cut out of the center, in pixels."""
-    resize: int = Field(ge=8, le=2048)
-    """The short side before that, in pixels (bicubic)."""
+    resize: int | None = Field(ge=8, le=2048)
+    """The short side before the square is cut out, in pixels; null: as a pretrained network was trained, or
+    `image_size`."""
 
 
 PARAMS = WaterbirdsParams
@@ -45,21 +43,21 @@ def open_split(root: Path, name: str, params: WaterbirdsParams, threads: int) ->
     Raises:
         UserError: the folder is not as published; reading raises it for a file that is no whole image.
     """
-    frame = _rows(root, name)
+    frame, size, resize, framing = _rows(root, name), params.image_size, params.resize or 0, params.framing
     paths = [root / str(one) for one in frame["img_filename"]]
     listing = [f"{row.img_filename} {row.y} {row.place}" for row in frame.itertuples()]
     return Split(
         name=name,
         labels=torch.from_numpy(frame["y"].to_numpy(dtype=np.int64, copy=True)),
         class_names=CLASSES,
-        image_size=params.image_size,
+        image_size=size,
         read=lambda index: read_files(
-            [paths[i] for i in index], lambda file: squared(decoded(file), params.image_size, params.resize), threads
+            [paths[i] for i in index], lambda file: squared(decoded(file), size, resize, framing), threads
         ),
         identity=fingerprint(
             f"waterbirds {name}",
             code_fingerprint(__name__),
-            params.model_dump_json(),
+            params.described(),
             *listing,
             content_digest(paths, root),
         ),

@@ -10,8 +10,8 @@ from codebirds.codes import Code
 from everycause.data.images import normalized
 from everycause.data.split import Split
 from everycause.explanation.filters import FilterBank, random_like
-from everycause.hooks import evaluating
 from everycause.models import Classifier
+from everycause.networks import evaluating
 from everycause.shapes import Bool, Float, Int64
 
 PICTURES = "pictures.safetensors"

@@ -22,9 +22,9 @@ from everycause.explanation.regions import masked_images, partitions, random_set
 from everycause.explanation.scoring import Scorer
 from everycause.explanation.search import SearchInputs
 from everycause.explanation.selectors import SelectorName, area_under, curves
-from everycause.hooks import folded
 from everycause.inference import logits_of_images
 from everycause.models import Classifier
+from everycause.networks import folded
 from everycause.params import Section
 from everycause.shapes import Bool, Float, Int64
 from everycause.training.rounds import size_at_flip

@@ -18,9 +18,9 @@ from everycause.data.shifts import View
 from everycause.data.sources import DataParams
 from everycause.data.split import Split
 from everycause.evaluation.predictions import Predictions
-from everycause.hooks import folded
 from everycause.inference import logits_of
 from everycause.models import Classifier
+from everycause.networks import folded
 from everycause.params import Section
 from everycause.shapes import Float
 

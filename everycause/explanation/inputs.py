@@ -136,8 +136,7 @@ def preprocessing_of(
 ) -> Preprocessing:
     """The preprocessing of a network: what is given, else what the network says of itself.
 
-    Our classifiers hold their statistics and size. timm networks hold them in `pretrained_cfg`, with interpolation and
-    crop. For any other network mean and standard deviation must be given. A torchvision network takes 224 pixels, cut
+    Our classifiers hold their statistics, size and framing, timm networks hold them in `pretrained_cfg`. For any other network mean and standard deviation must be given. A torchvision network takes 224 pixels, cut
     out of a picture whose short side is 256; any other one the short side resized to `image_size` (bicubic).
 
     Raises:
@@ -147,10 +146,10 @@ def preprocessing_of(
         raise UserError("mean and standard_deviation belong together: give both or neither")
     if image_size is not None and (isinstance(image_size, bool) or not isinstance(image_size, int) or image_size < 1):
         raise UserError(f"image_size is {image_size!r}: give the side of the network's square images in pixels")
-    known, resize = None, None
+    known, resize, framing = None, None, None
     config = getattr(model, "pretrained_cfg", None)
     if (own := getattr(model, "statistics", None)) is not None and hasattr(model, "image_size"):
-        known, image_size = own, image_size or model.image_size
+        known, image_size, framing = own, image_size or model.image_size, getattr(model, "framing", None)
     elif config and (config.get("mean") if isinstance(config, dict) else getattr(config, "mean", None)):
         data = timm.data.resolve_data_config({}, model=model)
         known, size = Statistics(tuple(data["mean"]), tuple(data["std"])), data["input_size"][1:]
@@ -175,7 +174,7 @@ def preprocessing_of(
         side = image_size
 
         def resize(picture: Image.Image) -> Tensor:
-            return squared(picture, side)
+            return squared(picture, side, framing=framing)
 
     return Preprocessing(image_size, statistics, resize)
 

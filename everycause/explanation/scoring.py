@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from everycause.explanation.objectives import Logits, Objective
 from everycause.explanation.regions import MaskedImages
-from everycause.hooks import evaluating, folded
+from everycause.networks import evaluating, folded
 from everycause.shapes import Bool, Float, Int64
 
 GRADIENT = 3

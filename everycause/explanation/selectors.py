@@ -17,7 +17,7 @@ from everycause.explanation.objectives import OBJECTIVES, ObjectiveName
 from everycause.explanation.regions import MaskedImages
 from everycause.explanation.scoring import GRADIENT, Scorer
 from everycause.explanation.search import FAST, Search, SearchInputs, SearchResult
-from everycause.hooks import evaluating
+from everycause.networks import evaluating
 from everycause.shapes import Bool, Float, Int64
 
 if TYPE_CHECKING:

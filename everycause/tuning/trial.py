@@ -5,8 +5,9 @@ never of a test split. This module is where training, evaluation, Optuna and MLf
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -16,12 +17,13 @@ from pydantic import ValidationError
 
 from everycause import tracking
 from everycause.data.erasures import ValidationErasures
+from everycause.data.images import Framing
 from everycause.data.sources import DataParams, open_split
 from everycause.data.split import Split
 from everycause.errors import UserError
 from everycause.evaluation.faithfulness import validation_causes
 from everycause.inference import logits_of
-from everycause.models import Classifier, load, model_fingerprint
+from everycause.models import Classifier, framing_of, load, model_fingerprint
 from everycause.params import flattened
 from everycause.training.counterfactuals import Recipe, Upstream
 from everycause.training.fit import Epoch
@@ -170,6 +172,8 @@ class Sweep:
     threads: int
     cache: UpstreamCache
     judge: ValidationJudge
+    seen_by: Callable[[Framing | None], tuple[UpstreamCache, ValidationJudge]]
+    """Both on photographs framed as the network of a trial wants them."""
     tracked: tracking.TrackingParams
     tags: dict[str, str]
 
@@ -214,7 +218,8 @@ class Sweep:
         """The measures of one seed; None if the pruner stops it."""
         seed, last = self.plan.seeds[position], {}
         params = with_values(self.params, asked.values)
-        started = trial(self.cache, self.plan.row, params, self.data, self.threads, seed)
+        cache, judge = self.seen_by(framing_of(params.model))
+        started = trial(cache, self.plan.row, params, self.data, self.threads, seed)
         prefix = f"seed-{seed}/" if len(self.plan.seeds) > 1 else ""
         for epoch in started.epochs:
             last = epoch.measures
@@ -223,11 +228,11 @@ class Sweep:
             if step not in asked.watched:
                 record(shown, epoch.number)
                 continue
-            value = self.judge.quick_value(started.classifier, self.plan.objectives[0], last["validation/accuracy"])
+            value = judge.quick_value(started.classifier, self.plan.objectives[0], last["validation/accuracy"])
             record(shown | {f"{prefix}quick_value/{self.plan.objectives[0].replace(' ', '_')}": value}, epoch.number)
             if not asked.goes_on(value, step):
                 return None
-        return self.judge.measures(started.classifier) | last | started.filters
+        return judge.measures(started.classifier) | last | started.filters
 
 
 def prepared(
@@ -244,7 +249,16 @@ def prepared(
     check_row(plan.row, list(plan.parameters))
     for path, value in extremes(plan, present):
         with_values(present_params, {path: value})
-    train, validation = (open_split(params.data, name, threads) for name in ("train", "validation"))
+
+    @lru_cache
+    def seen_by(framing: Framing | None) -> tuple[UpstreamCache, ValidationJudge]:
+        data = params.data.seen_by(framing)
+        train, validation = (open_split(data, name, threads) for name in ("train", "validation"))
+        cache = UpstreamCache(artifacts, kept, present_params, train, validation, device)
+        return cache, ValidationJudge(data, validation, threads, plan.objectives)
+
+    cache, judge = seen_by(framing_of(present_params.model))
+    train, validation = cache.train, cache.validation
     bases = {seed: artifacts / "models" / "base" / f"seed-{seed}" for seed in plan.seeds if seed in params.seeds}
     for base in bases.values():
         load(base)
@@ -261,8 +275,9 @@ def prepared(
         params=present_params,
         data=params.data,
         threads=threads,
-        cache=UpstreamCache(artifacts, kept, present_params, train, validation, device),
-        judge=ValidationJudge(params.data, validation, threads, plan.objectives),
+        cache=cache,
+        judge=judge,
+        seen_by=seen_by,
         tracked=tracked,
         tags=tags,
     )

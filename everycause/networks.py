@@ -1,0 +1,280 @@
+"""Networks of timm: built by name, given a linear head, and used without leaving a trace in them."""
+
+import copy
+import difflib
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import isqrt
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import timm
+import torch
+from huggingface_hub import constants as hub
+from safetensors import SafetensorError
+from torch import Tensor, fx, nn
+from torch.fx.experimental.optimization import fuse
+
+from everycause.data.images import Framing, Statistics
+from everycause.errors import UserError
+
+if TYPE_CHECKING:
+    from timm.models import PretrainedCfg
+
+    from everycause.models import ModelParams
+
+UNREADABLE = (
+    SafetensorError,
+    OSError,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    TypeError,
+    AssertionError,
+    pickle.UnpicklingError,
+)
+"""What is raised over a file that holds no weights, or those of another network; the unpickler fails in many ways."""
+
+
+class LinearOnMaps(nn.Module):
+    """A timm network cut after its last block: its features, averaged over places, dropout and one linear layer.
+
+    Features without places (class tokens, several branches) are pooled as timm does it.
+    """
+
+    def __init__(self, params: "ModelParams", trunk: nn.Module, num_classes: int, image_size: int) -> None:
+        super().__init__()
+        trunk.reset_classifier(0)
+        if hasattr(trunk, "pre_logits"):
+            trunk.pre_logits = nn.Identity()  # the fully connected layers of VGG are cut away
+        self.trunk, self.maps = trunk, nn.Identity()
+        self.num_prefix_tokens = getattr(trunk, "num_prefix_tokens", 0)
+        self.has_patches = hasattr(trunk, "patch_embed") and hasattr(trunk, "num_prefix_tokens")
+        self.channels_last = getattr(trunk, "output_fmt", "NCHW") == "NHWC"
+        with evaluating(trunk), torch.no_grad():
+            width = self.pooled(self.features(torch.zeros(1, 3, image_size, image_size))).shape[1]
+        self.dropout, self.fc = nn.Dropout(params.dropout), nn.Linear(width, num_classes)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Maps, patch tokens behind the prefix tokens, or a vector for each image."""
+        features = self.trunk.forward_features(images)
+        if isinstance(features, Tensor):
+            if features.ndim == 4:
+                return features.permute(0, 3, 1, 2) if self.channels_last else features
+            if features.ndim == 3 and (self.has_patches or isqrt(features.shape[1]) ** 2 == features.shape[1] > 1):
+                return features
+        return self.trunk.forward_head(features, pre_logits=True)
+
+    def pooled(self, maps: Tensor) -> Tensor:
+        """Averages over places."""
+        match maps.ndim:
+            case 4:
+                return maps.mean((2, 3))
+            case 3:
+                return maps[:, self.num_prefix_tokens :].mean(1)
+        return maps
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits."""
+        return self.fc(self.dropout(self.pooled(self.maps(self.features(images)))))
+
+    def get_classifier(self) -> nn.Linear:
+        """The last layer, under timm's name."""
+        return self.fc
+
+
+def published(name: str) -> "PretrainedCfg | None":
+    """What timm says of the weights that were published for a network; None where it says nothing.
+
+    Raises:
+        UserError: timm does not know the network, or no weights of that tag.
+    """
+    if not timm.is_model(name):
+        close = difflib.get_close_matches(name, timm.list_models(), n=3)
+        hint = f": did you mean {' or '.join(close)}?" if close else ": timm.list_models() lists them"
+        raise UserError(f"model.name '{name}' is not a timm model{hint}")
+    try:
+        return timm.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        known = ", ".join(timm.list_pretrained(name.split(".")[0] + ".*"))
+        raise UserError(
+            f"model.name '{name}' has a tag that timm does not know "
+            + (f"(known: {known})" if known else "(it knows none of this network)")
+        ) from error
+
+
+def check_published(name: str) -> "PretrainedCfg":
+    """What timm says of a network's published weights.
+
+    Raises:
+        UserError: as published, or there are none.
+    """
+    described = published(name)
+    if described is None or not described.has_weights:
+        raise UserError(f"no weights were published for {name}: set model.pretrained to false, or name another network")
+    return described
+
+
+def own_statistics(name: str) -> Statistics | None:
+    """The channel statistics that a timm network was trained with, where timm knows them."""
+    described = published(name)
+    return Statistics(tuple(described.mean), tuple(described.std)) if described is not None else None
+
+
+def own_framing(name: str) -> Framing | None:
+    """How a timm network is shown photographs, where timm knows it."""
+    described = published(name)
+    return Framing(described.interpolation, described.crop_pct, described.crop_mode) if described is not None else None
+
+
+def built(params: "ModelParams", num_classes: int, image_size: int) -> nn.Module:
+    """The network that the params name, with weights from the cache or newly drawn ones, tried on one black image.
+
+    Raises:
+        UserError: timm does not know it, its weights are not there, or images of this size are too small for it.
+    """
+    described = published(params.name)
+    options = {"img_size": image_size} if described is not None and described.fixed_input_size else {}
+    if params.dropout and params.head == "published":
+        options["drop_rate"] = params.dropout
+    create = _with_published_weights if params.pretrained else timm.create_model
+    try:
+        network = create(params.name, num_classes=num_classes, **options)
+        if params.head == "linear":
+            network = LinearOnMaps(params, network, num_classes, image_size)
+        with evaluating(network), torch.no_grad():
+            network(torch.zeros(1, 3, image_size, image_size))
+    except UserError:
+        raise
+    except UNREADABLE as error:  # timm's networks say in many ways that they cannot take something
+        raise UserError(
+            f"{params.name} cannot take images of {image_size} pixels ({_reason(error)}): raise the image_size of the "
+            f"data source{'' if described is None else f' (it was made for {described.input_size[1]})'}, or name "
+            "another network"
+        ) from error
+    if params.pretrained and (described.num_classes != num_classes or params.head == "linear"):
+        start_at_zero(last_layers(network))
+    return network
+
+
+def last_layers(network: nn.Module) -> list[nn.Module]:
+    """The layers that give the logits: one, or one for each branch or teacher."""
+    found = network.get_classifier()
+    return list(found) if isinstance(found, tuple | list | nn.ModuleList) else [found]
+
+
+def start_at_zero(layers: list[nn.Module]) -> None:
+    """Set new last layers to zero.
+
+    timm draws the last layer of some families (EfficientNet) so large that its first gradients destroy the features.
+    At zero, the first loss is the logarithm of the number of classes and the features learn slowly at first.
+    """
+    for layer in layers:
+        linear = [part for part in layer.modules() if isinstance(part, nn.Linear | nn.Conv1d | nn.Conv2d)]
+        for value in linear[-1].parameters() if linear else ():
+            nn.init.zeros_(value)
+
+
+def not_finite(tensors: dict[str, Tensor]) -> str | None:
+    """The name of a tensor that holds NaN or infinite values, if there is one."""
+    return next((name for name, one in tensors.items() if one.is_floating_point() and not one.isfinite().all()), None)
+
+
+def _with_published_weights(name: str, **options: int | float) -> nn.Module:
+    """A timm network with its weights from the local cache; nothing is downloaded.
+
+    Raises:
+        UserError: there are none, or they are damaged.
+    """
+    described = check_published(name)
+    absent = UserError(
+        f"the pretrained weights of {name} are not in the local cache and nothing is downloaded here: put them there "
+        f"(timm.create_model('{name}', pretrained=True) on a machine with network, then copy ~/.cache) or set "
+        "model.pretrained to false"
+    )
+    if not described.hf_hub_id and not _is_cached(described.url):
+        raise absent
+    try:
+        with _offline():
+            network = timm.create_model(name, pretrained=True, **options)
+    except OSError as error:
+        raise absent from error
+    except UNREADABLE as error:
+        raise UserError(
+            f"the pretrained weights of {name} cannot be loaded ({_reason(error)}): fetch them into the local cache "
+            "again, or set model.pretrained to false"
+        ) from error
+    if broken := not_finite(network.state_dict()):
+        raise UserError(f"the pretrained weights of {name} are not finite ('{broken}'): fetch them again")
+    return network
+
+
+def _is_cached(url: str) -> bool:
+    """Whether torch has downloaded this file before; timm would fetch it now, whatever the hub's client may do."""
+    return (Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name).is_file()
+
+
+def _reason(error: BaseException) -> str:
+    return " ".join(str(error).split())[:160] or type(error).__name__
+
+
+@contextmanager
+def _offline() -> Iterator[None]:
+    """Keep the hub's client from asking the network, which it would do for most of a minute before it gives up.
+
+    The client reads its environment variable when it is imported, so setting that variable here would be too late.
+    """
+    before = hub.HF_HUB_OFFLINE
+    hub.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        hub.HF_HUB_OFFLINE = before
+
+
+@contextmanager
+def recording(layer: nn.Module) -> Iterator[list[Tensor]]:
+    """Collect the outputs of `layer` at each forward pass within the block; the hook is removed at its end."""
+    outputs: list[Tensor] = []
+    handle = layer.register_forward_hook(lambda _module, _inputs, output: _record(outputs, output))
+    try:
+        yield outputs
+    finally:
+        handle.remove()
+
+
+def _record(outputs: list[Tensor], output: Any) -> Tensor:
+    """Record a copy of the output and hand on a copy of that: whatever works in place before or behind the layer (an
+    activation, a sum into a shortcut) would change the original, and the logits still depend on what was recorded."""
+    if not isinstance(output, Tensor):
+        raise UserError(f"the explained layer gives a {type(output).__name__}, not a tensor: name a layer inside it")
+    outputs.append(output.clone())
+    return outputs[-1].clone()
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Switch to evaluation mode within the block; every module's own mode is restored afterwards."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def folded(network: nn.Module) -> nn.Module:
+    """A copy of a network with batch normalization folded into its convolutions, in evaluation mode.
+
+    It gives the same logits up to rounding and is about 1.4 times as fast on a CPU. A network that cannot be traced is
+    copied as it is.
+    """
+    copied = copy.deepcopy(network).eval().requires_grad_(False)
+    try:
+        return fuse(copied).to(memory_format=torch.channels_last)
+    except (fx.proxy.TraceError, TypeError, ValueError, RuntimeError):
+        return copied  # control flow that depends on the input: nothing is lost but speed
