@@ -136,8 +136,9 @@ def preprocessing_of(
 ) -> Preprocessing:
     """The preprocessing of a network: what is given, else what the network says of itself.
 
-    Our classifiers hold their statistics, size and framing, timm networks hold them in `pretrained_cfg`. For any other network mean and standard deviation must be given. A torchvision network takes 224 pixels, cut
-    out of a picture whose short side is 256; any other one the short side resized to `image_size` (bicubic).
+    Our classifiers hold their statistics, size and framing; timm networks hold them in `pretrained_cfg`. For any other
+    network mean and standard deviation must be given. A torchvision network takes 224 pixels, cut out of a picture
+    whose short side is 256; any other one the short side resized to `image_size` (bicubic).
 
     Raises:
         UserError: something is missing or makes no sense.
