@@ -1,6 +1,6 @@
 """Which of timm's families of networks train and can be explained with `model.head: linear`.
 
-    python -m benchmarks.families                 # one small network of every family; about ten minutes on two cores
+    python -m benchmarks.families                 # a small network of every family; about ten minutes on two cores
     python -m benchmarks.families --only coat pit
 
 Each network is built at its own image size without weights, takes one training step, and shows its explained layer and
@@ -26,7 +26,7 @@ SMALL = ("test_", "atto", "femto", "pico", "nano", "zepto", "xxt", "xxs", "tiny"
 """Parts of names that stand for small networks, the smallest first."""
 CANDIDATES = 4
 """Networks of a family whose weights are counted; counting all of a family's takes minutes."""
-LARGEST_SIDE = 224
+LARGEST_SIDE = 256
 """Networks for larger images are tried at this side, in pixels, where they allow it."""
 CLASSES = ("first", "second", "third")
 

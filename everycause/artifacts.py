@@ -229,7 +229,10 @@ def load_tensors(path: Path, made_by: str) -> tuple[dict[str, Tensor], dict[str,
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-            return tensors, json.loads(file.metadata()["description"])
+            description = json.loads(file.metadata()["description"])
+        if not isinstance(description, dict):
+            raise ValueError("its description is no mapping")
+        return tensors, description
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{path} is not a readable artifact ({error}): delete it and run the stage {made_by} again"

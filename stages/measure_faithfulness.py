@@ -51,7 +51,7 @@ def main(row: str, seed: int, model: Path, filters: Path, masks: Path, out: Path
         truth = {}
         if row == "base" and holds_explanation(masks, "generate_masks"):
             train = open_split(data, "train", threads)
-            found = Masks.load(masks, fingerprint, train.identity)
+            found = Masks.load(masks, fingerprint, train.identity, len(train))
             truth = against_truth(found, params.data, threads, seed)
         flat = {f"{row}/{selector}/{k}": value for selector, some in measured.items() for k, value in some.items()}
         record(flat | {f"masks/{name}": value for name, value in truth.items()}, 0)

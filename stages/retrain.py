@@ -92,7 +92,7 @@ def opened(params: SimpleNamespace, base: Path, filters: Path, masks: Path, devi
         model=model,
         train=train,
         validation=validation,
-        open_masks=lambda: Masks.load(masks, model, train.identity),
+        open_masks=lambda: Masks.load(masks, model, train.identity, len(train)),
         open_filters=lambda: FilterBank.load(filters, model),
         watch_filters=(filters / FILTERS).is_file(),
     )

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import families
+from everycause.errors import UserError
 from tests.imports import ROOT, libraries
 
 NAMES = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if path.stem != "__init__")
@@ -31,3 +33,39 @@ def test_benchmarks_can_be_imported_and_those_of_the_mathematics_need_no_tracker
     importlib.import_module(f"benchmarks.{name}")
     if name != "bench_sweep":
         assert not {"mlflow", "optuna", "dvc"} & libraries(f"benchmarks.{name}")
+
+
+@pytest.mark.parametrize(
+    ("name", "are"),
+    [
+        ("pit_ti_224", "units of the pooled vector"),  # class tokens alone
+        ("crossvit_tiny_240", "units of the pooled vector"),  # two branches
+        ("efficientvim_m1", "units of the pooled vector"),  # one tensor for each stage
+        ("levit_128s", "mean patch token"),
+        ("efficientformer_l1", "mean patch token"),
+        ("test_mambaout", "averaged over 5 × 5 places"),  # channels last
+    ],
+)
+def test_families_of_every_kind_train_and_have_filters_with_a_linear_head(name: str, are: str) -> None:
+    assert are in families.tried(name)
+
+
+def test_a_family_that_fails_fails_the_benchmark(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def tried(name: str) -> str:
+        if name == "good":
+            return "channels"
+        raise UserError("too small") if name == "refused" else IndexError("out of range")
+
+    monkeypatch.setattr(families, "tried", tried)
+    monkeypatch.setattr(sys, "argv", ["families"])
+    for names, code in ((["good", "refused"], 0), (["good", "bad"], 1)):
+        monkeypatch.setattr(families, "families", lambda names=names: iter((name, name) for name in names))
+        assert families.main() == code
+    assert "bad (bad): FAILED: IndexError: out of range" in capsys.readouterr().out
+
+
+def test_the_families_are_those_of_timm_and_their_networks_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(families.timm, "list_modules", lambda: ["resnet", "pit", "hub"])
+    assert list(families.families()) == [("resnet", "test_resnet"), ("pit", "pit_ti_224")]

@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from everycause.errors import UserError
 from everycause.inference import open_classifier
 from everycause.models import Classifier
 from tests.conftest import MODEL, make_classifier
@@ -80,3 +81,12 @@ def test_published_weights_need_their_own_classes_and_a_local_cache(
         open_classifier("timm:resnet18", MODEL, tuple(map(str, range(1000))), 32, CPU)
     with pytest.raises(ValueError, match="is not a timm model"):
         open_classifier("timm:resnet_eighteen", MODEL, NAMES, 32, CPU)
+
+
+@pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors"])
+def test_a_state_dict_that_is_not_finite_is_one_sentence(tmp_path: Path, classifier: Classifier, name: str) -> None:
+    state = {key: value.contiguous() for key, value in classifier.network.state_dict().items()}
+    state["fc.bias"] = torch.full_like(state["fc.bias"], torch.inf)
+    save_file(state, tmp_path / name) if name.endswith("safetensors") else torch.save(state, tmp_path / name)
+    with pytest.raises(UserError, match=r"holds weights that are not finite \('fc.bias'\)"):
+        open_classifier(str(tmp_path / name), MODEL, NAMES, 32, CPU)

@@ -4,21 +4,24 @@ import pytest
 import timm
 import torch
 from huggingface_hub.constants import is_offline_mode
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from everycause.artifacts import save_tensors
 from everycause.data.images import Statistics
 from everycause.data.split import Split, statistics
 from everycause.errors import UserError
-from everycause.inference import check_fits, logits_of, readout_of
+from everycause.inference import check_fits, logits_of, open_classifier, readout_of
 from everycause.models import (
     FILE,
     Classifier,
     ModelParams,
+    framing_of,
     load,
     model_fingerprint,
     new_classifier,
 )
-from everycause.networks import evaluating, folded, own_statistics, recording
+from everycause.networks import evaluating, folded, last_layers, own_statistics, recording
 from tests.conftest import MODEL, STATISTICS, make_classifier
 
 
@@ -119,12 +122,60 @@ def test_a_layer_from_which_the_logits_are_not_linear_is_refused() -> None:
     [
         ({"name": "test_resnett"}, "did you mean test_resnet"),
         ({"name": "zzzzqqqq"}, "is not a timm model"),
+        ({"name": "test_resnet.a1_in1k"}, r"has a tag that timm does not know \(known: test_resnet.r160_in1k\)"),
+        ({"name": "test_resnet.", "pretrained": True}, "has a tag that timm does not know"),
+        ({"name": "coatnet_0_224.none"}, "'coatnet_0_224.none' has a tag that timm does not know"),
+        ({"name": "coatnet_nano_cc_224", "pretrained": True}, "no weights were published for coatnet_nano_cc_224"),
+        ({"name": "vgg11"}, r"vgg11 cannot take images of 8 pixels \(.*it was made for 224"),
         ({"explained_layer": "layer9"}, "'layer9' does not exist in test_resnet: its top-level layers are conv1"),
     ],
 )
 def test_wrong_names_are_one_sentence(changes: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        with_params(**changes)
+    with pytest.raises(UserError, match=message):
+        Classifier(MODEL.model_copy(update=changes), ("a", "b"), 8, STATISTICS)
+
+
+@pytest.mark.parametrize("name", ["test_resnet.a1_in1k", "test_resnett"])
+def test_a_wrong_name_of_a_pretrained_network_is_one_sentence_wherever_it_is_looked_up(name: str, train: Split) -> None:
+    params = MODEL.model_copy(update={"name": name, "pretrained": True})
+    for call in (lambda: new_classifier(params, train), lambda: framing_of(params)):
+        with pytest.raises(UserError, match=f"model.name '{name}'"):
+            call()
+    with pytest.raises(UserError, match=f"model.name '{name}'"):
+        open_classifier(f"timm:{name}", MODEL, ("a", "b"), 32, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("error", [RuntimeError("size mismatch"), SafetensorError("header too small"), EOFError()])
+def test_damaged_pretrained_weights_are_one_sentence(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def create(*_names: str, **_options: object) -> None:
+        raise error
+
+    monkeypatch.setattr("everycause.networks.timm.create_model", create)
+    with pytest.raises(UserError, match="the pretrained weights of resnet18 cannot be loaded .* fetch them"):
+        with_params(name="resnet18", pretrained=True)
+
+
+def test_pretrained_weights_that_are_not_finite_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    networks_with_weights(monkeypatch)
+    real = timm.create_model
+
+    def broken(name: str, **options: object) -> torch.nn.Module:
+        network = real(name, **options)
+        network.fc.bias.data[0] = torch.nan
+        return network
+
+    monkeypatch.setattr("everycause.networks.timm.create_model", broken)
+    with pytest.raises(UserError, match=r"pretrained weights of resnet18 are not finite \('fc.bias'\)"):
+        with_params(name="resnet18", pretrained=True)
+
+
+def test_weights_that_are_published_outside_the_hub_are_not_downloaded_either(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("torch.hub.download_url_to_file", lambda *_a, **_o: pytest.fail("timm downloads"))
+    with pytest.raises(UserError, match="pretrained weights of gcvit_xxtiny are not in the local cache"):
+        with_params(name="gcvit_xxtiny", pretrained=True)
 
 
 def test_pretrained_weights_that_are_not_there_are_one_sentence(
@@ -178,6 +229,33 @@ def saved_description(classifier: Classifier) -> dict:
     }
 
 
+WRONG = {
+    "image_size": [None, "64", -3, 1.5],
+    "mean": [[0.5, 0.5], [0.5, 0.5, float("nan")], "mean"],
+    "standard_deviation": [[0.5, 0.5, 0.0]],
+    "class_names": [[], 4, [1, 2, 3, 4]],
+    "params": [{}, None, {"name": "test_resnet", "depth": 3}],
+    "framing": [["bilinear"], 3],
+    "surprise": [1],
+}
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in WRONG.items() for value in values])
+def test_a_description_with_a_wrong_value_is_one_sentence(
+    tmp_path: Path, classifier: Classifier, key: str, value: object
+) -> None:
+    save_tensors(tmp_path / FILE, classifier.network.state_dict(), {**saved_description(classifier), key: value})
+    with pytest.raises(UserError, match=f"does not describe a classifier of this project \\('{key}"):
+        load(tmp_path)
+
+
+def test_a_description_that_is_no_mapping_is_one_sentence(tmp_path: Path, classifier: Classifier) -> None:
+    weights = {name: value.contiguous() for name, value in classifier.network.state_dict().items()}
+    save_file(weights, tmp_path / FILE, {"description": "[]"})
+    with pytest.raises(UserError, match="is not a readable artifact .its description is no mapping"):
+        load(tmp_path)
+
+
 @pytest.mark.parametrize("damage", ("missing", "extra", "shape", "nan", "undescribed"))
 def test_a_file_that_holds_no_classifier_is_one_sentence(tmp_path: Path, classifier: Classifier, damage: str) -> None:
     weights, description = dict(classifier.network.state_dict()), saved_description(classifier)
@@ -220,16 +298,36 @@ def test_a_pretrained_network_sees_the_statistics_it_was_trained_with(
     assert new_classifier(MODEL, train).statistics == statistics(train)
 
 
-@pytest.mark.parametrize(("name", "layer", "head"), [("resnet18", "layer4", "published"), ("vgg11", "maps", "linear")])
-def test_the_new_last_layer_of_a_pretrained_network_starts_at_zero(
-    monkeypatch: pytest.MonkeyPatch, name: str, layer: str, head: str
+@pytest.mark.parametrize(
+    ("name", "layer", "head", "size"),
+    [
+        ("resnet18", "layer4", "published", 32),
+        ("vgg11", "maps", "linear", 32),
+        ("tf_efficientnet_lite0", "conv_head", "published", 32),
+        ("deit_tiny_distilled_patch16_224", "norm", "published", 32),  # two last layers
+        ("levit_128s", "stages", "published", 64),  # two, each behind a normalization
+        ("crossvit_tiny_240", "norm", "published", 240),  # one for each branch
+        ("resnetv2_50x1_bit", "norm", "published", 32),  # a convolution
+    ],
+)
+def test_the_new_last_layers_of_a_pretrained_network_start_at_zero(
+    monkeypatch: pytest.MonkeyPatch, name: str, layer: str, head: str, size: int
 ) -> None:
     networks_with_weights(monkeypatch)
     params = ModelParams(name=name, pretrained=True, explained_layer=layer, head=head, dropout=0.0)
-    last = Classifier(params, ("a", "b", "c"), 32, STATISTICS).network.get_classifier()
-    assert not last.weight.any() and not last.bias.any()
-    drawn = Classifier(params.model_copy(update={"pretrained": False}), ("a", "b", "c"), 32, STATISTICS)
-    assert drawn.network.get_classifier().weight.any()
+    classifier = Classifier(params, ("a", "b", "c"), size, STATISTICS).eval()
+    assert not classifier(images(2, size)).any()
+    if size == 32:
+        drawn = Classifier(params.model_copy(update={"pretrained": False}), ("a", "b", "c"), size, STATISTICS)
+        assert drawn.eval()(images(2, size)).any()
+
+
+def test_the_gradient_of_a_last_layer_at_zero_is_not_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    networks_with_weights(monkeypatch)
+    params = MODEL.model_copy(update={"name": "levit_128s", "explained_layer": "stages", "pretrained": True})
+    classifier = Classifier(params, ("a", "b", "c"), 64, STATISTICS).train()
+    torch.nn.functional.cross_entropy(classifier(images(3, 64)), torch.tensor([0, 1, 2])).backward()
+    assert all(any(value.grad.any() for value in one.parameters()) for one in last_layers(classifier.network))
 
 
 def test_published_last_layers_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,6 +372,29 @@ def test_an_activation_in_place_does_not_change_what_was_recorded() -> None:
     with recording(network.layer) as outputs:
         network(values)
     assert torch.equal(outputs[0], network.layer(values)) and (outputs[0] < 0).any()
+
+
+class AddedBehind(torch.nn.Module):
+    """A layer that gives what it got, while another name for it is changed in place afterwards."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Identity()
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        shortcut = values * 1.0
+        changed = self.layer(shortcut) * 2
+        shortcut += 1
+        return changed + shortcut
+
+
+def test_a_change_in_place_of_what_a_layer_got_does_not_change_what_was_recorded() -> None:
+    values = torch.zeros(2, 3, requires_grad=True)
+    with recording((network := AddedBehind()).layer) as outputs:
+        result = network(values)
+    assert torch.equal(outputs[0], torch.zeros(2, 3))
+    (gradient,) = torch.autograd.grad(result.sum(), outputs)
+    assert torch.equal(gradient, torch.full((2, 3), 2.0))  # the logits depend on what was recorded
 
 
 def test_a_layer_that_gives_no_tensor_is_one_sentence() -> None:

@@ -16,6 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from everycause.artifacts import load_explanation, save_tensors
+from everycause.errors import UserError
 from everycause.explanation.exact_filters import ExactFilters
 from everycause.explanation.heads import FilterHeads, HeadParams, LastLayer, Variant, train_heads
 from everycause.models import Readout
@@ -132,15 +133,19 @@ class FilterBank:
         """A saved bank of the model with this fingerprint.
 
         Raises:
-            UserError: there is none, or it belongs to another model.
+            UserError: there is none, it is damaged, or it belongs to another model.
         """
         tensors = load_explanation(folder / FILE, "accumulate_filters", model)
-        kind = next(name for name in tensors if name.endswith("/weight")).removesuffix("/weight")
-        weight, bias = tensors.pop(f"{kind}/weight"), tensors.pop(f"{kind}/bias")
-        return cls(
-            **tensors,
-            local=FilterHeads(weight, bias) if kind == "heads" else ExactFilters(kind, LastLayer(weight, bias)),
-            model=model,
+        kind = next((name.removesuffix("/weight") for name in tensors if name.endswith("/weight")), "")
+        if set(tensors) == {"histogram", "magnitude", "support", f"{kind}/weight", f"{kind}/bias"}:
+            weight, bias = tensors.pop(f"{kind}/weight"), tensors.pop(f"{kind}/bias")
+            local = FilterHeads(weight, bias) if kind == "heads" else ExactFilters(kind, LastLayer(weight, bias))
+            bank, shape = cls(**tensors, local=local, model=model), tensors["histogram"].shape
+            if shape == bank.magnitude.shape == (len(bank.support), weight.shape[-1]) and bank.support.ndim == 1:
+                return bank
+        raise UserError(
+            f"{folder / FILE} is damaged (its tensors do not fit together): "
+            "delete it and run the stage accumulate_filters again"
         )
 
 

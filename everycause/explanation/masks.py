@@ -165,14 +165,15 @@ class Masks:
         partial.rename(path)
 
     @classmethod
-    def load(cls, folder: Path, model: str, data: str) -> "Masks":
-        """All shards in a folder, of the model and the data with these fingerprints.
+    def load(cls, folder: Path, model: str, data: str, images: int | None = None) -> "Masks":
+        """All shards in a folder, of the model and the data with these fingerprints; the data have `images` images.
 
         Raises:
-            UserError: there are none, or they belong to another model or to other data.
+            UserError: there are none, they are damaged, or they belong to another model or to other data.
         """
         files = sorted(folder.glob(FILE.format(0).replace("00000", "*"))) or [folder / FILE.format(0)]
-        return cls.joined([cls._of(load_explanation(file, "generate_masks", model, data), file) for file in files])
+        loaded = [load_explanation(file, "generate_masks", model, data) for file in files]
+        return cls.joined([cls._of(one, file, images) for one, file in zip(loaded, files, strict=True)])
 
     @classmethod
     def read(cls, path: Path) -> "Masks":
@@ -180,10 +181,28 @@ class Masks:
         return cls._of(load_tensors(path, "generate_masks")[0], path)
 
     @classmethod
-    def _of(cls, tensors: dict[str, Tensor], path: Path) -> "Masks":
+    def _of(cls, tensors: dict[str, Tensor], path: Path, images: int | None = None) -> "Masks":
         if set(tensors) != {field.name for field in fields(cls)}:
             raise UserError(f"{path} was written by another version of the search: run the stage generate_masks again")
-        return cls(**tensors | {"shared": bool(tensors["shared"])})
+        masks = cls(**tensors | {"shared": bool(tensors["shared"].all())})
+        if not masks._is_sound(images):
+            raise UserError(
+                f"{path} is damaged (its tensors do not fit together, or name images or regions that do not exist): "
+                "delete its folder and run the stage generate_masks again"
+            )
+        return masks
+
+    def _is_sound(self, images: int | None) -> bool:
+        """Whether the tensors fit together and every number names something; a damaged file may hold anything."""
+        whole, numbers = self._fields_without_rows(self.shared), (self.index, self.order, self.partition)
+        rows = {len(value) if value.ndim else 0 for name, value in vars(self).items() if name not in whole}
+        if len(rows) > 1 or 0 in rows or self.effect.ndim != 2 or self.flipped.dtype != torch.bool:
+            return False
+        if any(value.dtype != torch.int64 or not value.numel() for value in numbers) or self.partition.ndim != 3:
+            return False
+        most = (images or 2**62, self.effect.shape[1], self.effect.shape[1])
+        least = (0, -1, 0)
+        return all(low <= one.min() and one.max() < high for one, low, high in zip(numbers, least, most, strict=True))
 
     @classmethod
     def joined(cls, shards: list["Masks"]) -> "Masks":

@@ -21,6 +21,7 @@ from everycause.data.split import Split
 from everycause.errors import UserError
 from everycause.inference import logits_of
 from everycause.models import Classifier, ModelParams, new_classifier
+from everycause.networks import last_layers
 from everycause.params import Section
 from everycause.shapes import Bool
 from everycause.training.loss import PLAIN_LOSS, FilterTerms, LossParams, accuracy, filter_terms, joint_terms
@@ -142,7 +143,8 @@ def trainable_modules(classifier: Classifier, names: list[str]) -> list[nn.Modul
             f"trainable: '{unknown[0]}' is neither 'all' nor 'head' nor a module of {classifier.params.name} "
             f"(top level: {top})"
         )
-    return [classifier.network.get_classifier() if name == "head" else modules[name] for name in names]
+    heads = last_layers(classifier.network)
+    return [module for name in names for module in (heads if name == "head" else [modules[name]])]
 
 
 def trainable_parameters(classifier: Classifier, names: list[str]) -> list[nn.Parameter]:

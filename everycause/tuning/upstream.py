@@ -110,7 +110,7 @@ class UpstreamCache:
         """
         model, folder = model_fingerprint(base), self.artifacts / "masks" / "counterfactual" / f"seed-{seed}"
         if self._is_pipelines(base) and params.masks == self.present.masks and (folder / MASKS.format(0)).is_file():
-            return Masks.load(folder, model, self.train.identity)
+            return Masks.load(folder, model, self.train.identity, len(self.train))
         by_filters = params.masks.selector == "filter_cam"
         filters = self.bank(base, params.filters, seed).global_filters(0.0) if by_filters else None
         kept = self._place(
@@ -124,7 +124,7 @@ class UpstreamCache:
             if not kept.is_dir():
                 with atomic_folder(kept) as made:
                     generate(load(base, self.device), self.train, params.masks, made, model, filters)
-        return Masks.load(kept, model, self.train.identity)
+        return Masks.load(kept, model, self.train.identity, len(self.train))
 
     def _generator(self, base: Path, params: FilterParams, seed: int) -> FilterGenerator:
         """What says which filters an image needs: the pipeline's generator, or one trained here, once."""

@@ -4,8 +4,11 @@ from typing import get_args
 import pytest
 import torch
 
+from everycause.artifacts import load_tensors, save_tensors
+from everycause.errors import UserError
 from everycause.explanation.exact_filters import ExactFilters
 from everycause.explanation.filters import (
+    FILE,
     FilterBank,
     accumulate,
     filter_generator,
@@ -174,3 +177,25 @@ def test_a_diverging_head_is_one_sentence(head: LastLayer, seen: tuple[Readout, 
             PARAMS.model_copy(update={"learning_rate": 1e30}),
             0,
         )
+
+
+@pytest.mark.parametrize("damage", ["heads/weight", "support", "extra", "shape", "fewer classes"])
+def test_damaged_filters_are_one_sentence(tmp_path: Path, damage: str) -> None:
+    heads = FilterHeads(torch.zeros(2, 3, 3), torch.zeros(2, 3))
+    bank = FilterBank(
+        torch.ones(2, 3, dtype=torch.int64), torch.ones(2, 3), torch.ones(2, dtype=torch.int64), heads, "m"
+    )
+    bank.save(tmp_path)
+    tensors, description = load_tensors(tmp_path / FILE, "accumulate_filters")
+    match damage:
+        case "extra":
+            tensors["surprise"] = torch.ones(1)
+        case "shape":
+            tensors["magnitude"] = torch.ones(2, 2)
+        case "fewer classes":
+            tensors["support"] = tensors["support"][:1]
+        case _:
+            del tensors[damage]
+    save_tensors(tmp_path / FILE, tensors, description)
+    with pytest.raises(UserError, match="filters.safetensors is damaged .* run the stage accumulate_filters again"):
+        FilterBank.load(tmp_path, "m")

@@ -212,3 +212,27 @@ def test_a_set_never_has_more_than_a_quarter_of_the_regions() -> None:
     assert sizes == [1, 2, 4, 9, 10]
     with pytest.raises(ValueError, match="regions"):
         MaskParams(**{**PARAMS.model_dump(), "regions": 401})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("index", [0, 1, 2, 24]),  # the split has 24 images
+        ("index", [-1, 1, 2, 3]),
+        ("order", [[16, -1]] * 4),  # a grid of 4 × 4 regions
+        ("order", [[-2, 0]] * 4),
+        ("partition", [[[16] * 32] * 32]),
+        ("flipped", [1.0, 0.0, 1.0, 1.0]),
+        ("effect", [[0.0] * 16] * 3),
+        ("areas", 1.0),
+    ],
+)
+def test_damaged_masks_are_one_sentence(
+    tmp_path: Path, classifier: Classifier, split: Split, name: str, value: list
+) -> None:
+    generate(classifier, split, PARAMS.model_copy(update={"images": 4}), tmp_path, "model")
+    file = tmp_path / masks_module.FILE.format(0)
+    tensors, description = load_tensors(file, "generate_masks")
+    save_tensors(file, {**tensors, name: torch.tensor(value)}, description)
+    with pytest.raises(UserError, match="masks-00000.safetensors is damaged .* run the stage generate_masks again"):
+        Masks.load(tmp_path, "model", split.identity, len(split))
