@@ -10,13 +10,17 @@ port ?= 5000
 name ?= lambdas
 workers ?= 1
 storage ?= tuning/journal.log
-# commands read these from the environment, in quotes: nothing that stands in them is run by the shell
+# commands read these from the environment, in quotes: nothing that stands in them is run by the shell, nor by make
+override port := $(value port)
+override name := $(value name)
+override workers := $(value workers)
+override storage := $(value storage)
 export port name workers storage
 
-.PHONY: help setup repro test ui smoke sweep adopt dashboard ablation bench readme lock lint
+.PHONY: help setup repro test ui sync-tracking smoke sweep adopt dashboard ablation bench readme lock lint
 
 help:  ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/ —/'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/ —/'
 
 setup: $(STAMP)  ## .venv with requirements.txt and this project, once
 
@@ -37,6 +41,9 @@ test: setup  ## the tests
 ui: setup  ## the MLflow UI on 127.0.0.1 (port=5000), or the address of your server
 	@python -m stages.address --port "$$port"
 	case "$${MLFLOW_TRACKING_URI:-}" in http*|databricks*) ;; *) MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --host 127.0.0.1 --port "$$port" --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}" ;; esac
+
+sync-tracking: setup  ## send MLflow what it missed while its server was down
+	@python -m stages.sync_tracking
 
 smoke: setup  ## every stage at tiny sizes in .smoke, in about two minutes
 	rm -rf .smoke && mkdir -p .smoke/.dvc .smoke/reports

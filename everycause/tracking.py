@@ -1,7 +1,8 @@
 """Recording of runs: history.jsonl on disk first, MLflow second. A failure of MLflow is a warning and never ends a run.
 
-The first call that fails or takes too long is the last one of its run; the next run tries again. A run that a killed
-process left open is closed as KILLED when the same stage, row and seed starts again.
+The first call that fails or takes too long is the last one of its run; the next run tries again. What MLflow missed is
+noted in .cache/tracking, and `send_missed` sends it. A run that a killed process left open is closed as KILLED when the
+next run of its experiment starts.
 """
 
 import json
@@ -10,8 +11,10 @@ import os
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -24,6 +27,7 @@ from everycause.device import device_name
 from everycause.errors import UserError
 from everycause.params import Section
 from everycause.processes import this_process, without_password
+from everycause.tracking_missed import Journal, history_line, missed, send
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -33,6 +37,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 ROOT = Path(os.environ.get("DVC_ROOT", ".")).resolve()
 """The repository; in `dvc exp run --temp` the one it was started from, or its runs would vanish with the copy."""
+MISSED = Path(".cache") / "tracking"
+"""Folder in the repository of what MLflow missed, a file for each run."""
 
 
 class TrackingParams(Section):
@@ -49,9 +55,10 @@ class TrackingParams(Section):
 class OpenRun:
     """A run in MLflow's store; the first call that fails is the last one, and a warning."""
 
-    def __init__(self, client: "MlflowClient", run_id: str) -> None:
+    def __init__(self, client: "MlflowClient", run_id: str, journal: Journal) -> None:
         self.client = client
         self.run_id = run_id
+        self._journal = journal
         self.open = True
         self._monitor: Any = None
 
@@ -63,7 +70,12 @@ class OpenRun:
             store.within(_limit() if seconds is None else seconds, call)
         except Exception as error:
             self.open = False
-            log.warning("MLflow stopped answering (%s): the run goes on, its results are on disk", store.reason(error))
+            self._journal.keep()
+            log.warning(
+                "MLflow stopped answering (%s): the run goes on, its results are on disk, and "
+                "`make sync-tracking` sends them later",
+                store.reason(error),
+            )
 
     def watch_system(self, seconds: float) -> None:
         """Read CPU, memory, disk, network and GPU every so many seconds, in a thread of MLflow's."""
@@ -86,9 +98,10 @@ class OpenRun:
 class Record:
     """Writes measures to history.jsonl first and to MLflow second."""
 
-    def __init__(self, history: Path | None, run: OpenRun | None) -> None:
+    def __init__(self, history: Path | None, run: OpenRun | None, journal: Journal) -> None:
         self._history = history
         self._run = run
+        self._journal = journal
         self.status = "FINISHED"
         """Status of the run if nothing goes wrong from here on; KILLED for what was stopped on purpose."""
 
@@ -96,9 +109,11 @@ class Record:
         """Record one step's measures."""
         if self._history is not None:
             with self._history.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": step, **measures}, sort_keys=True) + "\n")
+                file.write(history_line(step, measures))
+        points = (int(time.time() * 1000), step, dict(measures))
+        self._journal.add("measures", points)
         if run := self._run:
-            run.attempt(lambda: store.log_metrics(run.client, run.run_id, measures, step))
+            run.attempt(lambda: store.log_metrics(run.client, run.run_id, [points]))
 
     @property
     def run_id(self) -> str | None:
@@ -107,11 +122,13 @@ class Record:
 
     def tag(self, tags: dict[str, str]) -> None:
         """Add tags to the run."""
+        self._journal.add("tags", tags)
         if run := self._run:
             run.attempt(lambda: store.set_tags(run.client, run.run_id, tags))
 
     def artifacts(self, folder: Path) -> None:
-        """Attach the files of a folder."""
+        """Attach the files of a folder; one that is not whole yet loses the end of its name when it is."""
+        self._journal.add("files", str(folder.resolve().with_name(folder.name.removesuffix(".partial"))))
         if run := self._run:
             run.attempt(lambda: run.client.log_artifacts(run.run_id, str(folder)), store.UPLOAD_SECONDS)
 
@@ -136,7 +153,7 @@ def run(
     Args:
         name: Name of the run.
         params: Where it is recorded.
-        tags: What it is. Earlier runs with the same stage, row and seed whose process has died are closed as KILLED.
+        tags: What it is.
         logged: Its parameters, flat.
         history: A file that gets every measure as well.
         parent: Id of the MLflow run that it belongs to.
@@ -145,16 +162,20 @@ def run(
     if history is not None:
         history.parent.mkdir(parents=True, exist_ok=True)
         history.unlink(missing_ok=True)
-    opened = _start(name, params, tags | ({store.PARENT: parent} if parent else {}), logged, resume)
+    tags = tags | ({store.PARENT: parent} if parent else {}) | {store.PROCESS: json.dumps(this_process())}
+    flat = {key: str(value) for key, value in logged.items()}
+    journal = Journal(ROOT / MISSED, {"experiment": params.experiment, "name": name, "tags": tags, "logged": flat})
+    opened = _start(journal, params, resume)
     in_main_thread = threading.current_thread() is threading.main_thread()
     previous = signal.signal(signal.SIGTERM, _stop) if in_main_thread else None
-    record, status, seconds = Record(history, opened), "FAILED", store.STOP_SECONDS
+    record, status, seconds = Record(history, opened, journal), "FAILED", store.STOP_SECONDS
     try:
         yield record
         status, seconds = record.status, _limit()
     finally:
         if previous is not None:
             signal.signal(signal.SIGTERM, previous)
+        journal.add("end", (int(time.time() * 1000), status))
         if opened is not None:
             opened.end(status, seconds)
 
@@ -204,6 +225,32 @@ def experiment_id(name: str) -> str:
         ) from error
 
 
+def send_missed() -> tuple[int, int]:
+    """Send what MLflow missed while it could not be reached.
+
+    Returns:
+        The runs that were sent, and those that wait because their processes still run.
+
+    Raises:
+        UserError: MLflow cannot be reached now, or what was noted of a run is damaged.
+    """
+    ended, running = missed(ROOT / MISSED)
+    parents: dict[str, str] = {}
+    refused = []
+    for journal in ended:
+        number = experiment_id(journal.about["experiment"])
+        try:
+            store.within(store.UPLOAD_SECONDS, partial(send, _client(), number, journal, parents))
+        except Exception as error:
+            refused.append(f"'{journal.about['name']}' ({store.reason(error)}), noted in {journal.file}")
+    if refused:
+        raise UserError(
+            f"MLflow at {without_password(tracking_uri())} did not take {len(refused)} of {len(ended)} runs, first "
+            f"{refused[0]}: mend the store and run this again, or delete the file"
+        )
+    return len(ended), len(running)
+
+
 def tag_experiment(number: str, tag: str, value: str) -> bool:
     """Add a tag to an experiment; whether the store has taken it."""
     try:
@@ -213,27 +260,29 @@ def tag_experiment(number: str, tag: str, value: str) -> bool:
     return True
 
 
-def _start(
-    name: str, params: TrackingParams, tags: dict[str, str], logged: dict[str, Any], resume: str | None
-) -> OpenRun | None:
+def _start(journal: Journal, params: TrackingParams, resume: str | None) -> OpenRun | None:
     """Open a run, or warn and go on without."""
     begun: list[OpenRun] = []
+    about = journal.about
+    about["run"] = resume
 
     def opening() -> None:
         client = _client()
         experiment = store.experiment_of(client, params.experiment, ROOT)
-        store.close_cut_off(client, experiment, tags)
-        run_id = store.begin(client, experiment, name, tags | {store.PROCESS: json.dumps(this_process())}, resume)
-        begun.append(OpenRun(client, run_id))
-        store.log_params(client, run_id, logged)
+        store.close_cut_off(client, experiment)
+        about["run"] = store.begin(client, experiment, about["name"], about["tags"], about["began"], resume)
+        begun.append(OpenRun(client, about["run"], journal))
+        store.log_params(client, about["run"], about["logged"])
 
     try:
         store.load_mlflow()
         store.within(_limit(), opening)
     except Exception as error:
-        address = without_password(tracking_uri())
+        journal.keep()
         log.warning(
-            "MLflow at %s is not to be had (%s): this run is recorded on disk only", address, store.reason(error)
+            "MLflow at %s is not to be had (%s): this run is recorded on disk only, and `make sync-tracking` sends it "
+            "later",
+            *(without_password(tracking_uri()), store.reason(error)),
         )
         if begun and not isinstance(error, store.TooSlowError):  # the run exists and cannot be written to: close it
             with suppress(Exception):
@@ -245,7 +294,7 @@ def _start(
 
 
 def _client() -> "MlflowClient":
-    return store.open_client(tracking_uri())
+    return store.open_client(tracking_uri(), ROOT)
 
 
 def _limit() -> float:

@@ -11,10 +11,9 @@ import logging
 import os
 import re
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -34,12 +33,13 @@ ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
-"""MLflow's own limits (it would wait for minutes), where the user has not set them."""
+"""MLflow's own limits (it would wait for minutes, and print addresses), where the user has not set them."""
 CALL_SECONDS = 20.0
-"""Time limit of a call to a server."""
+"""Time limit of a call to a server or its database."""
 LOCAL_SECONDS = 60.0
-"""Time limit of a call to a database, whose tables the first call makes."""
+"""Time limit of a call to a SQLite file, whose tables the first call makes."""
 UPLOAD_SECONDS = 180.0
 """Time limit of what sends files."""
 STOP_SECONDS = 5.0
@@ -48,8 +48,6 @@ MOST_PARAMS, MOST_METRICS, LONGEST_PARAM = 100, 1000, 6000
 """What MLflow takes at once, and characters of a parameter's value."""
 PARENT, PROCESS, STATE = "mlflow.parentRunId", "process", "state"
 """Tags: the run that this one belongs to, the process that writes it, and how it ended."""
-IDENTIFYING = ("stage", "row", "seed")
-"""Tags that together name a piece of work."""
 QUIET = ("mlflow", "alembic", "sqlalchemy", "urllib3")
 """Loggers that print tracebacks of what this module says in one line."""
 T = TypeVar("T")
@@ -80,7 +78,12 @@ def within(seconds: float, call: Callable[[], T]) -> T:
 
 def limit(uri: str) -> float:
     """Seconds that a call may take."""
-    return CALL_SECONDS if uri.startswith(("http", "databricks")) else LOCAL_SECONDS
+    return LOCAL_SECONDS if is_file(uri) else CALL_SECONDS
+
+
+def is_file(uri: str) -> bool:
+    """Whether a store is a SQLite file, which no network lies before."""
+    return uri.startswith("sqlite")
 
 
 def load_mlflow() -> None:
@@ -93,25 +96,29 @@ def load_mlflow() -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
-def open_client(uri: str) -> "MlflowClient":
-    """A client of the store at an address."""
+def open_client(uri: str, root: Path) -> "MlflowClient":
+    """A client of the store at an address; a SQLite file and its tables are made by one process at a time."""
     from mlflow import MlflowClient
 
-    return MlflowClient(uri)
+    with _one_maker(uri, root):
+        return MlflowClient(uri)
+
+
+def _one_maker(uri: str, root: Path) -> AbstractContextManager[Any]:
+    """Several processes that create one SQLite store at once corrupt it, hence a lock.
+
+    It is not held for a server, which other stages would then wait for as well.
+    """
+    return FileLock(root / ".mlflow.lock", timeout=LOCAL_SECONDS) if is_file(uri) else nullcontext()
 
 
 def experiment_of(client: "MlflowClient", name: str, root: Path) -> str:
-    """The experiment's id.
-
-    Several processes that create one SQLite store at once corrupt it, hence the lock. It is not held for a server,
-    which other stages would then wait for as well.
-    """
-    local = client.tracking_uri.startswith("sqlite")
-    with FileLock(root / ".mlflow.lock", timeout=LOCAL_SECONDS) if local else nullcontext():
+    """The experiment's id, created if need be."""
+    with _one_maker(client.tracking_uri, root):
         found = client.get_experiment_by_name(name)
         if found is not None:
             return str(found.experiment_id)
-        location = (root / "mlartifacts" / name).as_uri() if local else None
+        location = (root / "mlartifacts" / name).as_uri() if is_file(client.tracking_uri) else None
         kind = {"mlflow.experimentKind": "custom_model_development"}
         try:
             return str(client.create_experiment(name, artifact_location=location, tags=kind))
@@ -122,18 +129,17 @@ def experiment_of(client: "MlflowClient", name: str, root: Path) -> str:
             return str(found.experiment_id)
 
 
-def close_cut_off(client: "MlflowClient", experiment: str, tags: dict[str, str]) -> None:
-    """Close runs of the same work that a dead process left running."""
-    if not set(IDENTIFYING) <= set(tags) or PARENT in tags:
-        return
-    same = " and ".join(f"tags.{tag} = '{tags[tag]}'" for tag in IDENTIFYING)
-    for other in client.search_runs([experiment], f"attributes.status = 'RUNNING' and {same}"):
+def close_cut_off(client: "MlflowClient", experiment: str) -> None:
+    """Close the runs that dead processes of this machine left running."""
+    for other in client.search_runs([experiment], "attributes.status = 'RUNNING'"):
         if PROCESS in other.data.tags and is_dead(json.loads(other.data.tags[PROCESS])):
             terminate(client, other.info.run_id, "KILLED")
 
 
-def begin(client: "MlflowClient", experiment: str, name: str, tags: dict[str, str], resume: str | None) -> str:
-    """The id of a run that is now running: the one to go on with, or a new one."""
+def begin(
+    client: "MlflowClient", experiment: str, name: str, tags: dict[str, str], began: int, resume: str | None
+) -> str:
+    """The id of a run that is now running: the one to go on with, or a new one that began so many ms after 1970."""
     from mlflow.exceptions import MlflowException
     from mlflow.tracking.context.registry import resolve_tags
 
@@ -145,7 +151,7 @@ def begin(client: "MlflowClient", experiment: str, name: str, tags: dict[str, st
                 return resume
         except MlflowException:  # the store does not have it any more
             log.debug("MLflow has no run %s: a new one is begun", resume)
-    return str(client.create_run(experiment, tags=resolve_tags(tags), run_name=name).info.run_id)
+    return str(client.create_run(experiment, began, resolve_tags(tags), name).info.run_id)
 
 
 def terminate(client: "MlflowClient", run_id: str, status: str) -> None:
@@ -163,12 +169,15 @@ def log_params(client: "MlflowClient", run_id: str, logged: dict[str, Any]) -> N
         client.log_batch(run_id, params=params[start : start + MOST_PARAMS])
 
 
-def log_metrics(client: "MlflowClient", run_id: str, measures: dict[str, float], step: int) -> None:
-    """Write the measures of a step."""
+def log_metrics(client: "MlflowClient", run_id: str, points: list[tuple[int, int, dict[str, float]]]) -> None:
+    """Write the measures of steps, each with its time in ms since 1970: what is sent twice is stored once."""
     from mlflow.entities import Metric
 
-    now = int(time.time() * 1000)
-    metrics = [Metric(metric_name(name), float(value), now, step) for name, value in measures.items()]
+    metrics = [
+        Metric(metric_name(name), float(value), now, step)
+        for now, step, measures in points
+        for name, value in measures.items()
+    ]
     for start in range(0, len(metrics), MOST_METRICS):
         client.log_batch(run_id, metrics=metrics[start : start + MOST_METRICS])
 

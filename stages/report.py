@@ -1,7 +1,8 @@
 """Stage 8, report: tables and figures from what the other stages stored.
 
 Reads   artifacts/ alone: all evaluations; of the first seed also what was found about filters, masks and errors.
-Writes  OUT/results.md, OUT/table.md, OUT/readme_table.md, OUT/metrics.json, OUT/recall_by_class.csv, OUT/*.png.
+Writes  OUT/results.md, OUT/table.md, OUT/readme_table.md, OUT/metrics.json, OUT/rows/ROW.json (what `dvc metrics show`
+        shows), OUT/recall_by_class.csv, OUT/*.png.
 Paper   none.  Cost: about 20 s on two cores.
 """
 
@@ -16,6 +17,9 @@ from everycause.reporting import figures, tables
 from everycause.reporting.page import document, drawn, texts
 from everycause.reporting.results import Findings, Results
 from stages.entry import run
+
+HEADLINE = ("test", "corruptions", "completeness")
+"""Columns by which experiments on Codebirds are compared; on photographs, all columns of the main table."""
 
 
 def main(artifacts: Path, out: Path) -> None:
@@ -42,7 +46,20 @@ def main(artifacts: Path, out: Path) -> None:
         recalls = {row: results.recalls(row, "test") for row in results.rows}
         pd.DataFrame(recalls, index=findings.class_names).to_csv(folder / "recall_by_class.csv")
         write_json(folder / "metrics.json", results.means())
+        folder.joinpath("rows").mkdir()
+        for row, measures in headlines(results).items():
+            write_json(folder / "rows" / f"{row}.json", measures)
         record.artifacts(folder)
+
+
+def headlines(results: Results) -> dict[str, dict[str, float]]:
+    """Row → the few numbers by which experiments are compared, named like their columns; shares from 0 to 1."""
+    metrics = tables.main_metrics(results)
+    shown = {name: column for name, column in metrics.items() if column in HEADLINE or not results.has("completeness")}
+    return {
+        row: {column: round(float(results.values(row, name).mean()), 4) for name, column in shown.items()}
+        for row in results.rows
+    }
 
 
 if __name__ == "__main__":

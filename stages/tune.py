@@ -67,7 +67,8 @@ def main(
     tags = {"study": plan.study, "row": plan.row, "objectives": ", ".join(plan.objectives)}
     tags |= sweep.tags | {"sampler": plan.sampler, "pruner": plan.pruner}
     with tracking.run(f"{plan.study} · study", sweep.tracked, tags, {}, resume=study.user_attrs.get(RUN)) as parent:
-        study.set_user_attr(RUN, parent.run_id)
+        if parent.run_id is not None:  # during an outage the study keeps the run that it has
+            study.set_user_attr(RUN, parent.run_id)
         if workers == 1:
             work(parent.run_id)
         else:

@@ -1,6 +1,11 @@
 """dvc.yaml asks for what the stages need, and a stage runs again exactly when what it does or reads has changed."""
 
 import ast
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -75,3 +80,19 @@ def test_stages_stand_in_reading_order_and_no_two_write_the_same_place() -> None
     ]
     outs = [out if isinstance(out, str) else next(iter(out)) for content in STAGES.values() for out in content["outs"]]
     assert len(set(outs)) == len(outs)
+
+
+def test_dvc_shows_the_rows_of_the_report_and_no_other_metric(tmp_path: Path) -> None:
+    for name in ("dvc.yaml", "params.yaml"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / ".dvc").mkdir()
+    (tmp_path / ".dvc" / "config").write_text("[core]\n    no_scm = true\n    analytics = false\n")
+    rows = tmp_path / "reports" / "results" / "rows"
+    rows.mkdir(parents=True)
+    (rows / "masks.json").write_text('{"test": 0.75, "completeness": 0.5}')
+    (rows.parent / "metrics.json").write_text('{"masks": {"accuracy/test": 0.75}}')
+    command = [sys.executable, "-m", "dvc", "metrics", "show", "--json"]
+    shown = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert json.loads(shown)[""]["data"] == {
+        "reports/results/rows/masks.json": {"data": {"test": 0.75, "completeness": 0.5}}
+    }

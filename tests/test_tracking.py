@@ -14,6 +14,7 @@ from pathlib import Path
 import mlflow
 import pytest
 import torch
+from filelock import FileLock, Timeout
 
 from everycause import tracking
 from everycause import tracking_store as store
@@ -194,21 +195,52 @@ def test_a_locked_database_is_one_line_of_warning(
     assert "Traceback" not in said and len(lines(tmp_path / HISTORY)) == 1
 
 
-@pytest.mark.parametrize(("another", "status"), [({}, "KILLED"), ({"seed": "1"}, "RUNNING")])
-def test_a_run_whose_process_was_killed_is_closed_when_the_same_work_starts_again(
-    tmp_path: Path, another: dict[str, str], status: str
-) -> None:
-    tags = {"stage": "retrain", "row": "masks", "seed": "0"}
+def test_runs_whose_process_was_killed_are_closed_when_any_run_starts_and_living_ones_are_not(tmp_path: Path) -> None:
     program = (
         "import os\nfrom everycause import tracking\n"
         "params = tracking.TrackingParams(experiment='tests', log_models=False, system_metrics_seconds=0.0)\n"
-        f"with tracking.run('killed', params, {tags}, {{}}):\n    os.kill(os.getpid(), 9)\n"
+        "with tracking.run('killed', params, {'stage': 'retrain'}, {}):\n    os.kill(os.getpid(), 9)\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "DVC_ROOT": str(tmp_path)}
     subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, check=False)
-    with run("again", PARAMS, tags | another, {}):
+    with run("living", PARAMS, {"stage": "tune"}, {}), run("another", PARAMS, TAGS, {}):
         states = {one.info.run_name: one.info.status for one in runs()}
-    assert states == {"killed": status, "again": "RUNNING"}
+    assert states == {"killed": "KILLED", "living": "RUNNING", "another": "RUNNING"}
+
+
+def test_the_file_of_a_new_store_is_made_under_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = []
+
+    def client(uri: str) -> object:
+        lock = FileLock(tmp_path / ".mlflow.lock", is_singleton=False)
+        try:
+            lock.acquire(timeout=0)
+            lock.release()
+        except Timeout:
+            held.append(uri)
+        return object()
+
+    monkeypatch.setattr(mlflow, "MlflowClient", client)
+    for uri in (f"sqlite:///{tmp_path / 'new.db'}", "http://127.0.0.1:9", "postgresql://me@127.0.0.1/studies"):
+        store.open_client(uri, tmp_path)
+    assert held == [f"sqlite:///{tmp_path / 'new.db'}"]
+
+
+def test_a_database_behind_a_network_is_waited_for_no_longer_than_a_server() -> None:
+    assert store.limit("sqlite:///mlflow.db") == store.LOCAL_SECONDS
+    for uri in ("http://host", "https://host", "databricks", "postgresql://host/name", "mysql://host/name"):
+        assert store.limit(uri) == store.CALL_SECONDS
+
+
+def test_a_database_that_can_only_be_read_is_one_line_of_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    tracking.experiment_id("tests")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///file:{tmp_path / 'mlflow.db'}?mode=ro&uri=true")
+    with caplog.at_level(logging.WARNING), run("read-only", PARAMS, TAGS, {}, tmp_path / HISTORY) as record:
+        record({"loss": 1.0}, 1)
+    assert "Traceback" not in capfd.readouterr().err and len(lines(tmp_path / HISTORY)) == 1
+    assert len(caplog.records) == 1 and "\n" not in caplog.records[0].getMessage()
 
 
 def test_names_that_mlflow_refuses_are_changed_for_it_alone(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from everycause.evaluation.predictions import Predictions
 from everycause.reporting import tables
 from everycause.reporting.page import MASKS
 from everycause.reporting.results import Results
+from stages.report import headlines
 from tests.reporting.stored import FEW, ROWS, VIEWS, detection, predictions, store_evaluation, store_evaluations
 
 SEEDS = [0, 1]
@@ -47,6 +48,13 @@ def test_the_table_of_the_readme_adds_one_difference_with_its_interval(results: 
     short, whole = tables.readme_table(results).splitlines(), tables.main_table(results).splitlines()
     assert short[0] == whole[0] + " foggy, against `continued` |"
     assert short[2] == whole[2] + "  |" and short[4].startswith(whole[4] + " +20.0 [")
+
+
+def test_experiments_are_compared_by_few_numbers_of_each_row(results: Results, tmp_path: Path) -> None:
+    assert headlines(results)["masks"] == {"test": 0.85, "foggy": 0.85} and set(headlines(results)) == set(ROWS)
+    frame = results.frame.assign(completeness=1 / 3, scene_gap=0.1)
+    known = dataclasses.replace(results, frame=frame)
+    assert headlines(known)["base"] == {"test": 0.55, "completeness": 0.3333}
 
 
 def test_differences_are_paired_with_the_control_and_name_no_other_row(results: Results) -> None:
