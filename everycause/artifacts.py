@@ -277,7 +277,7 @@ def load_tensors(path: Path, made_by: str) -> tuple[dict[str, Tensor], dict[str,
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-            return tensors, json.loads(file.metadata()["description"])
+            return tensors, dict(json.loads(file.metadata()["description"]))
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{path} is not a readable artifact ({error}): delete it and run the stage {made_by} again"
@@ -308,15 +308,26 @@ def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def read_json(path: Path, made_by: str) -> Any:
+def read_json(path: Path, made_by: str, *keys: str, kind: type = dict) -> Any:
     """A value as write_json wrote it.
+
+    Args:
+        path: The file.
+        made_by: The stage that writes it.
+        keys: Keys that must be there.
+        kind: What the value is: dict or list.
 
     Raises:
         UserError: the file is missing or damaged; the sentence names the stage that makes it.
     """
+    again = f"delete it and run the stage {made_by} again"
     if not path.is_file():
         raise UserError(f"{path} does not exist: run the stage {made_by} first (`dvc repro {made_by}`)")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}): delete it and run the stage {made_by} again") from error
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({error}): {again}") from error
+    if not isinstance(value, kind) or (missing := [key for key in keys if key not in value]):
+        lack = f"the key '{missing[0]}'" if isinstance(value, kind) else f"a JSON {kind.__name__}"
+        raise UserError(f"{path} is damaged (it lacks {lack}): {again}")
+    return value
