@@ -9,6 +9,7 @@ import ast
 import errno
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -22,17 +23,23 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from everycause.errors import UserError
+from everycause.errors import UserError, disk_errors, size_of
 
 HISTORY = "history.jsonl"
 """File in the artifact of a recorded stage: one line of measures per step."""
 MARKER = ".artifact"
 """File in every artifact: the stage, row and seed that wrote it."""
+PARTS = ".parts"
+"""File in a folder that is being written: name and hash of each finished part. It is gone when the folder is whole."""
+DAMAGED = ".damaged"
+"""What the name of a damaged part ends in until the folder is whole."""
 ROOT = Path(__file__).parents[1]
 """The folder that holds the packages below."""
 PACKAGES = ("codebirds", "everycause", "stages")
 NOT_FINGERPRINTED = {"everycause", "everycause.errors", "everycause.params", "everycause.tracking", "stages.entry"}
 """Modules that can stop a stage or record it, but cannot change what it writes."""
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -40,41 +47,37 @@ def atomic_folder(out: Path, owner: str | None = None, resume: str | None = None
     """A folder to write into, which becomes `out` when the block succeeds and is removed when it does not.
 
     Args:
-        out: The final place.
+        out: The final place; where a symbolic link stands, the folder that it names.
         owner: Who writes, such as "retrain/joint/seed-0". What stands at `out` is replaced only if this owner wrote it;
             without an owner the place is private to the caller and nothing is checked.
         resume: Key of the unfinished work. With it, finished parts stay when the block is cut short for any reason,
             and the next call with the same key finds them; another key starts anew.
 
     Raises:
-        UserError: `out` is a file or another owner's artifact, another process is writing it, or the disk is full.
+        UserError: `out` is a file or another owner's artifact, another process is writing it, or the disk is full or
+            cannot be written.
     """
     if owner is not None:
         check_replaceable(out, owner)
+    out = out.resolve()
     partial, key = (out.with_name(out.name + suffix) for suffix in (".partial", ".resume"))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with _only_writer(out):
-        if resume is None or not key.is_file() or key.read_text() != resume:
-            shutil.rmtree(partial, ignore_errors=True)
+    with disk_errors(partial), _only_writer(out):
         try:
-            partial.mkdir(exist_ok=True)
-            if resume is not None:
-                key.write_text(resume)
+            if resume is None or not partial.is_dir() or not key.is_file() or key.read_bytes() != resume.encode():
+                _remove(partial)
+                partial.mkdir()
+                if resume is not None:
+                    key.write_text(resume)
             if owner is not None:
                 (partial / MARKER).write_text(owner + "\n")
-            yield partial
+            with disk_errors(partial, size_of(out)):
+                yield partial
+                for leftover in (partial / PARTS, *partial.glob(f"*{DAMAGED}")):
+                    leftover.unlink(missing_ok=True)
             _replace(out, partial)
-        except (OSError, SafetensorError) as error:
-            if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
-                free = shutil.disk_usage(out.parent).free / 2**20
-                raise UserError(
-                    f"the disk is full: '{partial}' could not be written whole ({free:.0f} MiB are free): "
-                    "make room and run this again; what stood there before is untouched"
-                ) from error
-            raise
         finally:
             if resume is None or not partial.exists() or not _has_finished_parts(partial):
-                shutil.rmtree(partial, ignore_errors=True)
+                _remove(partial)
                 key.unlink(missing_ok=True)
 
 
@@ -82,22 +85,50 @@ def check_replaceable(out: Path, owner: str) -> None:
     """Refuse to write where something else stands.
 
     Raises:
-        UserError: `out` is a file, or a folder that this owner did not write.
+        UserError: `out` is a file, a folder that this owner did not write, or lies within a file or another artifact.
     """
+    for place in out.resolve().parents:
+        if place.exists() and not place.is_dir():
+            raise UserError(f"--out '{out}' lies within '{place}', which is a file: name another folder")
+        if (place / MARKER).is_file():
+            raise UserError(f"--out '{out}' lies within the artifact '{place}': name a folder outside of it")
     if not out.exists():
         return
     if not out.is_dir():
         raise UserError(f"--out '{out}' is a file: name a folder that does not exist yet")
     marker = out / MARKER
-    found = marker.read_text().strip() if marker.is_file() else None
+    found = marker.read_text(errors="replace").strip() if marker.is_file() else None
     if found != owner and any(out.iterdir()):
         holder = f"was written by {found}" if found else "holds files that no stage of this project wrote"
         raise UserError(f"--out '{out}' {holder}, not by {owner}: name another folder, or remove it yourself first")
 
 
 @contextmanager
+def part(path: Path) -> Iterator[Path]:
+    """A file to write, which becomes `path` when the block succeeds: a finished part of work that may be cut short."""
+    writing = path.with_name(path.name + ".writing")
+    yield writing
+    with (path.parent / PARTS).open("a") as notes:  # first, so that a part is never there without its note
+        notes.write(f"{path.name} {fingerprint(writing)}\n")
+    writing.rename(path)
+
+
+def is_whole(path: Path, remedy: str = "it is made again") -> bool:
+    """Whether a part is there as it was written; a damaged one is renamed and reported, with what is done about it."""
+    if not path.is_file():
+        return False
+    notes = path.parent / PARTS
+    if notes.is_file() and f"{path.name} {fingerprint(path)}" in notes.read_text(errors="replace").splitlines():
+        return True
+    aside = path.rename(path.with_name(path.name + DAMAGED))
+    log.warning("%s is damaged (renamed to %s): %s", path, aside.name, remedy)
+    return False
+
+
+@contextmanager
 def _only_writer(out: Path) -> Iterator[None]:
     """Hold the lock of a place. When `dvc` alone is killed its stage lives on, and a second one must not join it."""
+    out.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(out.with_name(f".{out.name}.lock"))
     try:
         lock.acquire(timeout=0)
@@ -112,14 +143,21 @@ def _only_writer(out: Path) -> Iterator[None]:
         lock.release()
 
 
+def _remove(path: Path) -> None:
+    """Remove a folder or file, if it is there."""
+    if path.is_file():
+        path.unlink()
+    shutil.rmtree(path, ignore_errors=True)
+
+
 def _replace(out: Path, partial: Path) -> None:
     """Put the finished folder in place of the old one, which is renamed aside first: one of them always exists."""
     aside = out.with_name(out.name + ".replaced")
-    shutil.rmtree(aside, ignore_errors=True)
+    _remove(aside)
     if out.exists():
         out.rename(aside)
     partial.rename(out)
-    shutil.rmtree(aside, ignore_errors=True)
+    _remove(aside)
 
 
 def _has_finished_parts(partial: Path) -> bool:
@@ -210,9 +248,19 @@ def _is_docstring(node: Any) -> bool:
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], description: dict[str, Any]) -> None:
-    """Tensors and a JSON description in one safetensors file with reproducible bytes."""
+    """Tensors and a JSON description in one safetensors file with reproducible bytes.
+
+    Raises:
+        UserError: the disk is full or cannot be written.
+    """
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    save_file(plain, path, metadata={"description": json.dumps(description, sort_keys=True)})
+    with disk_errors(path, sum(tensor.nbytes for tensor in plain.values())):
+        try:
+            save_file(plain, path, metadata={"description": json.dumps(description, sort_keys=True)})
+        except SafetensorError as error:
+            if "No space left" not in str(error):
+                raise
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
     mask = os.umask(0)
     os.umask(mask)
     path.chmod(0o666 & ~mask)  # save_file makes files that only their owner can read
@@ -263,15 +311,26 @@ def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def read_json(path: Path, made_by: str) -> Any:
+def read_json(path: Path, made_by: str, *keys: str, kind: type = dict) -> Any:
     """A value as write_json wrote it.
+
+    Args:
+        path: The file.
+        made_by: The stage that writes it.
+        keys: Keys that must be there.
+        kind: What the value is: dict or list.
 
     Raises:
         UserError: the file is missing or damaged; the sentence names the stage that makes it.
     """
+    again = f"delete it and run the stage {made_by} again"
     if not path.is_file():
         raise UserError(f"{path} does not exist: run the stage {made_by} first (`dvc repro {made_by}`)")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}): delete it and run the stage {made_by} again") from error
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({error}): {again}") from error
+    if not isinstance(value, kind) or (missing := [key for key in keys if key not in value]):
+        lack = f"the key '{missing[0]}'" if isinstance(value, kind) else f"a JSON {kind.__name__}"
+        raise UserError(f"{path} is damaged (it lacks {lack}): {again}")
+    return value

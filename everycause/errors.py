@@ -1,4 +1,16 @@
-"""The one kind of error that is shown to a user as a sentence instead of a traceback."""
+"""What is shown to a user as a sentence, not as a traceback: the user's mistakes, and disks that are full or fail."""
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of the system when there is no room."""
+UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENOTCONN)
+"""Errors of the system over a disk, or a network drive, that cannot be read or written."""
 
 
 class UserError(ValueError):
@@ -8,3 +20,52 @@ class UserError(ValueError):
 
     Everything else that is raised is a fault of the program and keeps its traceback.
     """
+
+
+def disk_trouble(error: OSError, path: Path, needed: int = 0) -> str:
+    """What a disk that is full or cannot be used means for the user; empty for every other error.
+
+    Args:
+        error: The error of the system.
+        path: The file or folder that was to be written; the error may know it better.
+        needed: Bytes that it takes at least, as far as that is known.
+    """
+    if error.errno in FULL:
+        free = shutil.disk_usage(next(place for place in (path, *path.absolute().parents) if place.exists())).free
+        room = (
+            f"it takes at least {_mebibytes(max(needed, size_of(path)))}, {_mebibytes(free + size_of(path))} are free"
+        )
+        return f"the disk is full: '{path}' could not be written whole ({room}): make room and run this again"
+    if error.errno in UNUSABLE:
+        reason = os.strerror(error.errno).lower()
+        return f"'{error.filename or path}' cannot be used ({reason}): check its permissions and the drive"
+    return ""
+
+
+@contextmanager
+def disk_errors(path: Path, needed: int = 0) -> Iterator[None]:
+    """Turn a full or unusable disk into a sentence with the path and the room that is needed.
+
+    Args:
+        path: The file or folder that the block writes.
+        needed: Bytes that it takes at least, as far as that is known.
+
+    Raises:
+        UserError: there was such an error in the block; every other error passes.
+    """
+    try:
+        yield
+    except OSError as error:
+        if sentence := disk_trouble(error, path, needed):
+            raise UserError(sentence) from error
+        raise
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of everything in a folder; 0 where there is nothing."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def _mebibytes(size: int) -> str:
+    return f"{size / 2**20:.2f} MiB"

@@ -1,6 +1,5 @@
 """How every stage starts and ends: a user's mistake is a sentence, an artifact whole or absent, a run recorded."""
 
-import json
 import logging
 import sys
 from collections.abc import Callable, Iterator
@@ -12,25 +11,29 @@ import torch
 import tyro
 
 from everycause import tracking
-from everycause.artifacts import HISTORY, atomic_folder, write_json
-from everycause.errors import UserError
+from everycause.artifacts import HISTORY, atomic_folder, read_json, write_json
+from everycause.errors import UserError, disk_trouble
 from everycause.params import flattened
 
 
 def run(main: Callable[..., None]) -> None:
-    """Make a stage's signature its command line. A user's error becomes a sentence and exit code 1."""
+    """Make a stage's signature its command line. A user's error, or that of a disk, becomes a sentence and status 1."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
         tyro.cli(main)
     except UserError as error:
         sys.exit(f"error: {error}")
+    except OSError as error:
+        if sentence := disk_trouble(error, Path.cwd()):
+            sys.exit(f"error: {sentence}")
+        raise
     except KeyboardInterrupt:
         sys.exit("stopped")
 
 
 def asked(inputs: Path | None) -> bool:
     """Whether params.yaml asks for a stage, as check_inputs wrote it; a stage called by hand is asked for."""
-    return inputs is None or not inputs.is_file() or bool(json.loads(inputs.read_text())["asked"])
+    return inputs is None or not inputs.is_file() or bool(read_json(inputs, "check_inputs", "asked")["asked"])
 
 
 def leave_out(out: Path, owner: str) -> None:

@@ -9,7 +9,7 @@ Paper   arXiv 2511.12100 (SS-CA), Counterfactual LIMA.  Cost: about 30 s on two 
 from pathlib import Path
 
 from everycause.artifacts import code_fingerprint, fingerprint, write_json
-from everycause.data.sources import open_split
+from everycause.data.sources import SOURCES, open_split
 from everycause.device import start
 from everycause.errors import UserError
 from everycause.explanation.masks import MaskParams, generate
@@ -39,7 +39,7 @@ def main(seed: int, base: Path, out: Path, inputs: Path | None = None) -> None:
     classifier, model = load(base, device), model_fingerprint(base)
     train = open_split(params.data.seen_by(classifier.framing), "train", params.run.threads)
     check_fits(classifier, train)
-    code = code_fingerprint("stages.generate_masks")
+    code = code_fingerprint("stages.generate_masks", SOURCES[params.data.source])
     key = fingerprint(model, train.identity, params.masks.model_dump_json(), code)
     with recorded(NAME, params, out, seed, device, train.identity, resume=key) as (folder, record):
         summary = generate(classifier, train, params.masks, folder, model).summary()

@@ -18,7 +18,7 @@ import torch
 
 from everycause.artifacts import code_fingerprint, fingerprint, save_tensors, write_json
 from everycause.data.erasures import ValidationErasures
-from everycause.data.sources import open_split
+from everycause.data.sources import SOURCES, open_split
 from everycause.device import start
 from everycause.errors import UserError
 from everycause.evaluation.faithfulness import round_metrics
@@ -57,7 +57,7 @@ def main(row: str, seed: int, base: Path, filters: Path, masks: Path, out: Path)
     classifier, data, threshold = upstream.base, params.data, params.filters.frequency_threshold
     recipe = Recipe(data, params.masks, params.background, params.loss, threshold, params.run.threads)
     retraining = retrain(row, upstream, recipe, params.retraining, params.rounds, seed)
-    key = resume_key(params, upstream, masks, seed) if ROWS[row].rounds else None
+    key = resume_key(params, upstream, (masks, filters), seed) if ROWS[row].rounds else None
     name, identity = f"retrain/{row}", upstream.train.identity
     with recorded(name, params, out, seed, device, identity, resume=key) as (folder, record):
         rounds = []
@@ -98,11 +98,12 @@ def opened(params: SimpleNamespace, base: Path, filters: Path, masks: Path, devi
     )
 
 
-def resume_key(params: SimpleNamespace, upstream: Upstream, masks: Path, seed: int) -> str:
+def resume_key(params: SimpleNamespace, upstream: Upstream, explained: tuple[Path, ...], seed: int) -> str:
     """A hash of everything that finished rounds were made from."""
     used = [section.model_dump_json() for name, section in vars(params).items() if name != "tracking"]
     made_from = (upstream.model, upstream.train.identity, upstream.validation.identity, str(seed))
-    return fingerprint(*made_from, code_fingerprint("stages.retrain"), *sorted(masks.glob("*.safetensors")), *used)
+    files = [file for place in explained for file in sorted(place.glob("*.safetensors"))]
+    return fingerprint(*made_from, code_fingerprint("stages.retrain", SOURCES[params.data.source]), *files, *used)
 
 
 def observer(params: SimpleNamespace, seed: int) -> Observe:

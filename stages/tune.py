@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from everycause import tracking
-from everycause.artifacts import atomic_folder
+from everycause.artifacts import atomic_folder, check_replaceable
 from everycause.device import start
 from everycause.errors import UserError
 from everycause.params import read
@@ -50,7 +50,9 @@ def main(
         raise UserError(f"--workers {workers} must be 1 or more")
     sections = ("model", "training", "filters", "masks", "background", "loss", "retraining", "rounds")
     params = read("seeds", "run", "tracking", "data", "tuning", *sections)
-    plan = params.tuning.plan(ablation)
+    plan, place = params.tuning.plan(ablation), out / ablation if ablation else out
+    if worker is None:
+        check_replaceable(place, "tune")
     threads = params.run.threads if worker is None else max(1, params.run.threads // workers)
     device = start(params.run.model_copy(update={"threads": threads}), plan.seed)
     sweep = prepared(params, plan, artifacts, kept, threads, device)
@@ -77,7 +79,7 @@ def main(
             devices = visible_devices(torch.cuda.device_count())
             run_workers(study, plan, command, workers, params.run.threads, devices, tracking.close)
         warn_of_running(study, storage)
-        with atomic_folder(out / ablation if ablation else out, "tune") as folder:
+        with atomic_folder(place, "tune") as folder:
             if ablation:
                 write_grid(study, plan, sweep.reference(), folder)
             else:

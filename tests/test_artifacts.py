@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from everycause import artifacts
 from everycause.artifacts import (
@@ -14,7 +16,9 @@ from everycause.artifacts import (
     atomic_folder,
     code_fingerprint,
     import_closure,
+    is_whole,
     load_tensors,
+    part,
     read_json,
     save_tensors,
 )
@@ -134,13 +138,96 @@ def test_two_processes_never_write_one_place(tmp_path: Path) -> None:
     assert files(out) == {"file": "mine"}
 
 
-def test_a_full_disk_is_one_sentence_and_spares_what_stood_there(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_one_sentence_with_path_and_room_and_spares_what_stood_there(
+    tmp_path: Path, number: int
+) -> None:
     out = tmp_path / "out"
     with atomic_folder(out) as folder:
-        (folder / "file").write_text("old")
-    with pytest.raises(UserError, match=r"the disk is full: '.*out.partial' could not be written"), atomic_folder(out):
-        raise OSError(errno.ENOSPC, "No space left on device")
-    assert files(out) == {"file": "old"}
+        (folder / "file").write_bytes(bytes(3 * 2**20))
+    said = r"'.*out.partial' could not be written whole \(it takes at least 3.00 MiB, [\d.]+ MiB are free\): make room"
+    with pytest.raises(UserError, match=said), atomic_folder(out):
+        raise OSError(number, os.strerror(number))
+    assert files(out) == {"file": "\0" * 3 * 2**20} and visible(tmp_path) == ["out"]
+
+
+def test_tensors_that_do_not_fit_name_their_file_and_their_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(artifacts, "save_file", full)
+    said = r"the disk is full: '.*model.safetensors' could not be written whole \(it takes at least 2.00 MiB"
+    with pytest.raises(UserError, match=said), atomic_folder(tmp_path / "out") as folder:
+        save_tensors(folder / "model.safetensors", {"x": torch.ones(2**19)}, {})
+    assert visible(tmp_path) == []
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.EIO, errno.ESTALE])
+def test_a_disk_that_fails_is_one_sentence_and_finished_parts_stay(tmp_path: Path, number: int) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match="'photo.jpg' cannot be used"), atomic_folder(out, resume="key") as folder:
+        with part(folder / "first") as writing:
+            writing.write_text("done")
+        raise OSError(number, os.strerror(number), "photo.jpg")
+    with atomic_folder(out, resume="key") as folder:
+        assert is_whole(folder / "first")
+
+
+def test_other_errors_of_the_system_keep_their_traceback(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), atomic_folder(tmp_path / "out"):
+        (tmp_path / "nowhere").read_text()
+
+
+def test_a_full_disk_at_the_next_attempt_costs_no_finished_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, real = tmp_path / "out", Path.write_text
+    cut_short(out, KeyboardInterrupt, "key")
+
+    def full(path: Path, *arguments: object) -> int:
+        if path.parent == tmp_path or path.name == MARKER:
+            path.open("w").close()
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(path, *arguments)
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(UserError, match="the disk is full"), atomic_folder(out, "mine", "key"):
+        raise AssertionError("no work may begin")
+    monkeypatch.setattr(Path, "write_text", real)
+    with atomic_folder(out, "mine", "key") as folder:
+        assert (folder / "first").read_text() == "done"
+
+
+def test_a_link_is_followed_and_stays(tmp_path: Path) -> None:
+    (tmp_path / "large disk").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "large disk")
+    for text in ("one", "two"):
+        with atomic_folder(tmp_path / "out", "mine") as folder:
+            (folder / "file").write_text(text)
+    assert (tmp_path / "out").is_symlink() and files(tmp_path / "large disk") == {MARKER: "mine\n", "file": "two"}
+
+
+@pytest.mark.parametrize("damage", [b"", b"half", b"whole but for one bit"])
+def test_a_damaged_part_is_set_aside_once_and_is_gone_when_the_folder_is_whole(
+    tmp_path: Path, damage: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt), atomic_folder(out, resume="key") as folder:
+        for name in ("first", "second"):
+            with part(folder / name) as writing:
+                writing.write_text(f"the {name} part")
+        raise KeyboardInterrupt
+    (tmp_path / "out.partial" / "first").write_bytes(damage)
+    with atomic_folder(out, resume="key") as folder:
+        assert is_whole(folder / "second") and not is_whole(folder / "first") and not is_whole(folder / "first")
+        with part(folder / "first") as writing:
+            writing.write_text("again")
+        assert is_whole(folder / "first")
+    (said,) = caplog.messages
+    assert "first is damaged (renamed to first.damaged): it is made again" in said
+    assert files(out) == {"first": "again", "second": "the second part"}
 
 
 def test_files_can_be_read_by_whom_the_umask_allows(tmp_path: Path) -> None:
@@ -152,17 +239,36 @@ def test_files_can_be_read_by_whom_the_umask_allows(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o644
 
 
-@pytest.mark.parametrize("text", ("{", "", "\x00\x01"))
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("file/out", "lies within '.*file', which is a file"),
+        ("artifact/deep/out", "lies within the artifact '.*artifact'"),
+    ],
+)
+def test_nothing_is_written_into_a_file_or_another_artifact(tmp_path: Path, place: str, message: str) -> None:
+    (tmp_path / "file").write_text("precious")
+    with atomic_folder(tmp_path / "artifact", "another") as folder:
+        (folder / "model").write_text("weights")
+    with pytest.raises(UserError, match=message), atomic_folder(tmp_path / place, "mine"):
+        raise AssertionError("no work may begin")
+    assert visible(tmp_path / "artifact") == [MARKER, "model"]
+
+
+@pytest.mark.parametrize("text", ("{", "", "\x00\x01", "[1]", "3", "{}", "[" * 100_000))
 def test_damaged_json_names_the_file_and_the_stage(tmp_path: Path, text: str) -> None:
     (tmp_path / "summary.json").write_text(text)
     with pytest.raises(UserError, match=r"summary.json is damaged .*run the stage generate_masks again"):
-        read_json(tmp_path / "summary.json", "generate_masks")
+        read_json(tmp_path / "summary.json", "generate_masks", "asked")
 
 
 def test_damaged_tensors_name_the_file(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"garbage")
     with pytest.raises(UserError, match="model.safetensors is not a readable artifact"):
         load_tensors(tmp_path / "model.safetensors", "train_base")
+    save_file({"x": torch.ones(2)}, tmp_path / "b", metadata={"description": "3"})
+    with pytest.raises(UserError, match="b is not a readable artifact"):
+        load_tensors(tmp_path / "b", "train_base")
     save_tensors(tmp_path / "a", {"x": torch.ones(2).expand(3, 2)}, {"k": 1})
     assert torch.equal(load_tensors(tmp_path / "a", "nothing")[0]["x"], torch.ones(3, 2))
 

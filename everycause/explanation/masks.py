@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor
 from tqdm import tqdm
 
-from everycause.artifacts import load_explanation, load_tensors, save_tensors
+from everycause.artifacts import is_whole, load_explanation, load_tensors, part, save_tensors
 from everycause.data.images import Images
 from everycause.data.split import Split
 from everycause.errors import UserError
@@ -153,16 +153,14 @@ class Masks:
         }
 
     def save(self, path: Path, model: str, data: str) -> None:
-        """Write everything into one file, under its final name only when it is complete.
+        """Write everything into one file.
 
         Args:
             path: The file.
             model: Fingerprint of the explained model.
             data: Identity of the split.
         """
-        partial = path.with_suffix(".writing")
-        save_tensors(partial, vars(self) | {"shared": torch.tensor(self.shared)}, {"model": model, "data": data})
-        partial.rename(path)
+        save_tensors(path, vars(self) | {"shared": torch.tensor(self.shared)}, {"model": model, "data": data})
 
     @classmethod
     def load(cls, folder: Path, model: str, data: str, images: int | None = None) -> "Masks":
@@ -244,14 +242,16 @@ def generate(
     selection = select_images(classifier, split, params.confidence, params.images)
     for number, index in enumerate(selection.index.split(params.shard)):
         file = folder / FILE.format(number)
-        if not file.is_file():
+        if not is_whole(file):
             chunks = tqdm(
                 searched(classifier, split, index, params, filters),
                 total=-(-len(index) // SEARCHED_TOGETHER),
                 desc=f"searching masks, shard {number + 1}",
                 disable=None,
             )
-            replace(Masks.joined(list(chunks)), selection_counts=selection.counts).save(file, model, split.identity)
+            found = replace(Masks.joined(list(chunks)), selection_counts=selection.counts)
+            with part(file) as writing:
+                found.save(writing, model, split.identity)
     return Masks.load(folder, model, split.identity)
 
 

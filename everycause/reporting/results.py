@@ -159,11 +159,13 @@ class Findings:
         def place(kind: str, variant: str) -> Path:
             return artifacts / kind / variant / f"seed-{seed}"
 
-        data = read_json(place("evaluation", rows[0]) / "data.json", "evaluate_ood")
+        described = ("class_names", "cues", "code")
+        data = read_json(place("evaluation", rows[0]) / "data.json", "evaluate_ood", *described)
         filters, masks = place("filters", "minimum_correct"), place("masks", "counterfactual")
         judged = {row: place("faithfulness", row) / "faithfulness.json" for row in rows}
         judged = {row: file for row, file in judged.items() if explained is None or row in explained}
-        found = {row: read_json(file, "measure_faithfulness") for row, file in judged.items() if file.is_file()}
+        keys = ("selectors", "masks")
+        found = {row: read_json(file, "measure_faithfulness", *keys) for row, file in judged.items() if file.is_file()}
         mask_summary = _summary(masks, "generate_masks")
         return cls(
             class_names=data["class_names"],
@@ -173,7 +175,7 @@ class Findings:
             histories={row: _epochs(place("models", row) / HISTORY) for row in rows if row != "base"},
             masks=None if mask_summary is None else mask_summary | found.get("base", {}).get("masks", {}),
             faithfulness={row: one["selectors"] for row, one in found.items()},
-            rounds=(_json(place("models", ROUNDS) / "rounds.json", "retrain") or []) if ROUNDS in rows else [],
+            rounds=_rounds(place("models", ROUNDS) / "rounds.json") if ROUNDS in rows else [],
             filters=_summary(filters, "accumulate_filters"),
             detection=_json(place("detection", "base") / "detection.json", "detect_misclassifications"),
             filter_pictures=_pictures(filters, "accumulate_filters"),
@@ -185,6 +187,11 @@ class Findings:
 def _json(path: Path, made_by: str) -> Any:
     """A stored value, or None where there is none."""
     return read_json(path, made_by) if path.is_file() else None
+
+
+def _rounds(path: Path) -> list[Measures]:
+    """What was observed after each round, where the row was trained."""
+    return read_json(path, "retrain", kind=list) if path.is_file() else []
 
 
 def _summary(folder: Path, made_by: str) -> dict[str, Any] | None:
@@ -218,6 +225,6 @@ def _epochs(history: Path) -> list[Measures]:
     if not history.is_file():
         return []
     try:
-        return [json.loads(line) for line in history.read_text(encoding="utf-8").splitlines()]
-    except ValueError as error:
+        return [dict(json.loads(line)) for line in history.read_text(encoding="utf-8").splitlines()]
+    except (ValueError, TypeError) as error:
         raise UserError(f"{history} is damaged ({error}): delete it and run the stage retrain again") from error

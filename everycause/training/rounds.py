@@ -7,10 +7,7 @@ pool are replaced as well, so that the model cannot use the scene instead. The s
 more regions than before. Training goes on to the same number of steps and images as in every other row.
 """
 
-import copy
 import io
-import logging
-import pickle
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +16,7 @@ from typing import NamedTuple
 import torch
 from pydantic import Field
 
-from everycause.errors import UserError
+from everycause.artifacts import is_whole, part
 from everycause.explanation.masks import MaskParams, Masks, searched, select_images
 from everycause.models import Classifier
 from everycause.params import Section
@@ -30,12 +27,8 @@ ROUND = "round-{}.safetensors"
 """File of the masks that joined the pool before a round, by the number of the round."""
 CHECKPOINT = "checkpoint.pt"
 """File of the state after the last finished round."""
-UNREADABLE = (RuntimeError, EOFError, KeyError, ValueError, TypeError, AttributeError, pickle.UnpicklingError)
-"""What torch raises, by kind of damage, over a checkpoint that is not whole."""
 Observe = Callable[[int, Classifier, Masks | None], dict[str, float]]
 """Measures the model after a round: number of the round (0: the base), model, masks that joined the pool before it."""
-
-logger = logging.getLogger(__name__)
 
 
 class RoundsParams(Section):
@@ -152,8 +145,8 @@ def size_at_flip(masks: Masks) -> float:
 def save_checkpoint(folder: Path, training: Training, done: Progress, model: str) -> None:
     """Write the state after a round, so that a killed run can go on; `model` is the fingerprint of the base."""
     if done.masks[-1] is not None:
-        done.masks[-1].save(folder / ROUND.format(len(done.masks)), model, training.train.identity)
-    partial = folder / (CHECKPOINT + ".writing")
+        with part(folder / ROUND.format(len(done.masks))) as writing:
+            done.masks[-1].save(writing, model, training.train.identity)
     state = {
         "searched": [masks is not None for masks in done.masks],
         "epochs": [tuple(epoch) for epoch in done.epochs],
@@ -161,29 +154,23 @@ def save_checkpoint(folder: Path, training: Training, done: Progress, model: str
     }
     buffer = io.BytesIO()
     torch.save(state, buffer)  # into memory: on a full disk torch raises a RuntimeError that does not say so
-    partial.write_bytes(buffer.getvalue())
-    partial.rename(folder / CHECKPOINT)
+    with part(folder / CHECKPOINT) as writing:
+        writing.write_bytes(buffer.getvalue())
 
 
 def load_checkpoint(folder: Path, training: Training) -> Progress:
     """The finished rounds in a folder, and the training in its state after the last of them; none in a fresh folder.
 
-    A checkpoint that cannot be read is renamed and reported once, and the rounds start again.
+    Where a file of it is damaged, that is reported once, and the rounds start again.
     """
-    path = folder / CHECKPOINT
-    if not path.is_file():
+    path, remedy = folder / CHECKPOINT, "the rounds start again"
+    if not is_whole(path, remedy):
         return Progress([], [])
-    before = copy.deepcopy(training.state())
-    try:
-        # without map_location a run that was killed on a GPU could not go on on a CPU
-        state = torch.load(path, map_location=training.classifier.device, weights_only=True)
-        rounds = enumerate(state["searched"], 1)
-        masks = [Masks.read(folder / ROUND.format(number)) if was_searched else None for number, was_searched in rounds]
-        epochs = [Epoch(number, measures) for number, measures in state["epochs"]]
-        training.load_state(state["training"])
-    except (UserError, *UNREADABLE) as error:
-        training.load_state(before)
-        path.rename(path.with_suffix(".damaged"))
-        logger.warning("%s is damaged (%s): the rounds start again", path, " ".join(str(error).split())[:200])
+    # without map_location a run that was killed on a GPU could not go on on a CPU
+    state = torch.load(path, map_location=training.classifier.device, weights_only=True)
+    files = [folder / ROUND.format(number) if used else None for number, used in enumerate(state["searched"], 1)]
+    if not all(file is None or is_whole(file, remedy) for file in files):
         return Progress([], [])
-    return Progress(masks, epochs)
+    training.load_state(state["training"])
+    masks = [None if file is None else Masks.read(file) for file in files]
+    return Progress(masks, [Epoch(number, measures) for number, measures in state["epochs"]])

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from everycause.artifacts import load_tensors, save_tensors
+from everycause.artifacts import DAMAGED, load_tensors, save_tensors
 from everycause.data.images import normalized
 from everycause.data.split import Split
 from everycause.errors import UserError
@@ -78,7 +78,7 @@ def test_a_killed_search_goes_on_and_ends_in_the_same_bytes(
     monkeypatch.setattr(masks_module, "searched", interrupted)
     with pytest.raises(KeyboardInterrupt):
         generate(classifier, split, params, killed, "model")
-    finished = {path.name: path.stat().st_mtime_ns for path in killed.iterdir()}
+    finished = {path.name: path.stat().st_mtime_ns for path in killed.glob("masks-*")}
     assert len(finished) == 2
     monkeypatch.setattr(masks_module, "searched", real)
     generate(classifier, split, params, killed, "model")
@@ -86,6 +86,24 @@ def test_a_killed_search_goes_on_and_ends_in_the_same_bytes(
         path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()
     }
     assert all((killed / name).stat().st_mtime_ns == time for name, time in finished.items())
+
+
+@pytest.mark.parametrize("at", [0, 8, -3])
+def test_a_damaged_shard_is_reported_once_and_searched_again(
+    tmp_path: Path, classifier: Classifier, split: Split, caplog: pytest.LogCaptureFixture, at: int
+) -> None:
+    params = PARAMS.model_copy(update={"shard": 5})
+    whole = generate(classifier, split, params, tmp_path, "model")
+    file = tmp_path / masks_module.FILE.format(1)
+    good = bytearray(file.read_bytes())
+    damaged = good.copy()
+    damaged[at] ^= 1  # the length of the header, the header, and pixels, which could be read without a complaint
+    file.write_bytes(damaged)
+    for _ in range(2):
+        assert same(generate(classifier, split, params, tmp_path, "model"), whole)
+    (said,) = [record.message for record in caplog.records if "is damaged" in record.message]
+    assert str(file) in said and file.read_bytes() == bytes(good)
+    assert (tmp_path / (file.name + DAMAGED)).read_bytes() == bytes(damaged)
 
 
 def same(first: Masks, second: Masks) -> bool:

@@ -1,10 +1,11 @@
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from everycause.artifacts import DAMAGED, PARTS
 from everycause.data.sources import DataParams, open_split
 from everycause.data.split import Split
 from everycause.errors import UserError
@@ -214,9 +215,19 @@ def test_a_killed_run_goes_on_after_its_last_round_to_the_same_weights_and_recor
     assert list(retraining.epochs(tmp_path, observed)) == epochs
     assert trained == [1, 2, 1][last:] and places == [torch.device("cpu")]
     assert all(torch.equal(*pair) for pair in zip(weights(whole), weights(resumed), strict=True))
-    assert {path.name for path in tmp_path.iterdir()} == {CHECKPOINT, *(ROUND.format(number) for number in (1, 2, 3))}
+    left = {path.name for path in tmp_path.iterdir()} - {PARTS}
+    assert left == {CHECKPOINT, *(ROUND.format(number) for number in (1, 2, 3))}
 
 
+def cut(content: bytes) -> bytes:
+    return content[:100]
+
+
+def one_bit_flipped(content: bytes) -> bytes:
+    return content[:-200] + bytes([content[-200] ^ 1]) + content[-199:]
+
+
+@pytest.mark.parametrize("damage", [cut, one_bit_flipped])
 @pytest.mark.parametrize("damaged", [CHECKPOINT, ROUND.format(1)])
 def test_a_damaged_checkpoint_is_reported_once_and_the_rounds_start_again(
     upstream: Upstream,
@@ -224,17 +235,20 @@ def test_a_damaged_checkpoint_is_reported_once_and_the_rounds_start_again(
     data_params: DataParams,
     tmp_path: Path,
     damaged: str,
+    damage: Callable[[bytes], bytes],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     whole = anew(upstream, train)
     epochs = list(retrain("masks_rounds", whole, recipe(data_params), FIT, ROUNDS, 0).epochs(observe=observed))
     killed_after(anew(upstream, train), data_params, tmp_path, 1)
-    (tmp_path / damaged).write_bytes((tmp_path / damaged).read_bytes()[:100])
+    whole_file = (tmp_path / damaged).read_bytes()
+    (tmp_path / damaged).write_bytes(damage(whole_file))
     again = anew(upstream, train)
     assert (
         list(retrain("masks_rounds", again, recipe(data_params), FIT, ROUNDS, 0).epochs(tmp_path, observed)) == epochs
     )
-    assert [record.message for record in caplog.records if "the rounds start again" in record.message]
+    (said,) = [record.message for record in caplog.records if "the rounds start again" in record.message]
+    assert damaged in said and (tmp_path / (damaged + DAMAGED)).read_bytes() == damage(whole_file)
     assert all(torch.equal(*pair) for pair in zip(weights(whole), weights(again), strict=True))
 
 

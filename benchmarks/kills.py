@@ -1,0 +1,218 @@
+"""Kills at random moments: does `dvc repro`, started again, end in the bytes of a run that nobody disturbed?
+
+    python -m benchmarks.kills --kills 30
+
+A tiny pipeline with every stage runs in a temporary copy of the repository, in passes. In a pass `dvc repro` is killed
+(SIGKILL) at a random moment and started again, until it is done; then every file of artifacts/ and reports/ is
+compared. A kill hits `dvc` with the stage that it runs, or `dvc` alone, or the stage alone. Where `dvc` alone is hit
+its stage lives on, and `dvc repro` says so and is started again when that stage has ended.
+
+A kill counts as recovered if nothing failed by itself afterwards and its pass ended in the same bytes. It prints one
+line `name: value` per figure. It needs dvc, and about a minute per kill on one core.
+"""
+
+import argparse
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+import yaml
+
+ROOT = Path(__file__).parents[1]
+VICTIMS = ("everything", "dvc", "stage")
+"""What a kill hits: `dvc` with its stage, `dvc` alone, or the stage alone."""
+STILL_WRITING = "another process is still writing"
+"""What a stage says while an earlier one, whose `dvc` was killed, lives on."""
+LASTING = ("dvc.yaml", ".dvcignore", "params.yaml", "codebirds", "everycause", "stages")
+"""What a pass does not begin anew with; everything else is removed."""
+HANGING_SECONDS = 1200
+"""A run that takes longer than this is a failure."""
+
+
+class Run(NamedTuple):
+    """One `dvc repro`."""
+
+    killed: str
+    """What was hit, with the stage that ran; empty if the run ended by itself."""
+    status: int
+    output: str
+
+
+def tiny() -> dict:
+    """Params of a pipeline in which every stage has something to do: the smoke profile, smaller, with more shards."""
+    raw = yaml.safe_load((ROOT / "profiles" / "smoke.yaml").read_text())
+    raw["run"]["threads"], raw["tracking"]["system_metrics_seconds"] = 1, 0.0
+    raw["rows"], raw["evaluated"] = ["masks_rounds"], ["base"]
+    raw["data"]["codebirds"] |= {"train": 192, "validation": 32, "test": 32}
+    raw["training"]["epochs"], raw["filters"]["compared"] = 4, []
+    raw["masks"] |= {"images": 48, "shard": 8, "confidence": 0.0}
+    raw["rounds"]["images"] = 16
+    raw["faithfulness"] |= {"rows": ["base"], "selectors": ["random"], "images": 2}
+    raw["evaluation"] |= {"corruptions": ["jpeg_compression"], "severities": [3]}
+    return raw
+
+
+def copy_into(folder: Path) -> None:
+    """A copy of the repository without git, artifacts and caches, with tiny params."""
+    for name in LASTING:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        elif (ROOT / name).is_file():
+            shutil.copy(ROOT / name, folder / name)
+    (folder / "params.yaml").write_text(yaml.safe_dump(tiny(), sort_keys=False))
+
+
+def begin_anew(folder: Path) -> None:
+    """Remove everything that a pass made."""
+    for path in folder.iterdir():
+        if path.is_dir() and path.name not in LASTING:
+            shutil.rmtree(path)
+        elif path.name not in LASTING:
+            path.unlink()
+    (folder / "reports").mkdir()
+    (folder / ".dvc").mkdir()
+    shutil.copy(ROOT / ".dvc" / "config", folder / ".dvc" / "config")
+    (folder / ".dvc" / "config.local").write_text("[core]\n    no_scm = true\n")
+
+
+def written(folder: Path) -> dict[str, bytes]:
+    """Every file of artifacts/ and reports/, locks left out."""
+    places = [path for part in ("artifacts", "reports") for path in sorted((folder / part).rglob("*"))]
+    return {
+        str(path.relative_to(folder)): path.read_bytes() for path in places if path.suffix != ".lock" and path.is_file()
+    }
+
+
+def stages_in(folder: Path) -> list[psutil.Process]:
+    """The processes of stages that run in this folder."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if Path(process.cwd()) == folder and any(word.startswith("stages.") for word in process.cmdline()):
+                found.append(process)
+        except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+            continue
+    return found
+
+
+def repro(folder: Path, kill_after: float | None, victim: str) -> Run:
+    """Run `dvc repro`, and kill it or its stage after so many seconds unless it has ended."""
+    environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "DVC_NO_ANALYTICS": "1"}
+    environment |= {"MLFLOW_DISABLE_TELEMETRY": "true", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    environment.pop("MLFLOW_TRACKING_URI", None)
+    killed = ""
+    with tempfile.TemporaryFile("w+") as output:
+        command = [sys.executable, "-m", "dvc", "repro"]
+        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=output)
+        try:
+            process.wait(HANGING_SECONDS if kill_after is None else kill_after)
+        except subprocess.TimeoutExpired:
+            running = stages_in(folder)
+            if not running:
+                victim = "dvc"  # between two stages there is nothing else to hit
+            words = running[0].cmdline() if running else []
+            stage = next((word.removeprefix("stages.") for word in words if word.startswith("stages.")), "dvc")
+            killed = f"{'hang' if kill_after is None else victim} {stage}"
+            for one in [*(running if victim != "dvc" else []), *([process] if victim != "stage" else [])]:
+                one.kill()
+            process.wait()
+        output.seek(0)
+        return Run(killed, process.returncode, output.read())
+
+
+def wait_for_stages(folder: Path) -> None:
+    """Wait until stages whose `dvc` was killed have ended."""
+    end = time.monotonic() + HANGING_SECONDS
+    while stages_in(folder) and time.monotonic() < end:
+        time.sleep(0.5)
+
+
+def figures(kills: int, seed: int) -> Iterator[tuple[str, float]]:
+    """Kill until as many kills are done; how many there were of each kind, and how many were recovered."""
+    chance, counts, recovered, passes = random.Random(seed), Counter[str](), 0, 0
+    with tempfile.TemporaryDirectory(prefix="kills-") as name:
+        folder = Path(name).resolve()
+        copy_into(folder)
+        begin_anew(folder)
+        start = time.monotonic()
+        whole = repro(folder, None, "")
+        seconds, expected = time.monotonic() - start, written(folder)
+        if whole.status or len(expected) < 20:
+            sys.exit(f"error: the undisturbed run failed:\n{whole.output}")
+        yield "kills.undisturbed_seconds", seconds
+        while counts.total() < kills:
+            passes += 1
+            hit, sound = one_pass(folder, kills - counts.total(), seconds, chance)
+            same = sound and written(folder) == expected
+            counts.update(hit)
+            recovered += len(hit) if same else 0
+            sys.stderr.write(f"pass {passes}: {', '.join(hit)}: {'the same bytes' if same else 'NOT RECOVERED'}\n")
+            if sound and not same:
+                found = written(folder)
+                differing = [path for path in {*found, *expected} if found.get(path) != expected.get(path)]
+                sys.stderr.write(f"differing: {', '.join(sorted(differing))}\n")
+    yield "kills.passes", passes
+    for victim in VICTIMS:
+        yield f"kills.of_{victim}", sum(count for key, count in counts.items() if key.startswith(f"{victim} "))
+    for stage in sorted({key.split()[1] for key in counts}):
+        yield f"kills.during_{stage}", sum(count for key, count in counts.items() if key.endswith(f" {stage}"))
+    yield "kills.all", counts.total()
+    yield "kills.recovered", recovered
+
+
+def one_pass(folder: Path, most: int, seconds: float, chance: random.Random) -> tuple[list[str], bool]:
+    """Kill and start again until the pipeline is done.
+
+    Args:
+        folder: The copy of the repository.
+        most: The most kills.
+        seconds: What an undisturbed run takes; a kill comes within a third of that.
+        chance: What draws moments and victims.
+
+    Returns:
+        What was hit during which stage, and whether nothing failed by itself.
+    """
+    begin_anew(folder)
+    hit: list[str] = []
+    while True:
+        moment = chance.uniform(0, seconds / 3) if len(hit) < most else None
+        victim = chance.choice(VICTIMS)
+        done = repro(folder, moment, victim)
+        if done.killed:
+            hit.append(done.killed)
+            sys.stderr.write(f"  killed {done.killed}\n")
+        elif done.status == 0:
+            return hit, True
+        elif STILL_WRITING in done.output:
+            wait_for_stages(folder)
+            continue
+        else:
+            sys.stderr.write(done.output)
+            wait_for_stages(folder)
+            return hit, False
+        if done.killed.startswith("hang"):
+            return hit, False
+
+
+def main() -> None:
+    """Kill, start again, compare, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--seed", type=int, default=0)
+    chosen = parser.parse_args()
+    for name, value in figures(chosen.kills, chosen.seed):
+        sys.stdout.write(f"{name}: {value:.4g}\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
