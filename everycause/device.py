@@ -7,11 +7,10 @@ from typing import Literal
 import numpy as np
 import torch
 from pydantic import Field
+from torch import nn
 
 from everycause.errors import UserError
 from everycause.params import Section
-
-MOST_THREADS = 256
 
 
 class RunParams(Section):
@@ -19,8 +18,8 @@ class RunParams(Section):
 
     device: Literal["auto", "cpu", "cuda"]
     """`auto` takes a GPU where there is one."""
-    threads: int = Field(ge=1, le=MOST_THREADS)
-    """CPU threads, at most 256 (this machine's cores are the sensible limit). Another number may give other bytes."""
+    threads: int = Field(ge=1)
+    """CPU threads, at most four per core of the machine that runs. Another number may give other bytes."""
 
 
 def start(params: RunParams, seed: int) -> torch.device:
@@ -50,6 +49,45 @@ def start(params: RunParams, seed: int) -> torch.device:
     torch.manual_seed(seed)
     automatic = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(automatic if params.device == "auto" else params.device)
+
+
+def memory_mib(device: torch.device) -> int:
+    """The memory of this machine, or of its GPU if that computes, in MiB."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory // 2**20
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2**20
+
+
+def output_sizes(network: nn.Module) -> list[float]:
+    """A list that gets the size of each layer's output, in MiB, in the network's next forward pass."""
+    sizes: list[float] = []
+
+    def seen(_module: nn.Module, _inputs: object, output: object) -> None:
+        if isinstance(output, torch.Tensor):
+            sizes.append(output.numel() * output.element_size() / 2**20)
+
+    for module in (one for one in network.modules() if not list(one.children())):
+        module.register_forward_hook(seen)
+    return sizes
+
+
+def check_batch(section: str, size: int, image_mib: float, memory: int) -> None:
+    """Refuse a batch that this machine cannot hold.
+
+    Args:
+        section: Section of params.yaml.
+        size: Its batch_size.
+        image_mib: What one image needs at the least, in MiB.
+        memory: The machine's memory, in MiB.
+
+    Raises:
+        UserError: the batch needs more.
+    """
+    if size * image_mib > memory:
+        raise UserError(
+            f"params.yaml: {section}.batch_size is {size}, which needs more than {size * image_mib:,.0f} MiB at once, "
+            f"and this machine has {memory:,} MiB of memory: lower it"
+        )
 
 
 def device_name(device: torch.device) -> str:

@@ -6,7 +6,6 @@ imports none of them.
 """
 
 import difflib
-import math
 from pathlib import Path
 from pkgutil import resolve_name
 from types import SimpleNamespace
@@ -19,6 +18,12 @@ from everycause.errors import UserError
 
 LARGEST = 2**32
 """Numbers beyond this are mistakes: no count, size, rate or seed of an experiment comes near it."""
+LONGEST_LIST, LONGEST_TEXT = 1000, 250
+"""Entries of a list and characters of a text beyond which they are mistakes; no file system takes longer names."""
+UNREADABLE = (yaml.YAMLError, ValueError, KeyError, AttributeError, TypeError, RecursionError)
+"""What PyYAML raises, by kind of damage, over a text that is no YAML: bad dates, tags, numbers, nesting."""
+TOLD = 4
+"""The most mistakes of one file that a sentence tells."""
 
 
 class Section(BaseModel):
@@ -57,15 +62,13 @@ class Matrix(Section):
     evaluated: list[str] = Field(min_length=1)
     """The rows that are evaluated and reported: `base` and any of `rows`."""
 
-    @field_validator("seeds", "rows", "evaluated")
+    @field_validator("seeds")
     @classmethod
-    def _named_once(cls, values: list[Any]) -> list[Any]:
-        for value in values:
-            if values.count(value) > 1:
-                raise ValueError(f"{value!r} is named twice")
-            if isinstance(value, int) and not 0 <= value < 2**32:
-                raise ValueError(f"a seed lies between 0 and {2**32 - 1}, not {value}")
-        return values
+    def _are_seeds(cls, seeds: list[int]) -> list[int]:
+        for seed in seeds:
+            if not 0 <= seed < 2**32:
+                raise ValueError(f"a seed lies between 0 and {2**32 - 1}, not {seed}")
+        return seeds
 
     @model_validator(mode="after")
     def _rows_are_known(self) -> "Matrix":
@@ -125,8 +128,10 @@ def raw_params(path: Path = Path("params.yaml")) -> Any:
         )
     try:
         return yaml.load(path.read_text(encoding="utf-8"), UniqueKeys)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): check its permissions") from error
+    except UNREADABLE as error:
+        raise UserError(f"{path} is not valid YAML: {_short(' '.join(str(error).split()), 300)}") from error
 
 
 def validated(raw: Any, source: str) -> Any:
@@ -137,15 +142,21 @@ def validated(raw: Any, source: str) -> Any:
     """
     if not isinstance(raw, dict):
         raise UserError(f"{source} holds no keys: start from one of profiles/*.yaml")
-    for path, value in flattened({str(key): value for key, value in raw.items()}).items():
-        for number in value if isinstance(value, list) else [value]:
-            if isinstance(number, int | float) and not (math.isfinite(number) and abs(number) <= LARGEST):
-                raise UserError(f"{source}: '{path}' is {number!r}, and every number must be finite and sensible")
+    named = {str(key): value for key, value in raw.items()}
+    try:
+        flat = flattened(named)
+    except RecursionError as error:
+        raise UserError(f"{source} holds a section that contains itself: write it out without an alias") from error
+    for path, value in flat.items():
+        if fault := _implausible(_short(path), value):
+            raise UserError(f"{source}: {fault}")
     sections = {name: (resolve_name(owner), ...) for name, owner in SECTIONS.items()}
     try:
-        whole = create_model("Params", __base__=Matrix, **sections)(**{str(key): value for key, value in raw.items()})
+        whole = create_model("Params", __base__=Matrix, **sections)(**named)
     except ValidationError as error:
-        raise UserError(f"{source}: " + "; ".join(_sentence(problem) for problem in error.errors())) from error
+        told = [_sentence(problem) for problem in error.errors()]
+        more = [f"and {len(told) - TOLD} more mistakes"] if len(told) > TOLD else []
+        raise UserError(f"{source}: " + "; ".join([*told[:TOLD], *more])) from error
     if not whole.faithfulness.rows:
         raise UserError(f"{source}: faithfulness.rows is empty: name 'base', and to judge nothing set selectors to []")
     if missing := [row for row in whole.faithfulness.rows if row not in ("base", *whole.rows)]:
@@ -155,7 +166,7 @@ def validated(raw: Any, source: str) -> Any:
     return whole
 
 
-def flattened(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flattened(section: dict[Any, Any], prefix: str = "") -> dict[str, Any]:
     """Nested parameters under dotted names."""
     flat: dict[str, Any] = {}
     for key, value in section.items():
@@ -164,9 +175,31 @@ def flattened(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def _implausible(path: str, value: Any) -> str:
+    """Why a value can be that of no parameter, whatever its name; empty if it may be one."""
+    values = value if isinstance(value, list) else [value]
+    if len(values) > LONGEST_LIST:
+        return f"'{path}' lists {len(values)} values, and at most {LONGEST_LIST} are sensible"
+    for place, one in enumerate(values):
+        if isinstance(one, int | float) and not -LARGEST <= one <= LARGEST:  # what is no number is not between them
+            shown = repr(one) if isinstance(one, float) or abs(one) < 10**20 else "too large"
+            return f"'{path}' is {shown}, and every number must be finite and sensible"
+        if isinstance(one, str) and not (one.isprintable() and len(one) <= LONGEST_TEXT):
+            return f"'{path}' is {_short(repr(one))}: write one line of at most {LONGEST_TEXT} printable characters"
+        if one in values[:place]:
+            return f"{path}: {_short(repr(one))} is named twice"
+    return ""
+
+
+def _short(text: str, most: int = 80) -> str:
+    """A text on one line, cut where it is too long for a sentence."""
+    line = "".join(character if character.isprintable() else "�" for character in text)
+    return line if len(line) <= most else line[: most - 1] + "…"
+
+
 def _sentence(problem: Any) -> str:
     """One validation problem in words, with its dotted path."""
-    where = ".".join(str(part) for part in problem["loc"])
+    where = _short(".".join(part for part in map(str, problem["loc"]) if not part.startswith("[")))
     match problem["type"]:
         case "missing":
             return f"the key '{where}' is missing"
@@ -174,6 +207,6 @@ def _sentence(problem: Any) -> str:
             return f"the key '{where}' is unknown"
         case "value_error":
             return f"{where}: {problem['ctx']['error']}" if where else str(problem["ctx"]["error"])
-    text = f"'{where}' is {problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
+    text = f"'{where}' is {_short(repr(problem['input']))}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
     numeric_text = isinstance(problem["input"], str) and problem["type"] == "float_type"
     return text + " (YAML reads 1e-4 as text: write 1.0e-4)" if numeric_text else text

@@ -20,7 +20,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from everycause import tracking_store as store
 from everycause.device import device_name
@@ -48,8 +48,15 @@ class TrackingParams(Section):
     """The MLflow experiment of the pipeline's runs; sweeps have one of their own."""
     log_models: bool
     """Whether the final models of headline rows are logged as MLflow models."""
-    system_metrics_seconds: float = Field(ge=0)
-    """Seconds between two readings of CPU, memory and GPU; 0 turns them off."""
+    system_metrics_seconds: float = Field(ge=0, le=86_400)
+    """Seconds between two readings of CPU, memory and GPU, at least 0.1; 0 turns them off."""
+
+    @field_validator("system_metrics_seconds")
+    @classmethod
+    def _leaves_time_to_work(cls, seconds: float) -> float:
+        if 0 < seconds < 0.1:
+            raise UserError(f"{seconds!r} is too often: 0 (off) or at least 0.1")
+        return seconds
 
 
 class OpenRun:

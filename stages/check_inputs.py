@@ -17,13 +17,14 @@ from everycause.artifacts import atomic_folder, code_fingerprint, fingerprint, w
 from everycause.data.digests import content_digest
 from everycause.data.images import Statistics
 from everycause.data.sources import SOURCES, check, files, open_split
-from everycause.device import start
+from everycause.device import check_batch, memory_mib, output_sizes, start
 from everycause.explanation.regions import partitions
 from everycause.models import Classifier
 from everycause.networks import check_published
 from everycause.params import SECTIONS, Matrix, read
 from everycause.training.fit import trainable_parameters
 from everycause.training.rows import ROWS
+from everycause.tuning.trial import check_plans
 from stages.entry import run
 from stages.generate_masks import check_selector
 
@@ -40,12 +41,18 @@ def main(out: Path) -> None:
         out: Folder to write.
     """
     params = read(*Matrix.model_fields, *SECTIONS)
-    start(params.run, 0)
+    memory = memory_mib(start(params.run, 0))
+    if params.data.memory_mib > memory:
+        raise UserError(
+            f"params.yaml: data.memory_mib is {params.data.memory_mib}, and this machine has {memory:,} MiB of memory: "
+            "set it to half of that or less"
+        )
+    check_plans(params)
     check(params.data, params.run.threads)
     unread = params.data.model_copy(update={"memory_mib": 0})
     train, validation = (open_split(unread, name, params.run.threads) for name in ("train", "validation"))
     asked = asked_for(params)
-    check_network(params, train.class_names, asked["accumulate_filters"])
+    check_network(params, train.class_names, asked["accumulate_filters"], memory)
     training = fingerprint(train.identity, validation.identity)
     content = {stage: training for stage in TRAINING}
     content |= dict.fromkeys(EVALUATION, fingerprint(training, content_digest(files(params.data))))
@@ -78,12 +85,12 @@ def asked_for(params: SimpleNamespace) -> dict[str, bool]:
     }
 
 
-def check_network(params: SimpleNamespace, class_names: tuple[str, ...], filters: bool) -> None:
+def check_network(params: SimpleNamespace, class_names: tuple[str, ...], filters: bool, memory: int) -> None:
     """Build the network without its weights and look up everything that params.yaml says about it.
 
     Raises:
-        UserError: a name does not exist, the network has no filters although they are asked for, or an image is too
-            small for it or for the regions.
+        UserError: a name does not exist, the network has no filters although they are asked for, an image is too small
+            for it or for the regions, or a batch needs more than `memory` (in MiB).
     """
     size = params.data.image_size
     partitions(params.masks.partition, torch.zeros(1, 3, size, size, dtype=torch.uint8), params.masks.regions)
@@ -93,8 +100,13 @@ def check_network(params: SimpleNamespace, class_names: tuple[str, ...], filters
     classifier = Classifier(drawn, class_names, size, Statistics((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))).eval()
     for section in (params.training, params.retraining):
         trainable_parameters(classifier, section.trainable)
+    held = output_sizes(classifier.network)
+    with torch.inference_mode():
+        classifier(torch.zeros(1, 3, size, size))
     if filters:
         classifier.head()
+    for name, one in (("training", sum(held) / 2), ("retraining", sum(held) / 2), ("masks", max(held))):
+        check_batch(name, getattr(params, name).batch_size, one, memory)  # half: some layers work in place
 
 
 if __name__ == "__main__":

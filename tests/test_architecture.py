@@ -35,7 +35,7 @@ BUDGETS = {
     "everycause.training": 1590,
     "everycause.evaluation": 1220,
     "everycause.reporting": 1180,
-    "everycause.tuning": 1840,
+    "everycause.tuning": 1870,
 }
 """Lines of a package, at 120 columns: a little above what stands, and meant to fall."""
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import families
+from benchmarks import broken_params, families
 from everycause.errors import UserError
 from tests.imports import ROOT, libraries
 
@@ -31,7 +31,7 @@ def test_the_device_script_measures_everything_on_a_cpu(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_benchmarks_can_be_imported_and_those_of_the_mathematics_need_no_tracker(name: str) -> None:
     importlib.import_module(f"benchmarks.{name}")
-    if name != "bench_sweep":
+    if name not in ("bench_sweep", "broken_params"):
         assert not {"mlflow", "optuna", "dvc"} & libraries(f"benchmarks.{name}")
 
 
@@ -69,3 +69,17 @@ def test_a_family_that_fails_fails_the_benchmark(
 def test_the_families_are_those_of_timm_and_their_networks_small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(families.timm, "list_modules", lambda: ["resnet", "pit", "hub"])
     assert list(families.families()) == [("resnet", "test_resnet"), ("pit", "pit_ti_224")]
+
+
+def test_broken_params_are_refused_in_one_sentence_or_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = list(broken_params.verdicts(count=12, seed=1, run=0, seconds=60))
+    assert {verdict.kind for _, verdict in found} <= {"refused", "accepted"}, found
+    assert sum(verdict.kind == "refused" for _, verdict in found) > 6
+    again = [one.text for one in broken_params.broken(12, 1)]
+    assert [one.text for one, _ in found] == again
+
+    def broken_check(out: Path) -> None:
+        raise ValueError("no sentence")
+
+    monkeypatch.setattr(broken_params.check_inputs, "main", broken_check)
+    assert {verdict.kind for _, verdict in broken_params.verdicts(1, 1, 0, 60)} == {"fault"}

@@ -15,6 +15,7 @@ from nbclient import NotebookClient
 from PIL import Image
 
 from everycause.artifacts import MARKER, read_json
+from everycause.errors import UserError
 from everycause.explanation import masks as masks_module
 from everycause.models import load
 from everycause.training import rounds as rounds_module
@@ -286,18 +287,34 @@ def test_several_seeds_are_averaged_and_told_apart(store: None, tmp_path: Path) 
         ("masks.selector", "filter_cam", "put 'filter_cam' into faithfulness.selectors"),
         ("model.name", "resnet_fifty", "is not a timm model"),
         ("data.codebirds.length", 9, "data.codebirds"),
+        ("training.batch_size", 100_000, "training.batch_size is 100000, which needs more than"),
+        ("run.threads", 5000, f"run.threads is 5000, and this machine has {os.cpu_count()} cores"),
+        ("data.memory_mib", 2**20 - 1, "data.memory_mib is 1048575, and this machine has 4,096 MiB"),
+        ("tuning.row", "everything", "'everything' is not a retraining row"),
+        ("tuning.parameters", {"loss.lambda": {"values": [1.0, 2.0]}}, "'loss.lambda' is not a parameter"),
+        (
+            "tuning.ablations",
+            {"one": {"row": "filters", "parameters": {"loss.lambda_mc": {"values": [-1.0, 0.0]}}}},
+            "'loss.lambda_mc' cannot be -1.0",
+        ),
     ],
 )
 def test_the_first_stage_refuses_what_a_later_one_could_not_do(
-    tmp_path: Path, path: str, value: object, message: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, value: object, message: str
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(check_inputs, "memory_mib", lambda _device: 4096)
     raw = smoke()
     *parents, last = path.split(".")
     level = raw
     for key in parents:
         level = level[key]
     level[last] = value
-    assert message in refused(tmp_path, raw, "stages.check_inputs", "--out", "out")
+    Path("params.yaml").write_text(yaml.safe_dump(raw))
+    with pytest.raises(UserError) as caught:
+        check_inputs.main(out=Path("out"))
+    assert message in str(caught.value) and str(caught.value).isprintable()
+    assert [place.name for place in Path().iterdir()] == ["params.yaml"]
 
 
 def test_inputs_change_with_code_and_data_and_with_nothing_else(

@@ -43,7 +43,7 @@ class DetectionParams(Section):
     """How the filters that an image uses are compared with those of the class: the share of the class's filters that
     the image uses (`recall`, the paper's), the share of the image's filters that are the class's (`precision`), their
     harmonic mean (`f1`), or minus the L1 distance of the activations (`l1`)."""
-    candidates: int = Field(ge=2)
+    candidates: int = Field(ge=2, le=100_000)
     """Classes among which a flagged image is given a new label: those with the largest logits. The paper: 5."""
 
 

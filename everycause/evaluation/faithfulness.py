@@ -44,9 +44,9 @@ class FaithfulnessParams(Section):
     """Rows whose models are explained."""
     selectors: list[SelectorName]
     """The selectors that are compared; `filter_cam` is left out for models that have no filter bank."""
-    images: int = Field(ge=1)
+    images: int = Field(ge=1, le=1_000_000)
     """Validation images, evenly over the classes."""
-    exact_images: int = Field(ge=0)
+    exact_images: int = Field(ge=0, le=1_000_000)
     """How many of them are also compared with the true minimum among 16 regions."""
 
 

@@ -44,13 +44,13 @@ that passes below the threshold of the gates."""
 class HeadParams(Section):
     """How the heads are trained. The paper: λ = 2, learning rate 1e-3, 10 epochs, batches of 16."""
 
-    sparsity: float = Field(ge=0)
+    sparsity: float = Field(ge=0, le=1_000_000)
     """λ: the weight of the number of filters kept."""
-    learning_rate: float = Field(gt=0)
+    learning_rate: float = Field(gt=0, le=1000)
     """Learning rate of stochastic gradient descent with momentum 0.9."""
-    epochs: int = Field(ge=1)
+    epochs: int = Field(ge=1, le=100_000)
     """Passes over the activations."""
-    batch_size: int = Field(ge=1)
+    batch_size: int = Field(ge=1, le=100_000)
     """Images per step."""
 
 

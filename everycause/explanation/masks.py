@@ -60,13 +60,13 @@ class MaskParams(Section):
     image), `background` (another training image)."""
     confidence: float = Field(ge=0, lt=1)
     """Only images that are predicted correctly with p(y) above this are searched."""
-    max_regions: int = Field(ge=1)
+    max_regions: int = Field(ge=1, le=400)
     """The most regions a set may have; at most a quarter of the regions is ever removed."""
-    images: int = Field(ge=1)
+    images: int = Field(ge=1, le=100_000_000)
     """The most images that are searched, evenly over the classes."""
-    shard: int = Field(ge=1)
+    shard: int = Field(ge=1, le=1_000_000)
     """Images per file; a killed run goes on after its last finished file."""
-    batch_size: int = Field(ge=1)
+    batch_size: int = Field(ge=1, le=100_000)
     """Masked images per forward pass."""
     precision: Precision
     """Of proposals: bfloat16 is faster on a GPU; every set is confirmed and pruned with the stored float32 model."""

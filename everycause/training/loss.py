@@ -26,11 +26,11 @@ Surrogate = Literal["sigmoid_threshold", "raw", "share"]
 class LossParams(Section):
     """The weights of the loss terms."""
 
-    lambda_augment: float = Field(ge=0)
+    lambda_augment: float = Field(ge=0, le=1_000_000)
     """λ_aug, the weight of the cross-entropy of counterfactual images."""
-    lambda_mc: float = Field(ge=0)
+    lambda_mc: float = Field(ge=0, le=1_000_000)
     """λ1, the weight that rewards activity of the filters of the image's class."""
-    lambda_nonmc: float = Field(ge=0)
+    lambda_nonmc: float = Field(ge=0, le=1_000_000)
     """λ2, the weight that punishes activity of the other filters."""
     surrogate: Surrogate
     """How activity is measured: `sigmoid_threshold` as in the paper, `raw` by the activation itself, `share` by its

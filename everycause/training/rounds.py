@@ -36,9 +36,9 @@ class RoundsParams(Section):
 
     rounds: int = Field(ge=1, le=1000)
     """The most rounds, R; the epochs of retraining are divided among them."""
-    images: int = Field(ge=1)
+    images: int = Field(ge=1, le=100_000_000)
     """Images searched before each round, evenly over the classes; the first round uses the masks of the base."""
-    growth: float = Field(ge=0)
+    growth: float = Field(ge=0, le=1000)
     """The searches end when the mean number of regions at the flip has grown by less than this share since the last
     search."""
 

@@ -7,9 +7,9 @@ one parameter, the section, the plan that is made from it, present and published
 import difflib
 import math
 from itertools import product
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from everycause.errors import UserError
 from everycause.params import Section, flattened
@@ -22,6 +22,8 @@ OBJECTIVES = ("validation completeness", "validation accuracy")
 """What a study may maximize: shares of validation images, 0 to 1."""
 ENQUEUED = "enqueued"
 """Note in a trial that was queued: the values that it must try, exactly."""
+NAME = r"^\w[^/\\]*$"
+"""A name of a study or of a grid: folders are called by it."""
 DIGITS = 3
 """Significant digits of sampled numbers: nobody adopts 0.00034893840294057845."""
 
@@ -56,12 +58,19 @@ class Values(Section):
     """The value of the papers, tried in trial 1."""
 
     @model_validator(mode="after")
-    def _are_different(self) -> "Values":
-        if len(set(self.values)) < len(self.values):
-            raise UserError(f"the values {self.values} repeat themselves")
+    def _hold_the_published_one(self) -> "Values":
         if self.published is not None and self.published not in self.values:
             raise UserError(f"the values {self.values} lack the published value {self.published}")
         return self
+
+
+def _kind(bounds: Any) -> str:
+    """Which of the two a section is meant to be, so that one mistake gives one message."""
+    return "[values]" if isinstance(bounds, Values) or (isinstance(bounds, dict) and "values" in bounds) else "[range]"
+
+
+Bounds = Annotated[Annotated[Range, Tag("[range]")] | Annotated[Values, Tag("[values]")], Discriminator(_kind)]
+"""Of a sweep; tags in brackets stand in no message."""
 
 
 class Ablation(Section):
@@ -98,14 +107,14 @@ class Plan(NamedTuple):
 class TuningParams(Section):
     """A search over parameters of one retraining row, and grids over others."""
 
-    study: str = Field(min_length=1)
-    """Name of the study in its storage."""
+    study: str = Field(pattern=NAME)
+    """Name of the study in its storage, and of its folder."""
     row: str = Field(min_length=1)
     """The row that is tuned: one of everycause.training.rows."""
     objectives: list[str] = Field(min_length=1, max_length=2)
     """What is maximized, on validation images and never on a test split: one measure, or two. Of two, a front is found:
     the trials of which none gains in one measure without losing in the other."""
-    trials: int = Field(ge=1)
+    trials: int = Field(ge=1, le=1_000_000)
     """Number of trials, pruned ones counted; a study that has fewer goes on."""
     seeds: list[int] = Field(min_length=1)
     """Every trial is trained once for each seed, on the base of that seed; its measures are averaged."""
@@ -113,11 +122,11 @@ class TuningParams(Section):
     """Optuna's sampler."""
     pruner: Literal["none", "median", "hyperband"]
     """Optuna's pruner, which stops trials that are poor after some epochs; `none` with two objectives."""
-    seed: int = Field(ge=0)
+    seed: int = Field(ge=0, le=2**32 - 1)
     """Seed of the sampler: one worker draws the same trials again, also when it is stopped and goes on."""
-    parameters: dict[str, Range | Values] = Field(min_length=1)
+    parameters: dict[str, Bounds] = Field(min_length=1)
     """Dotted path → range or values."""
-    ablations: dict[str, Ablation]
+    ablations: dict[Annotated[str, Field(pattern=NAME)], Ablation]
     """Grids by name, for `make ablation name=…`."""
 
     @field_validator("objectives")
@@ -129,16 +138,14 @@ class TuningParams(Section):
                     f"'{name}' is not among the measures of validation images ({', '.join(OBJECTIVES)}); "
                     "what is measured on a test split, shifted or not, cannot be tuned on"
                 )
-        if len(set(objectives)) < len(objectives):
-            raise UserError(f"'{objectives[0]}' is named twice")
         return objectives
 
     @model_validator(mode="after")
     def _two_objectives_are_not_pruned(self) -> "TuningParams":
         if len(self.objectives) > 1 and self.pruner != "none":
             raise UserError(f"Optuna cannot prune a study of two objectives: set pruner to none, not {self.pruner}")
-        if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
-            raise UserError(f"seeds {self.seeds} must be different and not negative")
+        if not 0 <= min(self.seeds) <= max(self.seeds) < 2**32:
+            raise UserError(f"seeds {self.seeds} must lie between 0 and {2**32 - 1}")
         return self
 
     def plan(self, ablation: str = "") -> Plan:

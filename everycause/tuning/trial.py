@@ -30,7 +30,7 @@ from everycause.training.fit import Epoch
 from everycause.training.loss import accuracy
 from everycause.training.rows import ROWS, retrain
 from everycause.tuning.loop import RunningTrial
-from everycause.tuning.space import Plan, Value, extremes, present_values
+from everycause.tuning.space import Plan, Value, extremes, present_values, value_at
 from everycause.tuning.upstream import TrialParams, UpstreamCache
 
 COMPLETENESS, ACCURACY = "validation completeness", "validation accuracy"
@@ -124,6 +124,31 @@ def _changes_nothing(name: str, path: str) -> bool:
     if path in COUNTERFACTUALS:
         return row.removes is None and row.augments is None
     return (section in ("masks", "background") and row.removes is None) or (section == "rounds" and not row.rounds)
+
+
+def check_plans(params: SimpleNamespace) -> None:
+    """Look up every row and parameter that the sweep or a grid names, and try the ends of every range.
+
+    Raises:
+        UserError: one does not exist, or a value is not one that the parameter may have.
+    """
+    sections = TrialParams(**{name: getattr(params, name) for name in TrialParams.model_fields})
+    for plan in (params.tuning.plan(), *map(params.tuning.plan, params.tuning.ablations)):
+        try:
+            check_values(plan, {path: value_at(sections.model_dump(), path) for path in plan.parameters}, sections)
+        except UserError as error:
+            raise UserError(f"params.yaml: {error}") from error
+
+
+def check_values(plan: Plan, present: dict[str, Value], params: TrialParams) -> None:
+    """Refuse a row, a parameter or a value of a plan that no trial could have.
+
+    Raises:
+        UserError: there is one.
+    """
+    check_row(plan.row, list(plan.parameters))
+    for path, value in extremes(plan, present):
+        with_values(params, {path: value})
 
 
 class Trial(NamedTuple):
@@ -246,9 +271,7 @@ def prepared(
     present_params = TrialParams(**{name: getattr(params, name) for name in TrialParams.model_fields})
     raw = present_params.model_dump()
     present = present_values(raw, plan)
-    check_row(plan.row, list(plan.parameters))
-    for path, value in extremes(plan, present):
-        with_values(present_params, {path: value})
+    check_values(plan, present, present_params)
 
     @lru_cache
     def seen_by(framing: Framing | None) -> tuple[UpstreamCache, ValidationJudge]:

@@ -14,7 +14,7 @@ from everycause.params import validated
         ("objectives", [], "at least 1 item"),
         ("sampler", "cmaes", "'tuning.sampler' is 'cmaes'"),
         ("pruner", "early", "'tuning.pruner' is 'early'"),
-        ("seeds", [0, 0], "must be different"),
+        ("seeds", [0, 0], "0 is named twice"),
         ("trials", 0, "'tuning.trials' is 0"),
         ("parameters", {"a.b": {"low": 1.0, "high": 1.0, "log": False}}, "must be below"),
         ("parameters", {"a.b": {"low": 0.0, "high": 1.0, "log": True}}, "must begin above 0"),
@@ -23,7 +23,7 @@ from everycause.params import validated
             {"a.b": {"low": 0.0, "high": 1.0, "log": False, "published": 2.0}},
             "excludes the published value 2.0",
         ),
-        ("parameters", {"a.b": {"values": [1.0, 1.0]}}, "repeat themselves"),
+        ("parameters", {"a.b": {"values": [1.0, 1.0]}}, "1.0 is named twice"),
         ("parameters", {"a.b": {"values": ["x", "y"], "published": "z"}}, "lack the published value z"),
     ],
 )
