@@ -8,6 +8,7 @@ Writes  OUT/STAGE.json for every stage: whether params.yaml asks for it, and fin
 Paper   none.  Cost: about 8 s on two cores, most of them imports.
 """
 
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -41,7 +42,7 @@ def main(out: Path) -> None:
     """
     params = read(*Matrix.model_fields, *SECTIONS)
     start(params.run, 0)
-    check(params.data, params.run.threads)
+    check(params.data, params.run.threads, product(params.evaluation.corruptions, params.evaluation.severities))
     unread = params.data.model_copy(update={"memory_mib": 0})
     train, validation = (open_split(unread, name, params.run.threads) for name in ("train", "validation"))
     asked = asked_for(params)
