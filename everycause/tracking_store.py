@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import threading
+import zlib
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
@@ -44,8 +45,8 @@ UPLOAD_SECONDS = 180.0
 """Time limit of what sends files."""
 STOP_SECONDS = 5.0
 """Time limit of the last call of a run that was stopped or failed."""
-MOST_PARAMS, MOST_METRICS, LONGEST_PARAM = 100, 1000, 6000
-"""What MLflow takes at once, and characters of a parameter's value."""
+MOST_PARAMS, MOST_METRICS, LONGEST_PARAM, LONGEST_METRIC = 100, 1000, 6000, 250
+"""What MLflow takes at once, and characters of a parameter's value and of a metric's name."""
 PARENT, PROCESS, STATE = "mlflow.parentRunId", "process", "state"
 """Tags: the run that this one belongs to, the process that writes it, and how it ended."""
 QUIET = ("mlflow", "alembic", "sqlalchemy", "urllib3")
@@ -174,18 +175,35 @@ def log_metrics(client: "MlflowClient", run_id: str, points: list[tuple[int, int
     from mlflow.entities import Metric
 
     metrics = [
-        Metric(metric_name(name), float(value), now, step)
+        Metric(name, float(value), now, step)
         for now, step, measures in points
-        for name, value in measures.items()
+        for name, value in zip(metric_names(list(measures)), measures.values(), strict=True)
     ]
     for start in range(0, len(metrics), MOST_METRICS):
         client.log_batch(run_id, metrics=metrics[start : start + MOST_METRICS])
 
 
-def metric_name(name: str) -> str:
-    """A name that MLflow takes: letters, digits, and _ - . space : / alone. history.jsonl keeps the real one."""
+def metric_names(names: list[str]) -> list[str]:
+    """Names that MLflow takes, one for each; history.jsonl keeps the real ones.
+
+    It takes letters, digits, and _ - . space : / alone. A name that is too long, or would become another measure's,
+    is cut and ends in a hash of the real one.
+    """
+    plain = [_plain(name) for name in names]
+    clear = [
+        len(short) <= LONGEST_METRIC and (short == name or plain.count(short) == 1)
+        for name, short in zip(names, plain, strict=True)
+    ]
+    cut = [
+        f"{short[: LONGEST_METRIC - 9]} {zlib.crc32(name.encode()):08x}"
+        for name, short in zip(names, plain, strict=True)
+    ]
+    return [short if kept else hashed for short, kept, hashed in zip(plain, clear, cut, strict=True)]
+
+
+def _plain(name: str) -> str:
     parts = (re.sub(r"[^\w\-. :]", "_", part) for part in name.split("/"))
-    return "/".join("_" if part in ("", ".", "..") else part for part in parts)
+    return "/".join("_" * len(part) if part in ("", ".", "..") else part for part in parts)
 
 
 def set_tags(client: "MlflowClient", run_id: str, tags: dict[str, str]) -> None:

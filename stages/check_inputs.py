@@ -8,6 +8,7 @@ Writes  OUT/STAGE.json for every stage: whether params.yaml asks for it, and fin
 Paper   none.  Cost: about 8 s on two cores, most of them imports.
 """
 
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -48,7 +49,7 @@ def main(out: Path) -> None:
             "set it to half of that or less"
         )
     check_plans(params)
-    check(params.data, params.run.threads)
+    check(params.data, params.run.threads, product(params.evaluation.corruptions, params.evaluation.severities))
     unread = params.data.model_copy(update={"memory_mib": 0})
     train, validation = (open_split(unread, name, params.run.threads) for name in ("train", "validation"))
     asked = asked_for(params)

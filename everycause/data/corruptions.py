@@ -89,25 +89,44 @@ def _distorted(split: Split, kind: Corruption, severity: int, index: np.ndarray)
 def kept_on_disk(split: Split, cache: Path) -> Split:
     """The same split, made once and then read from a file named by its identity.
 
-    The file is written under another name and renamed, so several processes may make it at once.
+    The file is written under another name and renamed, so several processes may make it at once; one that cannot be
+    read is made anew.
 
     Args:
         split: Images that cost more to make than to read.
         cache: Folder of the file.
+
+    Raises:
+        UserError: reading, when the disk is full.
     """
     file = cache / f"{split.identity}.npy"
 
     def read(index: np.ndarray) -> Images:
-        if not file.is_file():
-            cache.mkdir(parents=True, exist_ok=True)
-            partial = file.with_suffix(f".{os.getpid()}.partial")
-            shape = (len(split), 3, split.image_size, split.image_size)
-            held = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
-            for start in range(0, len(split), 8 * CHUNK):
-                rows = np.arange(start, min(start + 8 * CHUNK, len(split)))
-                held[rows] = split.read(rows).numpy()
-            held.flush()
-            partial.rename(file)
-        return torch.from_numpy(np.load(file, mmap_mode="r")[np.asarray(index)])
+        try:
+            held = np.load(file, mmap_mode="r")
+        except (OSError, ValueError, EOFError):  # not made yet, or cut off by a copy
+            _write(split, file)
+            held = np.load(file, mmap_mode="r")
+        return torch.from_numpy(held[np.asarray(index)])
 
     return replace(split, read=read)
+
+
+def _write(split: Split, file: Path) -> None:
+    """Every image of a split, as one file that is whole or absent."""
+    shape = (len(split), 3, split.image_size, split.image_size)
+    partial = file.with_suffix(f".{os.getpid()}.partial")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as stream:
+            np.lib.format.write_array_header_1_0(stream, {"descr": "|u1", "fortran_order": False, "shape": shape})
+            for start in range(0, len(split), 8 * CHUNK):
+                stream.write(split.read(np.arange(start, min(start + 8 * CHUNK, len(split)))).numpy().tobytes())
+        partial.rename(file)
+    except OSError as error:
+        raise UserError(
+            f"'{file}' of {np.prod(shape) / 2**20:.0f} MiB could not be written ({error.strerror}): make room, or set "
+            "evaluation.keep_corrupted to false"
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)

@@ -7,6 +7,8 @@ Source: Wah, Branson, Welinder, Perona, Belongie, Caltech-UCSD Birds-200-2011, C
 arXiv 2501.11087.
 """
 
+import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,7 +76,7 @@ class Cub:
             UserError: a list is missing, a line is not what it should be, or lists do not agree; the sentence gives
                 file and line.
         """
-        if not root.is_dir():
+        if not os.path.isdir(root):
             raise UserError(
                 f"data.root is '{root}', which is not a folder: "
                 "point it at CUB_200_2011, the folder that holds images.txt"
@@ -86,19 +88,26 @@ class Cub:
                 f"'{root / 'classes.txt'}' does not number its classes 1, 2, 3, …: restore the published file"
             )
         numbers, rows = list(names), {}
-        for number, (name,) in names.items():
-            if (first := rows.setdefault(name, number)) != number:
-                raise UserError(f"images {first} and {number} of '{root / 'images.txt'}' are one file, '{name}'")
+        files = tuple(_inside(root / "images", names[number][0], number) for number in numbers)
+        for number, file in zip(numbers, files, strict=True):
+            if (first := rows.setdefault(file.resolve(), number)) != number:
+                raise UserError(f"images {first} and {number} of '{root / 'images.txt'}' are one file, '{file}'")
+        class_names = tuple(text[0] for text in classes.values())
+        if len(set(class_names)) < len(class_names):
+            raise UserError(f"'{root / 'classes.txt'}' names a class twice: restore the published file")
         labels = _column(root / "image_class_labels.txt", names, _whole)
         if wrong := [number for number, label in zip(numbers, labels, strict=True) if label not in classes]:
             raise UserError(
                 f"image {wrong[0]} has a class that is not in '{root / 'classes.txt'}': restore the published files"
             )
-        train = _column(root / "train_test_split.txt", names, _whole) == 1
+        train = _column(root / "train_test_split.txt", names, _flag) == 1
         boxes = _column(root / "bounding_boxes.txt", names, _number, columns=4)
+        if len(empty := (boxes[:, 2:] <= 0).any(axis=1).nonzero()[0]):
+            raise UserError(
+                f"'{root / 'bounding_boxes.txt'}' has an empty box for image {numbers[empty[0]]}: "
+                "restore the published file"
+            )
         part_names, parts = _parts(root, numbers)
-        files = tuple(_inside(root / "images", names[number][0], number) for number in numbers)
-        class_names = tuple(text[0] for text in classes.values())
         return cls(root, files, labels - 1, train, class_names, boxes, part_names, parts)
 
     def members(self, name: str, params: CubParams) -> Int64[np.ndarray, "members"]:
@@ -148,11 +157,17 @@ class Cub:
         """One photograph as a square.
 
         Raises:
-            UserError: the file is missing, no image, or not a whole one.
+            UserError: the file is missing, no image, or not a whole one, or its box does not lie in it.
         """
         image, frame = decoded(self.files[index]), self._frame(index, params)
         if frame is not None:
             left, top, width, height = frame
+            middle = (left + width / 2) / image.width, (top + height / 2) / image.height
+            if not (0 < min(middle) < max(middle) < 1 and width <= 2 * image.width and height <= 2 * image.height):
+                raise UserError(
+                    f"the box of '{self.files[index]}' in '{self.root / 'bounding_boxes.txt'}' does not lie in its "
+                    f"{image.width} × {image.height} pixels: restore the published file"
+                )
             image = image.crop((left, top, left + width, top + height))
         return squared(image, params.image_size, framing=params.framing)
 
@@ -208,7 +223,7 @@ def _numbered(file: Path, columns: int) -> list[tuple[int, list[str]]]:
     """The lines of a list whose first column is a number of its own."""
     found: dict[int, list[str]] = {}
     for number, (first, *rest) in _lines(file):
-        if not first.isdecimal() or len(rest) != columns:
+        if not _is_whole(first) or len(rest) != columns:
             raise UserError(
                 f"line {number} of '{file}' should hold a number and {columns} more column"
                 f"{'s' if columns > 1 else ''}: '{' '.join([first, *rest])}'"
@@ -267,19 +282,33 @@ def _inside(folder: Path, name: str, number: int) -> Path:
         UserError: it lies outside the folder or is missing.
     """
     path = within(folder, name, f"image {number} of images.txt")
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f"image {number} of images.txt, '{path}', is missing: unpack the data set again")
     return path
 
 
+def _is_whole(text: str) -> bool:
+    """Whether a text is a whole number that a list could hold."""
+    return text.isdecimal() and len(text) < 10
+
+
 def _whole(file: Path, text: str) -> int:
-    if not text.isdecimal():
-        raise UserError(f"'{file}' holds '{text}' where a whole number should be: restore the published file")
+    if not _is_whole(text):
+        raise UserError(f"'{file}' holds '{text[:20]}' where a whole number should be: restore the published file")
+    return int(text)
+
+
+def _flag(file: Path, text: str) -> int:
+    if text not in ("0", "1"):
+        raise UserError(f"'{file}' holds '{text[:20]}' where 0 or 1 should be: restore the published file")
     return int(text)
 
 
 def _number(file: Path, text: str) -> float:
     try:
-        return float(text)
-    except ValueError as error:
-        raise UserError(f"'{file}' holds '{text}' where a number should be: restore the published file") from error
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise UserError(f"'{file}' holds '{text}' where a number should be: restore the published file")
+    return value

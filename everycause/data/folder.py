@@ -1,9 +1,12 @@
 """A user's own photographs: any tree split/class/image, with any number of shifted test splits beside the three."""
 
+import os
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from everycause.artifacts import code_fingerprint, fingerprint
 from everycause.data.images import content_digest, decoded, image_files, read_files, squared, visible_entries
@@ -89,11 +92,10 @@ def class_names(root: Path) -> tuple[str, ...]:
     names = tuple(folder.name for folder in class_folders(root, "train"))
     if len(names) < 2:
         raise UserError(f"'{root / 'train'}' has one class: a classifier needs at least two")
-    folded: dict[str, str] = {}
-    for name in names:
-        if (other := folded.setdefault(name.casefold(), name)) != name:
-            raise UserError(f"the classes '{other}' and '{name}' in '{root / 'train'}' differ only by case: rename one")
+    _check_distinct(names, root / "train")
     for split in REQUIRED[1:]:
+        if (root / split).resolve() == (root / "train").resolve():
+            raise UserError(f"'{root / split}' is the folder of the training images: give it images of its own")
         found = {folder.name for folder in class_folders(root, split)}
         if missing := sorted(set(names) - found):
             raise UserError(f"the class '{missing[0]}' is in '{root / 'train'}' but missing in '{root / split}'")
@@ -102,13 +104,25 @@ def class_names(root: Path) -> tuple[str, ...]:
     return names
 
 
+def _check_distinct(names: tuple[str, ...], folder: Path) -> None:
+    """Refuse folders that are one on a file system which ignores case, or composes letters and accents."""
+    folded: dict[str, str] = {}
+    for name in names:
+        if (other := folded.setdefault(unicodedata.normalize("NFC", name.casefold()), name)) != name:
+            raise UserError(
+                f"the folders '{other}' and '{name}' in '{folder}' differ only by case or accents: rename one"
+            )
+
+
 def shift_names(root: Path) -> tuple[str, ...]:
     """The shifted splits that the user supplies: every other visible folder of the tree.
 
     Raises:
-        UserError: a folder has the name of a shifted split that is made here, or a link is broken.
+        UserError: a folder has the name of a shifted split that is made here, two differ only by case, or a link is
+            broken.
     """
-    names = tuple(folder.name for folder in _visible_folders(root) if folder.name not in REQUIRED)
+    names = tuple(entry.name for entry in visible_entries(root) if entry.is_dir() and entry.name not in REQUIRED)
+    _check_distinct(names, root)
     for name in names:
         if name.casefold() in (*RESERVED, *REQUIRED):
             meaning = (
@@ -122,25 +136,26 @@ def class_folders(root: Path, name: str) -> list[Path]:
     """The class folders of a split, sorted by name.
 
     Raises:
-        UserError: the split is missing, has no classes, or a class has no images.
+        UserError: the split is missing, has no classes or an image beside them, or a class has no images.
     """
     folder = root / name
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise UserError(f"data.root is '{root}', which is not a folder: point it at a tree split/class/image.jpg")
+    if not os.access(root, os.X_OK):
+        raise UserError(f"the folder '{root}' cannot be entered: check its permissions")
     if not folder.is_dir():
         raise UserError(
             f"'{root}' has no folder '{name}': "
             "a data set needs train, validation and test, each with a folder per class"
         )
-    folders = _visible_folders(folder)
+    entries = visible_entries(folder)
+    folders = [entry for entry in entries if entry.is_dir()]
     if not folders:
         hint = "" if name in REQUIRED else ", or move it out of the data folder if it is no test split"
         raise UserError(f"'{folder}' has no class folders: put the images of each class into a folder of its own{hint}")
-    for entry in folders:
-        if not image_files(entry):
+    for entry in entries:
+        if entry in folders and not image_files(entry):
             raise UserError(f"the class folder '{entry}' is empty: add images or remove the class from every split")
+        if entry not in folders and entry.suffix.lower() in Image.registered_extensions():
+            raise UserError(f"the image '{entry}' lies beside the class folders: put it into one of them or remove it")
     return folders
-
-
-def _visible_folders(folder: Path) -> list[Path]:
-    return [entry for entry in visible_entries(folder) if entry.is_dir()]

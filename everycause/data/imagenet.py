@@ -10,6 +10,7 @@ Sources: arXiv 1409.0575, 2006.16241 (R), 1905.13549 (Sketch), 1903.12261 (C).
 """
 
 import hashlib
+import os
 from collections.abc import Iterator
 from functools import lru_cache
 from importlib.resources import files as packaged
@@ -87,11 +88,14 @@ def class_ids(root: Path, params: ImageNetParams) -> tuple[str, ...]:
     if params.classes == "all":
         return synsets()
     file = within(root, params.classes, "data.imagenet.classes")
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise UserError(
             f"data.imagenet.classes: '{file}' is missing: put a list of WordNet ids there, one per line, or take 'all'"
         )
-    wanted = file.read_text().split()
+    try:
+        wanted = file.read_text(encoding="utf-8").split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"data.imagenet.classes: '{file}' cannot be read ({error}): name a text file") from error
     if unknown := [one for one in wanted if one not in set(synsets())]:
         raise UserError(f"'{file}' names '{unknown[0]}', which is no class of ImageNet-1k")
     if len(wanted) < 2 or len(set(wanted)) < len(wanted):
@@ -122,6 +126,8 @@ def open_split(root: Path, name: str, params: ImageNetParams, threads: int) -> S
     """
     names = class_ids(root, params)
     if name == "test":
+        if _folder(root, params.test).resolve() == _folder(root, params.train).resolve():
+            raise UserError("data.imagenet.test is the folder of the training images: name that of the test images")
         published = "test" if params.classes == "all" else None
         return _of_files(root, name, *_test_set(root, name, params.test, names, params, published), params, threads)
     images, labels = _listed(_folder(root, params.train), names, every=True)
@@ -290,7 +296,7 @@ def _folder(root: Path, place: str) -> Path:
         UserError: it is missing or lies outside data.root.
     """
     folder = within(root, place, "data.imagenet")
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise UserError(
             f"'{folder}' is missing: unpack the data set there, or change its name in data.imagenet "
             "(null for a shifted set that you do not have)"

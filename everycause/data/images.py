@@ -5,14 +5,14 @@ Pillow alone, so that an image can be explained without the rest of the project.
 """
 
 import io
-import os
+import stat
 import struct
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
-from everycause.data.digests import content_digest
+from everycause.data.digests import content_digest, image_files, visible_entries, within
 from everycause.errors import UserError
 from everycause.shapes import Bool, Float, Int64, UInt8
 
@@ -54,6 +54,8 @@ UNREADABLE = (
     EOFError,
     MemoryError,
     RuntimeError,
+    AssertionError,
+    ImportError,
     struct.error,
     zlib.error,
     Image.DecompressionBombError,
@@ -71,8 +73,12 @@ UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 """EXIF orientation → the transposition that turns the picture upright."""
-BITS_PER_SAMPLE, LARGEST_SAMPLE = 258, 281
+BITS_PER_SAMPLE, PHOTOMETRIC, LARGEST_SAMPLE, PLANES, SAMPLE_FORMAT = 258, 262, 281, 284, 339
 """TIFF tags."""
+DARKEST = 1 / 4
+"""A deep picture darker than this share of white probably means another white: 10, 12 and 14 bits stored in 16."""
+LONGEST = 16
+"""Sides in a longer ratio than this are cut before resizing, which would make a huge picture of a thin one."""
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
@@ -103,68 +109,6 @@ def normalized(
     return (images.to(device) - mean).mul_(scale).contiguous(memory_format=torch.channels_last)
 
 
-def image_files(folder: Path) -> list[Path]:
-    """Every file below a folder but hidden ones, sorted; a file that is no image is an error only when it is read.
-
-    Raises:
-        UserError: as visible_entries, or a link leads back to a folder that holds it.
-    """
-    return sorted(_visible_files(folder, (folder.resolve(),)))
-
-
-def _visible_files(folder: Path, opened: tuple[Path, ...]) -> Iterator[Path]:
-    """The visible files below a folder; `opened` are the real paths of the folders that led here."""
-    for entry in visible_entries(folder):
-        if not entry.is_dir():
-            yield entry
-            continue
-        real = entry.resolve()
-        if real in opened:
-            target = os.readlink(entry)
-            raise UserError(
-                f"the symbolic link '{entry}' to '{target}' leads back to a folder that holds it: remove it"
-            )
-        yield from _visible_files(entry, (*opened, real))
-
-
-def visible_entries(folder: Path) -> list[Path]:
-    """The files and folders in a folder but hidden ones, sorted; symbolic links stand for what they lead to.
-
-    Raises:
-        UserError: the folder cannot be listed, a link is broken, or a name is no UTF-8.
-    """
-    try:
-        entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
-    except OSError as error:
-        raise UserError(f"the folder '{folder}' cannot be listed ({error.strerror}): check its permissions") from error
-    for entry in entries:
-        try:
-            entry.name.encode()
-        except UnicodeEncodeError as error:
-            name = os.fsencode(entry.name)
-            raise UserError(f"the name {name!r} in '{folder}' is no UTF-8: rename it") from error
-        if entry.is_symlink() and not entry.exists():
-            raise UserError(f"the symbolic link '{entry}' to '{os.readlink(entry)}' is broken: mend or remove it")
-    return entries
-
-
-def within(root: Path, place: str, key: str) -> Path:
-    """A file or folder below a data folder.
-
-    Args:
-        root: The data folder.
-        place: Path relative to it.
-        key: What names the path, for the message: a dotted path of params.yaml, or a row and file.
-
-    Raises:
-        UserError: the path leaves the data folder.
-    """
-    path = root / place
-    if not path.resolve().is_relative_to(root.resolve()):
-        raise UserError(f"{key}: '{place}' lies outside '{root}': paths may not leave the data folder")
-    return path
-
-
 def held_out(labels: Int64[np.ndarray, "images"], share: float, seed: int) -> Bool[np.ndarray, "images"]:
     """Which training images are held out for validation: a share of each class, one at least, and never all of them."""
     chosen, generator = np.zeros(len(labels), dtype=bool), np.random.default_rng(seed)
@@ -193,6 +137,11 @@ def squared(
             None for no resizing.
         framing: As a pretrained network was shown photographs; None resizes bicubically.
     """
+    if resize is not None and (framing is None or framing.mode == "center"):
+        width, height = (min(side, LONGEST * min(image.size)) for side in image.size)
+        if (width, height) != image.size:
+            left, top = (image.size[0] - width) // 2, (image.size[1] - height) // 2
+            image = image.crop((left, top, left + width, top + height))
     if framing is not None and resize == 0:
         return _framed(framing, size)(image)
     if resize is not None:
@@ -217,25 +166,38 @@ def decoded(file: Path) -> Image.Image:
     Raises:
         UserError: the file cannot be decoded, or nothing says which of its values is white; the sentence names it.
     """
+    return _decoded(file, quick=False)
+
+
+def check_decodable(file: Path) -> None:
+    """Refuse what `decoded` refuses; JPEG files are decoded at an eighth of their size, from all of their bytes.
+
+    Raises:
+        UserError: as decoded.
+    """
+    _decoded(file, quick=True)
+
+
+def _decoded(file: Path, quick: bool) -> Image.Image:
     try:
-        try:
-            return _upright_rgb(file, file)
-        except (ValueError, SyntaxError):
-            # Pillow refuses whole PNG files for what stands beside the picture: long texts, broken color profiles.
-            with file.open("rb") as stream:
-                if stream.read(len(SIGNATURE)) != SIGNATURE:
-                    raise
-            return _upright_rgb(io.BytesIO(_picture_chunks(file.read_bytes())), file)
+        if not stat.S_ISREG(file.stat().st_mode):
+            raise UserError(f"'{file}' is {'a folder' if file.is_dir() else 'no file'}: an image file is needed")
+        return _upright_rgb(file, file, quick)
     except UserError:
         raise
     except UNREADABLE as error:
-        raise _refusal(file, error) from error
+        try:  # Pillow refuses whole PNG files for what stands beside the picture: long texts, broken color profiles
+            return _upright_rgb(io.BytesIO(_picture_chunks(file.read_bytes())), file, quick)
+        except UserError:
+            raise
+        except UNREADABLE:
+            raise _refusal(file, error) from error
 
 
 def _refusal(file: Path, error: Exception) -> UserError:
     """The sentence about a file that could not be decoded."""
     if isinstance(error, UnidentifiedImageError):
-        return UserError(f"'{file}' is not an image that Pillow can read: remove it from the data folder")
+        return UserError(f"'{file}' is not an image that Pillow can read: store it as PNG or JPEG, or remove it")
     if isinstance(error, FileNotFoundError):
         return UserError(f"'{file}' is missing: restore it, or remove what names it")
     if isinstance(error, OSError) and error.errno is not None:
@@ -247,20 +209,48 @@ def _refusal(file: Path, error: Exception) -> UserError:
     return UserError(f"'{file}' is truncated or damaged ({cause}): replace it or remove it from the data folder")
 
 
-def _upright_rgb(source: Path | io.BytesIO, file: Path) -> Image.Image:
+def _upright_rgb(source: Path | io.BytesIO, file: Path, quick: bool) -> Image.Image:
     """The picture of an open file, in RGB and upright."""
     with Image.open(source) as opened:
+        if quick:
+            opened.draft(None, (1, 1))
+        deep = any(";16" in str(tile[3]) for tile in opened.tile)
         opened.load()
         try:
             orientation = opened.getexif().get(ORIENTATION)
         except UNREADABLE:  # EXIF data that cannot be read say nothing: many cameras and editors write broken ones
             orientation = None
-        image = _eight_bit(opened, file) if opened.mode.startswith(("I", "F")) else opened.convert("RGB")
+        image = _rgb(opened, deep, file)
         turn = UPRIGHT.get(orientation) if isinstance(orientation, int) else None
         return image if turn is None else image.transpose(turn)
 
 
-def _eight_bit(image: Image.Image, file: Path) -> Image.Image:
+def _rgb(image: Image.Image, deep: bool, file: Path) -> Image.Image:
+    """A loaded picture in RGB; `deep` tells whether the file has 16 bits per channel.
+
+    Raises:
+        UserError: as _eight_bit.
+    """
+    tags = getattr(image, "tag_v2", {})
+    if image.mode.startswith(("I", "F")) or (image.mode == "L" and _signed(tags)):
+        return _eight_bit(image, tags, file)
+    if tags.get(PLANES) == 2 and max(tags.get(BITS_PER_SAMPLE, (8,))) > 8:
+        raise UserError(f"'{file}' holds 16 bits per channel in planes, which Pillow mixes up: store it with 8 bits")
+    if deep:  # Pillow has kept the upper 8 bits of each value
+        colors = len(image.getbands()) - image.mode.endswith("A")
+        highest = int(np.asarray(image).reshape(*image.size[::-1], -1)[..., :colors].max())
+        if highest < DARKEST * 255:
+            raise _unknown_white(file, "16 bits per channel", 0, 257 * highest)
+    if image.mode in ("La", "RGBa"):  # colors multiplied by the opacity, which Pillow takes back first
+        image = image.convert(image.mode.upper())
+    return image.convert("RGB")
+
+
+def _signed(tags: Mapping[int, Any]) -> bool:
+    return tags.get(SAMPLE_FORMAT, (1,))[0] == 2
+
+
+def _eight_bit(image: Image.Image, tags: Mapping[int, Any], file: Path) -> Image.Image:
     """A gray picture of integers or floats in RGB, scaled by what the file says of its white, else by its range.
 
     Pillow would clip such values to 0 … 255 instead of scaling them.
@@ -268,27 +258,37 @@ def _eight_bit(image: Image.Image, file: Path) -> Image.Image:
     Raises:
         UserError: neither the file nor the range of the values says which value is white.
     """
-    values = np.asarray(image, dtype=np.float64)
+    values = np.asarray(image)
+    values = (values.view(np.int8) if image.mode == "L" else values).astype(np.float64)
     low, high = float(values.min()), float(values.max())
-    tags = getattr(image, "tag_v2", {})
-    white = tags.get(LARGEST_SAMPLE)
+    white = tags.get(LARGEST_SAMPLE) or _white(image.mode, tags, high)
     white = white[0] if isinstance(white, tuple) else white
-    bits = tags.get(BITS_PER_SAMPLE, (16,))[0]
-    if white is None and image.mode.startswith("I;") and bits < 16:
-        white = 2**bits - 1
-    if white is None and image.mode == "F":
-        white = 1.0 if high <= 1 else 255.0 if high <= 255 else None
-    elif white is None and image.mode == "I" and bits == 32 and high <= 255:
-        white = 255
-    elif white is None and high <= 65535:
-        white = None if 0 < high < 4096 else 65535  # as large as 12 bits allow: would be read as black
-    if white is None or not (np.isfinite(values).all() and low >= 0 and high <= white):
-        raise UserError(
-            f"'{file}' holds {'fractions' if image.mode == 'F' else 'whole numbers'} from {low:g} to {high:g}, and "
-            "nothing says which value is white: store it with 8 bits per channel"
-        )
+    if not (white and np.isfinite(values).all() and low >= 0 and high <= white):
+        raise _unknown_white(file, "fractions" if image.mode == "F" else "whole numbers", low, high)
+    if tags.get(PHOTOMETRIC) == 0:  # white is zero
+        values = white - values
     scaled = values // 257 if white == 65535 else np.rint(values * (255 / white))
     return Image.fromarray(scaled.astype(np.uint8)).convert("RGB")
+
+
+def _white(mode: str, tags: Mapping[int, Any], high: float) -> int | None:
+    """The value that is white by the type of the values and the highest of them; None if another is as likely."""
+    bits = tags.get(BITS_PER_SAMPLE, (16,))[0]
+    if mode.startswith("I;") and bits < 16:
+        return 2**bits - 1
+    if _signed(tags) and bits <= 16:
+        candidates = (2 ** (bits - 1) - 1,)
+    else:
+        candidates = (1, 255) if mode == "F" else (255, 65535) if bits == 32 else (65535,)
+    white = next((one for one in candidates if high <= one), None)
+    return None if white is None or 0 < high < DARKEST * white else white
+
+
+def _unknown_white(file: Path, kind: str, low: float, high: float) -> UserError:
+    return UserError(
+        f"'{file}' holds {kind} from {low:g} to {high:g}, and nothing says which value is white: "
+        "store it with 8 bits per channel"
+    )
 
 
 def _chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
@@ -301,28 +301,14 @@ def _chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _picture_chunks(content: bytes) -> bytes:
-    """A PNG file without the chunks that do not change its pixels (their types begin with a small letter)."""
-    kept = (chunk for kind, chunk in _chunks(content) if kind[:1].isupper() or kind in (b"tRNS", b"eXIf"))
-    return SIGNATURE + b"".join(kept)
+    """A PNG file without the chunks that do not change its pixels (their types begin with a small letter).
 
-
-def check_decodable(file: Path) -> None:
-    """Refuse a file that is no whole image, without decoding it where its format allows that.
-
-    Raises:
-        UserError: as decoded.
+    EXIF data, which say how the picture is turned, stay where they are whole. Of other files nothing is left.
     """
-    try:
-        with Image.open(file) as opened:
-            kind = opened.format
-            if kind == "PNG" and not opened.mode.startswith("I"):
-                opened.verify()  # checksums of all chunks: finds what is cut off or damaged
-                return
-        if kind == "JPEG":
-            with file.open("rb") as stream:
-                stream.seek(max(0, file.stat().st_size - 4096))
-                if b"\xff\xd9" in stream.read():  # the end of the picture: nothing was cut off
-                    return
-    except UNREADABLE:
-        pass  # decoding decides, and finds the sentence
-    decoded(file)
+    whole = content if content.startswith(SIGNATURE) else b""
+    kept = (
+        chunk
+        for kind, chunk in _chunks(whole)
+        if kind[:1].isupper() or (kind == b"eXIf" and zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:], "big"))
+    )
+    return SIGNATURE + b"".join(kept)

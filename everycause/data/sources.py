@@ -13,6 +13,7 @@ folder.py, imagenet.py and codebirds.py are examples. Then name it in SOURCES: i
 can use it. Shifted splits are opened in data.shifts alone, which only evaluation may import.
 """
 
+from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -22,6 +23,7 @@ from pydantic import ConfigDict, Field, create_model, field_validator, model_val
 from pydantic_core import PydanticCustomError
 
 from codebirds.codes import Code
+from everycause.artifacts import code_fingerprint
 from everycause.data.digests import remembered
 from everycause.data.images import Framing, check_decodable
 from everycause.data.split import PhotographParams, Split
@@ -37,6 +39,8 @@ SOURCES = {
     "waterbirds": "everycause.data.waterbirds",
 }
 """Name of data.source → module that reads it."""
+DVC_COPIES = "/.dvc/tmp/exps/"
+"""Where `dvc exp run --temp` and `--queue` put their copies of the repository."""
 
 
 class DataParams(Section):
@@ -137,22 +141,44 @@ def files(params: DataParams) -> list[Path]:
     return [*tables, *source.files(root, params.section)]
 
 
-def check(params: DataParams, threads: int) -> None:
+def check(params: DataParams, threads: int, corrupted: Iterable[tuple[str, int]] = ()) -> None:
     """Refuse data that could not be used to the end: every split is listed and every image opened before any work.
 
-    The result is remembered for every file, so that the next check opens only files that changed.
+    Whole files are remembered, so that the next check opens only files that changed.
+
+    Args:
+        params: The data set.
+        threads: Number of threads that read images.
+        corrupted: The corruptions and severities that will be evaluated; a published set of them must have them all.
 
     Raises:
         UserError: the data folder is not as it should be, or a file of any split is no whole image.
     """
-    source, root = reader(params.source), Path(params.root)
-    for name in get_args(SplitName):  # listed and hashed, not decoded
-        source.open_split(root, name, params.section, threads)
-    images = source.files(root, params.section)
-    faults = [fault for fault in remembered("image", images, _fault, threads) if fault]
-    if faults:
+    try:
+        images = _listed(params, threads, corrupted)
+    except UserError as error:
+        if DVC_COPIES in Path.cwd().as_posix() and not Path(params.root).is_absolute():
+            raise UserError(
+                f"{error} (`dvc exp run --temp` and `--queue` work in a copy of the repository without the files that "
+                f"neither Git nor DVC tracks: make data.root the absolute path of your '{params.root}')"
+            ) from error
+        raise
+    question = f"image {code_fingerprint('everycause.data.images')}"
+    found = remembered(question, images, _fault, threads, lasting=lambda fault: not fault)
+    if faults := [fault for fault in found if fault]:
         more = f" ({len(faults) - 1} more files cannot be read either)" if len(faults) > 1 else ""
         raise UserError(faults[0] + more)
+
+
+def _listed(params: DataParams, threads: int, corrupted: Iterable[tuple[str, int]]) -> list[Path]:
+    """Every image file; all splits are listed and hashed, and nothing is decoded."""
+    source, root = reader(params.source), Path(params.root)
+    for name in get_args(SplitName):
+        source.open_split(root, name, params.section, threads)
+    if hasattr(source, "released_view"):
+        for corruption, severity in corrupted:
+            source.released_view(root, corruption, severity, params.section, threads)
+    return source.files(root, params.section)
 
 
 def _fault(file: Path) -> str:

@@ -5,6 +5,7 @@ root. Training images mostly show waterbirds before water; validation and test i
 Source: Sagawa, Koh, Hashimoto, Liang, ICLR 2020, arXiv 1911.08731.
 """
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -93,11 +94,11 @@ def table(root: Path) -> pd.DataFrame:
     """The metadata, checked.
 
     Raises:
-        UserError: they are missing or lack a column, a row is not what it should be, or two rows name one file; the
-            sentence gives the row.
+        UserError: they are missing or lack a column, a row is not what it should be, two rows name one file, or a
+            split lacks a class; the sentence gives the row.
     """
     file = root / "metadata.csv"
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise UserError(f"'{file}' is missing: data.root must be the published Waterbirds folder")
     try:
         frame = pd.read_csv(file)
@@ -111,9 +112,13 @@ def table(root: Path) -> pd.DataFrame:
         wrong = (~frame[name].isin(allowed)).to_numpy().nonzero()[0]
         if len(wrong):
             raise UserError(
-                f"row {wrong[0] + 2} of '{file}' has {name} {frame[name].iloc[wrong[0]]!r}, "
+                f"row {wrong[0] + 2} of '{file}' has {name} '{frame[name].iloc[wrong[0]]}', "
                 f"which should be one of {', '.join(map(str, allowed))}"
             )
+    for split, number in SPLITS.items():
+        for label, name in enumerate(CLASSES):
+            if not ((frame["split"] == number) & (frame["y"] == label)).any():
+                raise UserError(f"'{file}' names no {name} in the split '{split}': unpack the data set again")
     _check_files(root, file, frame)
     return frame
 
@@ -123,7 +128,7 @@ def _check_files(root: Path, file: Path, frame: pd.DataFrame) -> None:
     rows: dict[Path, int] = {}
     for row, (name, split) in enumerate(zip(frame["img_filename"], frame["split"], strict=True), 2):
         path = within(root, str(name), f"row {row} of '{file}'")
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise UserError(f"row {row} of '{file}' names '{name}', which is missing: unpack the data set again")
         if (first := rows.setdefault(path.resolve(), row)) != row:
             where = "in another split" if frame["split"].iloc[first - 2] != split else "already"

@@ -99,7 +99,7 @@ def replaced(root: Path, file: str, old: str, new: str) -> None:
         ("parts/parts.txt", "1 back", "one back", "parts.txt' holds 'one' where a whole number should be"),
         ("image_class_labels.txt", "1 1", "1 9", "image 1 has a class that is not in"),
         ("image_class_labels.txt", "1 1\n", "", "image 1 is in only one of"),
-        ("train_test_split.txt", "1 1", "1 yes", "holds 'yes' where a whole number should be"),
+        ("train_test_split.txt", "1 1", "1 yes", "holds 'yes' where 0 or 1 should be"),
         ("bounding_boxes.txt", "1 4.0", "1 wide", "holds 'wide' where a number should be"),
         ("classes.txt", "2 002", "7 002", "does not number its classes"),
         ("parts/part_locs.txt", "1 1 ", "99 1 ", "names image 99 and part 1"),

@@ -1,16 +1,20 @@
 """Decoding of photographs of every kind, and refusals that name the file."""
 
+import os
 import struct
 import subprocess
 import sys
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image, TiffImagePlugin
 
+from everycause.data import images
 from everycause.data.images import SIGNATURE, check_decodable, decoded, held_out, image_files, squared, within
 from everycause.errors import UserError
 
@@ -85,8 +89,19 @@ def test_an_animation_is_its_first_picture_and_a_jpeg_of_a_printer_has_right_col
         ("a.tif", GRAY.astype(np.int32)),
         ("a.tif", GRAY.astype(np.float32) / 255),
         ("a.tif", GRAY.astype(np.float32)),
+        ("a.ppm", GRAY.astype(np.uint16) * 257),
+        ("a.jp2", GRAY.astype(np.uint16) * 257),
     ],
-    ids=["16-bit PNG", "16-bit TIFF", "int32 of 16 bits", "int32 of 8 bits", "float to 1", "float to 255"],
+    ids=[
+        "16-bit PNG",
+        "16-bit TIFF",
+        "int32 of 16 bits",
+        "int32 of 8 bits",
+        "float to 1",
+        "float to 255",
+        "16-bit PGM",
+        "16-bit JPEG 2000",
+    ],
 )
 def test_deep_pictures_are_scaled_and_not_black(tmp_path: Path, name: str, pixels: np.ndarray) -> None:
     assert difference(saved(tmp_path / name, pixels), GRAY) == 0
@@ -101,8 +116,25 @@ def test_deep_pictures_are_scaled_and_not_black(tmp_path: Path, name: str, pixel
         (GRAY.astype(np.float32) * 257, "fractions from 0 to 64250"),
         (GRAY.astype(np.float32) / 255 - 0.5, "fractions from -0.5"),
         (np.where(GRAY > 100, np.float32(np.nan), np.float32(0.5)), "nothing says which value is white"),
+        (GRAY.astype(np.uint16), "whole numbers from 0 to 250"),
+        (GRAY.astype(np.uint16) * 65, "whole numbers from 0 to 16250"),
+        ((GRAY > 100).astype(np.int32), "whole numbers from 0 to 1,"),
+        (GRAY.astype(np.float32) / 25500, "fractions from 0 to 0.0098"),
+        (GRAY.astype(np.float32) / 100, "fractions from 0 to 2.5,"),
     ],
-    ids=["12 bits", "32 bits", "negative", "float to 64250", "negative float", "nan"],
+    ids=[
+        "12 bits",
+        "32 bits",
+        "negative",
+        "float to 64250",
+        "negative float",
+        "nan",
+        "8 bits in 16",
+        "14 bits in 16",
+        "int32 of zeros and ones",
+        "float to 0.01",
+        "float to 2.5",
+    ],
 )
 def test_deep_pictures_of_unknown_white_are_refused_by_name(tmp_path: Path, pixels: np.ndarray, message: str) -> None:
     path = saved(tmp_path / "deep.tif", pixels)
@@ -116,6 +148,57 @@ def test_a_twelve_bit_picture_that_says_so_is_scaled(tmp_path: Path) -> None:
     tags[281] = 4095
     path = saved(tmp_path / "a.tif", GRAY.astype(np.uint16) * 16, tiffinfo=tags)
     assert difference(path, GRAY) <= 2
+
+
+@pytest.mark.parametrize(
+    ("pixels", "tags", "expected"),
+    [
+        (65535 - GRAY.astype(np.uint16) * 257, {"photometric": "miniswhite"}, GRAY),
+        (1 - GRAY.astype(np.float32) / 255, {"photometric": "miniswhite"}, GRAY),
+        (GRAY.astype(np.int16) * 128, {}, GRAY),
+        (GRAY.astype(np.int16).astype(">i2") * 128, {"byteorder": ">"}, GRAY),
+        ((GRAY // 2).astype(np.int8), {}, GRAY),
+        (COLOR.astype(np.uint16) * 257, {"photometric": "rgb"}, COLOR),
+        (np.stack([GRAY, GRAY * 0 + 255], 2), {"extrasamples": ["assocalpha"], "planarconfig": "contig"}, GRAY),
+    ],
+    ids=["16 bits, white is 0", "float, white is 0", "int16", "int16, big end first", "int8", "16-bit RGB", "La"],
+)
+def test_what_a_tiff_file_says_of_its_values_is_heeded(
+    tmp_path: Path, pixels: np.ndarray, tags: dict, expected: np.ndarray
+) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", pixels, **({"photometric": "minisblack"} | tags))
+    check_decodable(tmp_path / "a.tif")
+    assert difference(tmp_path / "a.tif", expected) <= 2
+
+
+def png(channels: int, color_type: int, values: np.ndarray) -> bytes:
+    """A PNG file of 16 bits per channel, which Pillow cannot write in color."""
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values.reshape(len(values), -1, channels))
+    header = struct.pack(">IIBBBBB", values.shape[1], len(values), 16, color_type, 0, 0, 0)
+    return SIGNATURE + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(("channels", "color_type"), [(2, 4), (3, 2), (4, 6)])
+def test_colors_of_16_bits_are_right_and_12_bits_among_them_are_refused(
+    tmp_path: Path, channels: int, color_type: int
+) -> None:
+    values = np.repeat(GRAY.astype(np.uint16)[..., None], channels, axis=2)
+    if channels != 3:
+        values[..., -1] = 255  # opaque
+    (tmp_path / "a.png").write_bytes(png(channels, color_type, values * 257))
+    assert difference(tmp_path / "a.png", GRAY) == 0
+    values[..., : channels - (channels != 3)] //= 16
+    (tmp_path / "a.png").write_bytes(png(channels, color_type, values * 257))
+    for read in (decoded, check_decodable):
+        with pytest.raises(UserError, match="a.png' holds 16 bits per channel from 0 to 3855, and nothing says which"):
+            read(tmp_path / "a.png")
+
+
+def test_planes_of_16_bits_which_pillow_mixes_up_are_refused(tmp_path: Path) -> None:
+    planes = np.moveaxis(COLOR, 2, 0).astype(np.uint16) * 257
+    tifffile.imwrite(tmp_path / "a.tif", planes, photometric="rgb", planarconfig="separate")
+    with pytest.raises(UserError, match="a.tif' holds 16 bits per channel in planes"):
+        decoded(tmp_path / "a.tif")
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -162,13 +245,37 @@ def test_a_broken_rational_beside_an_orientation_does_not_stop_the_rotation(tmp_
         (b"tEXt", b"Raw profile type exif\x00\nexif\n 8\nthis is no hex\n"),
         (b"eXIf", b"II*\x00\xff\xff\xff\x7f"),
         (b"pHYs", b"\x00"),
+        (b"iCCP", b""),
+        (b"tRNS", b""),
+        (b"fdAT", b"\xff"),
     ],
-    ids=["long text", "long international text", "long profile", "no profile", "no hex", "broken EXIF", "short size"],
+    ids=[
+        "long text",
+        "long international text",
+        "long profile",
+        "no profile",
+        "no hex",
+        "broken EXIF",
+        "short size",
+        "empty profile",
+        "empty transparency",
+        "stray animation",
+    ],
 )
 def test_what_stands_beside_the_picture_of_a_png_file_does_not_stop_it(
     tmp_path: Path, kind: bytes, data: bytes
 ) -> None:
     path = with_chunk(tmp_path / "a.png", kind, data)
+    check_decodable(path)
+    assert difference(path, COLOR) == 0
+
+
+@pytest.mark.parametrize("kind", [b"tEXt", b"gAMA", b"iCCP", b"eXIf", b"acTL"])
+@pytest.mark.parametrize("place", [len(SIGNATURE) + 25, -12], ids=["before", "after"])
+def test_a_damaged_chunk_beside_the_picture_does_not_stop_it(tmp_path: Path, kind: bytes, place: int) -> None:
+    path = saved(tmp_path / "a.png", COLOR)
+    content, damaged = path.read_bytes(), chunk(kind, b"a\0" + b"b" * 20)[:-1] + b"\0"
+    path.write_bytes(content[:place] + damaged + content[place:])
     check_decodable(path)
     assert difference(path, COLOR) == 0
 
@@ -213,6 +320,19 @@ def test_a_cut_off_file_of_any_format_is_named_by_reading_and_by_the_check(tmp_p
             read(path)
 
 
+def test_the_check_refuses_what_reading_refuses(tmp_path: Path) -> None:
+    """The end mark of a JPEG file may be that of its thumbnail; a PNG file with right checksums may hold no picture."""
+    saved(tmp_path / "small.jpg", COLOR[:16, :16])
+    saved(tmp_path / "a.jpg", COLOR, exif=b"Exif\0\0" + (tmp_path / "small.jpg").read_bytes())
+    (tmp_path / "a.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:-300])
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 32, 32, 8, 2, 0, 0, 0))
+    (tmp_path / "a.png").write_bytes(SIGNATURE + header + chunk(b"IDAT", b"no picture") + chunk(b"IEND", b""))
+    for name in ("a.jpg", "a.png"):
+        for read in (decoded, check_decodable):
+            with pytest.raises(UserError, match=f"{name}' is truncated or damaged"):
+                read(tmp_path / name)
+
+
 def test_damaged_bytes_never_end_in_another_error(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     for suffix in ("png", "jpg", "gif", "tif", "webp", "bmp"):
@@ -226,15 +346,24 @@ def test_damaged_bytes_never_end_in_another_error(tmp_path: Path) -> None:
             broken[places] = generator.integers(0, 256, len(places))
             path = tmp_path / f"broken.{suffix}"
             path.write_bytes(broken.tobytes())
-            try:
-                decoded(path)
-            except UserError as error:
-                assert path.name in str(error) and "\n" not in str(error)
+            refused = [refusal(read, path) for read in (decoded, check_decodable)]
+            assert all(path.name in message and "\n" not in message for message in refused if message)
+            assert bool(refused[0]) == bool(refused[1]), refused
+
+
+def refusal(read: Callable[[Path], object], path: Path) -> str:
+    try:
+        read(path)
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def test_missing_and_unreadable_files_are_not_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="gone.png' is missing"):
         decoded(tmp_path / "gone.png")
+    with pytest.raises(UserError, match="is a folder: an image file is needed"):
+        decoded(tmp_path)
 
     def failing(*arguments: object) -> None:
         raise OSError(5, "Input/output error")
@@ -261,10 +390,38 @@ def test_broken_links_and_loops_are_named(tmp_path: Path) -> None:
     link.symlink_to(tmp_path / "nowhere")
     with pytest.raises(UserError, match="symbolic link '.*more/link' to '.*nowhere' is broken"):
         image_files(tmp_path / "class")
-    link.unlink()
-    link.symlink_to(tmp_path / "class")
-    with pytest.raises(UserError, match="leads back to a folder that holds it"):
-        image_files(tmp_path / "class")
+    for target in ("link", "..", "../.."):
+        link.unlink()
+        link.symlink_to(target)
+        with pytest.raises(UserError, match="'.*more/link.*(leads back to a folder that holds it|is broken)"):
+            image_files(tmp_path / "class")
+
+
+def test_what_can_never_be_read_to_its_end_is_named(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with pytest.raises(UserError, match="pipe.jpg' is neither a file nor a folder"):
+        image_files(tmp_path)
+    with pytest.raises(UserError, match="pipe.jpg' is no file"):
+        decoded(tmp_path / "pipe.jpg")
+    (tmp_path / "pipe.jpg").unlink()
+    (tmp_path / "zero.jpg").symlink_to("/dev/zero")
+    with pytest.raises(UserError, match="zero.jpg' is neither a file nor a folder"):
+        image_files(tmp_path)
+
+
+def test_a_folder_that_is_called_like_an_image_is_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "x.jpg").mkdir()
+    assert image_files(tmp_path) == []
+    saved(tmp_path / "x.jpg" / "a.png", COLOR)
+    assert image_files(tmp_path) == [tmp_path / "x.jpg" / "a.png"]
+
+
+def test_a_name_with_a_line_break_is_named_and_odd_spaces_are_not_minded(tmp_path: Path) -> None:
+    (tmp_path / "a\u202f\u00a0b.png").write_bytes(b"")
+    assert len(image_files(tmp_path)) == 1
+    (tmp_path / "a\nb.png").write_bytes(b"")
+    with pytest.raises(UserError, match=r"the name b'a\\nb.png' in '.*' holds control characters: rename it"):
+        image_files(tmp_path)
 
 
 def test_a_file_name_that_is_no_utf_8_is_named(tmp_path: Path) -> None:
@@ -281,6 +438,21 @@ def test_paths_that_leave_the_data_folder_are_refused(tmp_path: Path, place: str
     with pytest.raises(UserError, match="row 3: '.*' lies outside .*: paths may not leave the data folder"):
         within(tmp_path / "root", place, "row 3")
     assert within(tmp_path / "root", "a/b.png", "row 3") == tmp_path / "root" / "a" / "b.png"
+    (tmp_path / "root" / "loop").symlink_to("loop")
+    for odd in ("loop", "a\0b"):
+        with pytest.raises(UserError, match="row 3: '.*' is no path that can be followed|row 3: '.*' lies outside"):
+            within(tmp_path / "root", odd, "row 3")
+
+
+@pytest.mark.parametrize("tall", [False, True])
+def test_a_thin_strip_makes_no_huge_picture_on_the_way_to_a_square(monkeypatch: pytest.MonkeyPatch, tall: bool) -> None:
+    strip = np.zeros((8, 20_000, 3), dtype=np.uint8)
+    strip[:, 9_996:10_004] = 200
+    resized, resize = [], images.functional.resize
+    monkeypatch.setattr(images.functional, "resize", lambda *a, **b: resized.append(resize(*a, **b)) or resized[-1])
+    square = squared(Image.fromarray(strip.transpose(1, 0, 2) if tall else strip), 64)
+    assert square[:, 16:-16, 16:-16].float().mean() == 200 and square.shape == (3, 64, 64)
+    assert max(resized[0].size) <= 64 * 16
 
 
 def test_the_validation_draw_is_that_of_a_slow_reference() -> None:
