@@ -10,7 +10,7 @@ This module and what it imports need torch, torchvision, timm, numpy and Pillow 
 Paper: arXiv 2511.12100. Cost: about 100 forward passes per image with 49 regions.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from everycause.data.images import normalized
 from everycause.errors import UserError
-from everycause.explanation.inputs import device_of, preprocessing_of, rgb_picture
+from everycause.explanation.inputs import device_of, preprocessing_of, rgb_picture, whole_number
 from everycause.explanation.objectives import ObjectiveName, log_odds, runner_up
 from everycause.explanation.regions import (
     BaselineName,
@@ -34,6 +34,7 @@ from everycause.explanation.regions import (
 )
 from everycause.explanation.scoring import Scorer
 from everycause.explanation.search import Method, SearchInputs, search
+from everycause.hooks import evaluating
 from everycause.shapes import Bool, Float, Int64, UInt8
 
 if TYPE_CHECKING:
@@ -75,6 +76,9 @@ class Explanation:
 
         Args:
             path: Where the figure is saved, if anywhere.
+
+        Raises:
+            UserError: it cannot be saved there.
         """
         from matplotlib.figure import Figure  # here, because only drawing needs matplotlib
 
@@ -95,7 +99,10 @@ class Explanation:
         curve.plot(self.probabilities[:, self.label], "o-")
         curve.set(xlabel="regions removed", ylabel=f"p({name})", ylim=(0, 1.02), xticks=range(len(self.order) + 1))
         if path is not None:
-            figure.savefig(path, dpi=150)
+            try:
+                figure.savefig(path, dpi=150)
+            except (OSError, ValueError) as error:
+                raise UserError(f"the figure cannot be saved as '{path}' ({error}): name another file") from error
         return figure
 
 
@@ -119,13 +126,15 @@ class Explainer:
         max_regions: The most regions of a set; at most a quarter of all regions is removed.
         batch_size: The most masked images per forward pass.
         device: Where the network is expected to lie; by default wherever it lies.
-        search: `fast`, or `exhaustive` (every region is tried in every step), or `greedy` (without pruning).
+        search: `fast`, or `exhaustive` (every region is tried in every step), or `greedy` (without pruning). A network
+            that gives no gradients is searched exhaustively instead of fast.
         objective: The set function that the search maximizes: `deletion`, `counterfactual` or `factual`.
 
     Raises:
         UserError: the network gives no logits or is not prepared for images, or an option makes no sense.
     """
 
+    @torch.inference_mode(False)  # the fast search needs gradients, and is also called from code that switches them off
     def __init__(
         self,
         model: nn.Module,
@@ -146,19 +155,20 @@ class Explainer:
         if not isinstance(model, nn.Module):
             raise UserError(f"the model is a {type(model).__name__}: give a torch.nn.Module that returns logits")
         _check_choices(partition, baseline, search, objective)
-        _check_numbers(regions=(regions, 4), max_regions=(max_regions, 1), batch_size=(batch_size, 1))
-        self.regions, self.partition, self.baseline, self.method = regions, partition, baseline, search
-        self.objective, self.largest = objective, largest_set(regions, max_regions)
+        self.regions = _at_least("regions", regions, 4)
+        self.partition, self.baseline, self.method, self.objective = partition, baseline, search, objective
+        self.largest = largest_set(self.regions, _at_least("max_regions", max_regions, 1))
+        batch_size = _at_least("batch_size", batch_size, 1)
         self.device = device_of(model, device)
         self.preprocessing = preprocessing_of(model, mean, standard_deviation, image_size)
-        names = class_names if class_names is not None else getattr(model, "class_names", None)
-        self.class_names = None if names is None else tuple(map(str, names))
+        self.class_names = _names(class_names if class_names is not None else getattr(model, "class_names", None))
         network = model.network if hasattr(model, "statistics") and hasattr(model, "network") else model
         self.exact = Scorer(network, batch_size, self.device, padded=False)
         self.fast: Scorer | None = None
         if self.preprocessing.image_size is not None:
             self._prepare(self.preprocessing.image_size)
 
+    @torch.inference_mode(False)
     def __call__(self, image: Any, label: int | None = None) -> Explanation:
         """Explain the prediction for one image.
 
@@ -222,6 +232,7 @@ class Explainer:
         partitions(self.partition, pixels[:1], self.regions)  # refuses regions that do not fit the size
         images = normalized(pixels, self.preprocessing.statistics, self.device)
         expected = _checked_logits(self.exact, images)
+        _checked_logits(self.exact, images[:1])  # a network that drops dimensions of size 1 fails with one image alone
         if self.class_names is not None and len(self.class_names) != expected.shape[1]:
             raise UserError(
                 f"class_names holds {len(self.class_names)} names and the network has {expected.shape[1]} classes: "
@@ -234,12 +245,15 @@ class Explainer:
         except Exception:  # tracing and copying run foreign code, which may fail in any way: only speed is lost
             trusted = False
         self.fast = self.fast if trusted else self.exact
+        if self.method == "fast" and not (_has_gradients(self.exact, images) and _has_gradients(self.fast, images)):
+            self.method = "exhaustive"
 
-    def _check_label(self, label: int | None, prediction: int, classes: int) -> None:
-        if label is None or label == prediction:
+    def _check_label(self, given: Any, prediction: int, classes: int) -> None:
+        label = whole_number(given)
+        if given is None or label == prediction:
             return
-        if isinstance(label, bool) or not isinstance(label, int | np.integer) or not 0 <= label < classes:
-            raise UserError(f"label is {label!r}: give the number of a class, 0 … {classes - 1}")
+        if label is None or not 0 <= label < classes:
+            raise UserError(f"label is {given!r}: give the number of a class, 0 … {classes - 1}")
         names = self.class_names or [f"class {number}" for number in range(classes)]
         raise UserError(
             f"the image is already misclassified ('{names[prediction]}' instead of '{names[label]}'), so there is no "
@@ -275,30 +289,50 @@ def _check_choices(partition: Any, baseline: Any, search: Any, objective: Any) -
             raise UserError(f"{name} is {value!r}: give one of {', '.join(known)}")
 
 
-def _check_numbers(**given: tuple[Any, int]) -> None:
-    """Refuse an option that is no whole number of at least so much."""
-    for name, (value, least) in given.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise UserError(f"{name} is {value!r}: give a whole number, at least {least}")
+def _at_least(name: str, given: Any, least: int) -> int:
+    """An option that is a whole number of at least so much."""
+    value = whole_number(given)
+    if value is None or value < least:
+        raise UserError(f"{name} is {given!r}: give a whole number, at least {least}")
+    return value
 
 
-def _checked_logits(scorer: Scorer, images: Float[Tensor, "2 3 side side"]) -> Float[Tensor, "2 classes"]:
-    """Logits of two images, checked for their form."""
-    size = images.shape[-1]
+def _names(given: Any) -> tuple[str, ...] | None:
+    """The names of the classes as text."""
+    if given is None:
+        return None
+    if isinstance(given, str | Mapping) or not hasattr(given, "__iter__"):
+        raise UserError(f"class_names is a {type(given).__name__}: give a list of names in the order of the logits")
+    return tuple(map(str, given))
+
+
+def _has_gradients(scorer: Scorer, images: Float[Tensor, "2 3 side side"]) -> bool:
+    """Whether logits can be derived by the images: some networks detach their output or compute in numpy."""
+    leaf = images.clone().requires_grad_()
+    try:
+        with torch.enable_grad(), evaluating(scorer.network):
+            return torch.autograd.grad(scorer.network(leaf.to(scorer.dtype).clone()).sum(), leaf)[0] is not None
+    except Exception:  # foreign code
+        return False
+
+
+def _checked_logits(scorer: Scorer, images: Float[Tensor, "batch 3 side side"]) -> Float[Tensor, "batch classes"]:
+    """Logits of one or two images, checked for their form."""
+    size, given = images.shape[-1], "two images" if len(images) == 2 else "one image"
     try:
         output = scorer.output(images)
     except Exception as error:  # the network is foreign code: whatever it raises over the images is about their form
         cause = " ".join(str(error).split())[:160] or type(error).__name__
         raise UserError(
             f"the network cannot take a batch of images of 3 × {size} × {size} values ({cause}): give the image_size "
-            "that it was made for"
+            "that it was made for, and a network of three channels"
         ) from error
     expected = "it must return logits, a tensor of images × classes"
     if not isinstance(output, Tensor):
         raise UserError(f"the network returns a {type(output).__name__}: {expected}, so wrap it in a module that does")
     shape = " × ".join(map(str, output.shape))
     if output.ndim != 2 or len(output) != len(images) or not output.is_floating_point():
-        raise UserError(f"the network returns {shape} values ({output.dtype}) for two images: {expected}")
+        raise UserError(f"the network returns {shape} values ({output.dtype}) for {given}: {expected}")
     if output.shape[1] < 2:
-        raise UserError(f"the network returns one value per image ({shape} for two images): {expected}, at least two")
+        raise UserError(f"the network returns one value per image ({shape} for {given}): {expected}, at least two")
     return output.float()

@@ -1,3 +1,4 @@
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -106,6 +107,10 @@ def same_image_in_every_form(folder: Path) -> dict[str, object]:
         "tensor last": torch.from_numpy(pixels),
         "tensor float": torch.from_numpy(pixels.transpose(2, 0, 1) / 255).float(),
         "tensor with gradient": torch.from_numpy(pixels.transpose(2, 0, 1) / 255).requires_grad_(),
+        "tensor float16": torch.from_numpy(pixels.transpose(2, 0, 1).copy()).to(torch.float16).div(255),
+        "tensor sparse": torch.from_numpy(pixels.transpose(2, 0, 1).copy()).to_sparse(),
+        "array of 16 bits": pixels.astype(np.uint16) * 257,
+        "tensor of 16 bits": torch.from_numpy(pixels.transpose(2, 0, 1).astype(np.int32) * 257),
         "batch of one": torch.from_numpy(pixels.transpose(2, 0, 1).copy())[None],
     }
 
@@ -132,7 +137,27 @@ def test_one_channel_is_repeated() -> None:
         assert np.array_equal(np.asarray(rgb_picture(image)), np.repeat(gray[:, :, None], 3, axis=2))
 
 
+def damaged() -> Image.Image:
+    """A picture whose file ends too early, which Pillow opens all the same."""
+    stream = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(stream, "JPEG")
+    return Image.open(io.BytesIO(stream.getvalue()[:900]))
+
+
+def closed() -> Image.Image:
+    picture = Image.new("RGB", (4, 4))
+    picture.close()
+    return picture
+
+
 REFUSED = {
+    "cannot be decoded .image file is truncated": damaged(),
+    "cannot be decoded .[Oo]peration on closed image": closed(),
+    "cannot be decoded .conversion from La": Image.new("La", (32, 32)),
+    "values cannot be read .Cannot copy out of meta tensor": torch.zeros(3, 32, 32, device="meta"),
+    "complex64 values": torch.zeros(3, 32, 32, dtype=torch.complex64),
+    "aaa' cannot be read .File name too long": "a" * 300,
+    "the image is a bytes": b"image",
     "a batch of 4 images": torch.zeros(4, 3, 32, 32),
     "the image has the shape 5 × 32 × 32": np.zeros((5, 32, 32), np.uint8),
     "the image has the shape 32:": np.zeros(32, np.uint8),
@@ -141,6 +166,9 @@ REFUSED = {
     "from 0 to 255, and floats must lie in": np.full((32, 32, 3), [0.0, 1.0, 255.0]),
     "NaN": np.full((32, 32, 3), np.nan),
     "uint16 values from 4000 to 4000": np.full((32, 32), 4000, np.uint16),
+    "uint16 values from 4095 to 4095": Image.fromarray(np.full((32, 32), 4095, np.uint16)),
+    "int32 values from 70000 to 70000": Image.fromarray(np.full((32, 32), 70000, np.int32)),
+    "the image has the shape 32 × 32 × 2": np.zeros((32, 32, 2), np.uint8),
     "int64 values from -1 to -1": torch.full((3, 32, 32), -1),
     "bool values": np.ones((32, 32), bool),
     "is missing": "nowhere.jpg",
@@ -174,6 +202,10 @@ NETWORKS = {
     "returns a dict": lambda: Returns(lambda logits: {"logits": logits}),
     "returns 2 × 3 × 1 × 1 values": lambda: Returns(lambda logits: logits[:, :, None, None]),
     "returns one value per image": lambda: Returns(lambda logits: logits[:, :1]),
+    "returns 3 values .torch.float32. for one image": lambda: Returns(lambda logits: logits.squeeze()),
+    "returns a ndarray": lambda: Returns(lambda logits: logits.numpy()),
+    "take a batch .* and a network of three channels": lambda: nn.Conv2d(1, 2, 3),
+    "the model is a type": lambda: Colors,
     "returns 1 × 3 values": lambda: Returns(lambda logits: logits[:1]),
     "returns 2 × 3 values .torch.int64.": lambda: Returns(lambda logits: logits.long()),
     "cannot take a batch of images of 3 × 32 × 32": lambda: nn.Sequential(nn.Flatten(), nn.Linear(5, 2)),
@@ -212,6 +244,13 @@ WRONG_OPTIONS = {
     "mean is 0.5: give three numbers": {"mean": 0.5},
     "belong together": {"mean": None},
     "image_size is -1": {"image_size": -1},
+    "image_size is .32, 32.": {"image_size": (32, 32)},
+    "image_size is 1000000": {"image_size": 10**6},
+    "regions is 16.0: give a whole number": {"regions": 16.0},
+    "max_regions is True": {"max_regions": True},
+    "class_names is a str: give a list of names": {"class_names": "abc"},
+    "class_names is a dict": {"class_names": {0: "a", 1: "b", 2: "c"}},
+    "class_names is a int": {"class_names": 3},
     "the network lies on 'cpu' and device is 'cuda'": {"device": "cuda"},
     "which torch does not know": {"device": "gpu"},
 }
@@ -223,13 +262,61 @@ def test_an_option_that_makes_no_sense_is_refused_by_name(sentence: str) -> None
         Explainer(Colors(), **(OPTIONS | WRONG_OPTIONS[sentence]))
 
 
-def test_a_label_must_be_a_class_and_the_prediction() -> None:
-    explainer = Explainer(Colors(), **OPTIONS)
-    assert explainer(two_colors(), label=0).label == 0
+@pytest.mark.parametrize("label", [0, np.int64(0), torch.tensor(0)])
+def test_a_label_that_is_the_prediction_is_taken(label: object) -> None:
+    assert Explainer(Colors(), **OPTIONS)(two_colors(), label=label).label == 0
+
+
+@pytest.mark.parametrize("label", [2, np.uint8(2), torch.tensor(2)])
+def test_an_image_that_is_misclassified_already_is_refused(label: object) -> None:
     with pytest.raises(UserError, match="already misclassified .'class 0' instead of 'class 2'."):
-        explainer(two_colors(), label=2)
-    with pytest.raises(UserError, match="label is 7: give the number of a class"):
-        explainer(two_colors(), label=7)
+        Explainer(Colors(), **OPTIONS)(two_colors(), label=label)
+
+
+@pytest.mark.parametrize("label", [7, -1, 0.0, False, "red", [0], np.array([0, 1]), torch.tensor([0, 0]), np.nan])
+def test_a_label_that_is_no_class_is_refused(label: object) -> None:
+    with pytest.raises(UserError, match="^label is .*: give the number of a class, 0 … 2$"):
+        Explainer(Colors(), **OPTIONS)(two_colors(), label=label)
+
+
+def test_whole_numbers_of_numpy_are_taken_as_options() -> None:
+    options = OPTIONS | {"regions": np.int64(16), "image_size": np.int32(SIZE), "max_regions": np.int64(1)}
+    assert len(explain(Colors(), two_colors(), **options).order) == 1
+
+
+class Subtracts(Colors):
+    """Changes its input in place."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return super().forward(images.sub_(0.1))
+
+
+def test_a_network_that_changes_its_input_in_place_is_explained() -> None:
+    assert explain(Subtracts(), two_colors(), **OPTIONS).order == explain(Colors(), two_colors(), **OPTIONS).order
+
+
+def test_a_network_without_gradients_is_searched_exhaustively() -> None:
+    model = Returns(lambda logits: logits.detach())
+    found = explain(model, two_colors(), **OPTIONS)
+    tried = explain(Colors(), two_colors(), search="exhaustive", **OPTIONS)
+    assert found.flipped and found.order == tried.order and found.forwards == tried.forwards
+    assert explain(Colors(), two_colors(), **OPTIONS).forwards < tried.forwards
+
+
+@pytest.mark.parametrize("switched_off", [torch.no_grad, torch.inference_mode])
+def test_gradients_that_are_switched_off_around_the_call_change_nothing(switched_off: type) -> None:
+    expected = explain(Colors(), two_colors(), **OPTIONS)
+    model = Colors()
+    with switched_off():
+        found = explain(model, two_colors(), **OPTIONS)
+    assert found.order == expected.order and found.forwards == expected.forwards
+
+
+@pytest.mark.parametrize("place", ["no/where/x.png", "x.unknown"])
+def test_a_figure_that_cannot_be_saved_is_one_sentence(tmp_path: Path, place: str) -> None:
+    found = explain(Colors(), two_colors(), **OPTIONS)
+    with pytest.raises(UserError, match="the figure cannot be saved as '.*: name another file"):
+        found.plot(tmp_path / place)
 
 
 def test_a_timm_network_sees_photographs_as_its_configuration_says() -> None:

@@ -5,6 +5,8 @@ and normalized for this network. Everything that does not fit is refused in one 
 """
 
 import math
+import operator
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +19,7 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional
 
-from everycause.data.images import Statistics, decoded, squared
+from everycause.data.images import UNREADABLE, Statistics, decoded, squared
 from everycause.errors import UserError
 from everycause.shapes import UInt8
 
@@ -27,6 +29,10 @@ TORCHVISION_SIZE, TORCHVISION_RESIZE = 224, 256
 """Center crop and short side before it, as torchvision's presets have them for almost all of its networks."""
 ROUNDING = 1e-4
 """By how much floats may leave [0, 1]: resizing and conversions round."""
+SIXTEEN_BITS = range(4096, 65536)
+"""Largest values of integers that are taken for 16 bits; as in files, smaller ones would be read as nearly black."""
+LARGEST_SIDE = 16384
+"""Pixels; a larger image_size is a mistake."""
 
 
 def rgb_picture(image: Any) -> Image.Image:
@@ -35,19 +41,41 @@ def rgb_picture(image: Any) -> Image.Image:
     Raises:
         UserError: it is no image, or not one image; the sentence says what was expected.
     """
-    if isinstance(image, str | Path):
-        path = Path(image)
-        if not path.is_file():
-            raise UserError(f"the image '{path}' is {'a folder' if path.is_dir() else 'missing'}: give an image file")
-        return decoded(path)
+    if isinstance(image, str | os.PathLike):
+        return _from_file(Path(image))
     if isinstance(image, Image.Image):
-        return _upright(image)
+        try:
+            return _upright(image)
+        except UserError:
+            raise
+        except UNREADABLE as error:  # Pillow reads pixels late: a damaged or closed image is found here
+            raise UserError(f"the image cannot be decoded ({_cause(error)}): give a whole one") from error
     if isinstance(image, Tensor):
-        plain = image.detach().cpu()
-        return _from_array((plain.float() if plain.dtype == torch.bfloat16 else plain).numpy(), channels_first=True)
+        try:
+            plain = image.detach().cpu().to_dense()
+            plain = plain.float() if plain.is_floating_point() and plain.dtype != torch.float64 else plain
+            return _from_array(plain.numpy(), channels_first=True)
+        except (RuntimeError, TypeError) as error:  # torch: a tensor without values, or of a type that numpy lacks
+            raise UserError(f"the image's values cannot be read ({_cause(error)}): give {ACCEPTED}") from error
     if isinstance(image, np.ndarray):
         return _from_array(image, channels_first=False)
     raise UserError(f"the image is a {type(image).__name__}: give {ACCEPTED}")
+
+
+def _from_file(path: Path) -> Image.Image:
+    try:
+        missing = not path.is_file()
+    except OSError as error:
+        raise UserError(
+            f"the image '{str(path)[:80]}' cannot be read ({error.strerror}): give an image file"
+        ) from error
+    if missing:
+        raise UserError(f"the image '{path}' is {'a folder' if path.is_dir() else 'missing'}: give an image file")
+    return decoded(path)
+
+
+def _cause(error: Exception) -> str:
+    return " ".join(str(error).split())[:160] or type(error).__name__
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -57,9 +85,7 @@ def _upright(image: Image.Image) -> Image.Image:
         image = ImageOps.exif_transpose(image)
     except Exception:  # broken EXIF data fail in many ways inside Pillow, and then say nothing about a rotation
         image = image.copy()
-    if image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image, dtype=np.uint32) // 257).astype(np.uint8)).convert("RGB")
-    if image.mode in ("I", "F"):
+    if image.mode.startswith(("I", "F")):
         return _from_array(np.asarray(image), channels_first=False)
     return image.convert("RGB")
 
@@ -83,17 +109,19 @@ def _from_array(values: np.ndarray, channels_first: bool) -> Image.Image:
 
 
 def _eight_bits(values: np.ndarray) -> UInt8[np.ndarray, "..."]:
-    """Pixel values as uint8: floats from [0, 1] are scaled, integers must lie in 0 … 255 already."""
+    """Pixel values as uint8: floats from [0, 1] and integers of 16 bits are scaled, other integers are 0 … 255."""
     if not (np.issubdtype(values.dtype, np.floating) or np.issubdtype(values.dtype, np.integer)):
         raise UserError(f"the image holds {values.dtype} values: give uint8 from 0 to 255, or floats from 0 to 1")
     if not np.isfinite(values).all():
         raise UserError("the image holds NaN or infinite values: give uint8 from 0 to 255, or floats from 0 to 1")
     low, high = float(values.min()), float(values.max())
     if np.issubdtype(values.dtype, np.integer):
+        if low >= 0 and high in SIXTEEN_BITS:
+            return (values // 257).astype(np.uint8)
         if low < 0 or high > 255:
             raise UserError(
-                f"the image holds {values.dtype} values from {low:g} to {high:g}, and integers must lie in 0 … 255: "
-                "scale it"
+                f"the image holds {values.dtype} values from {low:g} to {high:g}, and integers must lie in 0 … 255 or "
+                "fill 16 bits: scale it"
             )
         return values.astype(np.uint8)
     if low < -ROUNDING or high > 1 + ROUNDING:
@@ -145,8 +173,10 @@ def preprocessing_of(
     """
     if (mean is None) != (deviation is None):
         raise UserError("mean and standard_deviation belong together: give both or neither")
-    if image_size is not None and (isinstance(image_size, bool) or not isinstance(image_size, int) or image_size < 1):
-        raise UserError(f"image_size is {image_size!r}: give the side of the network's square images in pixels")
+    if image_size is not None:
+        given, image_size = image_size, whole_number(image_size)
+        if image_size is None or not 1 <= image_size <= LARGEST_SIDE:
+            raise UserError(f"image_size is {given!r}: give the side of the network's square images in pixels")
     known, resize, framing = None, None, None
     config = getattr(model, "pretrained_cfg", None)
     if (own := getattr(model, "statistics", None)) is not None and hasattr(model, "image_size"):
@@ -178,6 +208,14 @@ def preprocessing_of(
             return squared(picture, side, framing=framing)
 
     return Preprocessing(image_size, statistics, resize)
+
+
+def whole_number(value: Any) -> int | None:
+    """An integer of Python, numpy or torch as Python's; None for anything else, a truth value included."""
+    try:
+        return None if isinstance(value, bool) else operator.index(value)
+    except (TypeError, ValueError, RuntimeError):
+        return None
 
 
 def _statistics(mean: Any, deviation: Any) -> Statistics:

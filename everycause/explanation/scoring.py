@@ -97,7 +97,9 @@ class Scorer:
                 owner = everyone[rows]
                 sides = (1 - removed[rows], removed[rows])[: objective.passes]
                 images = [masking.composed(owner, kept).requires_grad_() for kept in sides]
-                logits = Logits(self._forward(images[0]), self._forward(images[1]) if len(images) == 2 else None)
+                # clones: a network may change its input in place, which autograd forbids for the images themselves
+                first, *second = [self._forward(image.clone()) for image in images]
+                logits = Logits(first, second[0] if second else None)
                 gradients = torch.autograd.grad(objective.value(logits, labels[rows], runner_up[rows]).sum(), images)
                 difference = masking.images[owner]
                 if masking.baseline is not None:
