@@ -30,12 +30,12 @@ TIMMS = "get_classifier"
 MOST_MODULES = 75
 BUDGETS = {
     "codebirds": 980,
-    "everycause.data": 2500,
-    "everycause.explanation": 2360,
+    "everycause.data": 2560,
+    "everycause.explanation": 2390,
     "everycause.training": 1590,
     "everycause.evaluation": 1220,
     "everycause.reporting": 1180,
-    "everycause.tuning": 1840,
+    "everycause.tuning": 1850,
 }
 """Lines of a package, at 120 columns: a little above what stands, and meant to fall."""
 
