@@ -3,8 +3,8 @@
     python -m benchmarks.families                 # a small network of every family; about ten minutes on two cores
     python -m benchmarks.families --only coat pit
 
-Each network is built at its own image size without weights, takes one training step, and shows its explained layer and
-its filters. One line for each family; the exit code is 1 if any family failed with anything but a sentence.
+Each network is built at its own image size without weights, takes one training step, shows its explained layer and its
+filters, and is saved and loaded. One line for each family; the exit code is 1 if one failed without a sentence.
 """
 
 import argparse
@@ -13,6 +13,8 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import timm
 import torch
@@ -20,7 +22,7 @@ from torch.nn.functional import cross_entropy
 
 from everycause.data.images import Statistics
 from everycause.errors import UserError
-from everycause.models import Classifier, ModelParams
+from everycause.models import Classifier, ModelParams, load
 
 SMALL = ("test_", "atto", "femto", "pico", "nano", "zepto", "xxt", "xxs", "tiny", "_t", "mini", "xs", "small", "_s")
 """Parts of names that stand for small networks, the smallest first."""
@@ -59,7 +61,7 @@ def side_of(name: str) -> int:
 
 
 def tried(name: str, head: str = "linear") -> str:
-    """One training step, the explained layer and the filters of a network; what its filters are, in words.
+    """One training step, the explained layer, the filters, and saving; what the network's filters are, in words.
 
     Raises:
         UserError: the network cannot be used in this way.
@@ -76,6 +78,10 @@ def tried(name: str, head: str = "linear") -> str:
     torch.optim.SGD(classifier.parameters(), lr=1e-3).step()
     weight, _ = classifier.eval().head()
     assert weight.shape == (len(CLASSES), last.in_features), name
+    with TemporaryDirectory() as folder, torch.no_grad():
+        classifier.save(Path(folder))
+        again = load(Path(folder))
+        assert torch.allclose(again(images), classifier(images), rtol=1e-3, atol=1e-4), name
     return classifier.filters_are()
 
 

@@ -56,15 +56,20 @@ class LinearOnMaps(nn.Module):
         self.channels_last = getattr(trunk, "output_fmt", "NCHW") == "NHWC"
         with evaluating(trunk), torch.no_grad():
             width = self.pooled(self.features(torch.zeros(1, 3, image_size, image_size))).shape[1]
+        if width not in (trunk.num_features, getattr(trunk, "head_hidden_size", None)):
+            raise UserError(f"{params.name} gives features of no known layout: set model.head to published")
         self.dropout, self.fc = nn.Dropout(params.dropout), nn.Linear(width, num_classes)
 
     def features(self, images: Tensor) -> Tensor:
         """Maps, patch tokens behind the prefix tokens, or a vector for each image."""
         features = self.trunk.forward_features(images)
         if isinstance(features, Tensor):
+            channels = self.trunk.num_features
             if features.ndim == 4:
-                return features.permute(0, 3, 1, 2) if self.channels_last else features
-            if features.ndim == 3 and (self.has_patches or isqrt(features.shape[1]) ** 2 == features.shape[1] > 1):
+                last = features.shape[3] == channels and (features.shape[1] != channels or self.channels_last)
+                return features.permute(0, 3, 1, 2) if last else features
+            square = isqrt(features.shape[1]) ** 2 == features.shape[1] > 1
+            if features.ndim == 3 and features.shape[2] == channels and (self.has_patches or square):
                 return features
         return self.trunk.forward_head(features, pre_logits=True)
 

@@ -15,6 +15,7 @@ from everycause.data.folder import FolderParams
 from everycause.data.imagenet import ImageNetParams
 from everycause.data.images import Framing, squared
 from everycause.data.sources import DataParams, open_split
+from everycause.errors import UserError
 from everycause.explanation.inputs import preprocessing_of
 from everycause.inference import open_classifier
 from everycause.models import FILE, Classifier, ModelParams, framing_of, load
@@ -205,3 +206,27 @@ def test_trials_of_a_sweep_see_photographs_as_their_network_was_trained(
 def test_explaining_a_photograph_frames_it_too(photo: Image.Image) -> None:
     classifier = Classifier(MODEL, ("a", "b"), 32, STATISTICS, FRAMING)
     assert torch.equal(preprocessing_of(classifier, None, None, None)(photo), squared(photo, 32, framing=FRAMING))
+
+
+@pytest.mark.parametrize("stage", [name for name in STAGES if name != "train_base"])
+@pytest.mark.parametrize(
+    ("names", "size", "said"),
+    [
+        (("digit-0", "digit-1", "digit-2"), 32, "knows 3 classes, and they are not the 2 of"),
+        (("digit-0", "dog"), 32, "they are not the 2 of"),
+        (("digit-0", "digit-1"), 64, "made for images of 64 pixels, and those of"),
+    ],
+)
+def test_every_stage_refuses_a_model_of_other_classes_or_another_size(
+    stage: str, names: tuple[str, ...], size: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    digits_data(tmp_path)
+    params_file(tmp_path)
+    (tmp_path / "base").mkdir()
+    Classifier(MODEL, names, size, STATISTICS).save(tmp_path / "base")
+    monkeypatch.setattr("everycause.explanation.filters.FilterBank.load", lambda *_: None)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    with pytest.raises(UserError, match=said):
+        STAGES[stage](tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -139,10 +139,10 @@ class FilterBank:
         kind = next((name.removesuffix("/weight") for name in tensors if name.endswith("/weight")), "")
         if set(tensors) == {"histogram", "magnitude", "support", f"{kind}/weight", f"{kind}/bias"}:
             weight, bias = tensors.pop(f"{kind}/weight"), tensors.pop(f"{kind}/bias")
-            local = FilterHeads(weight, bias) if kind == "heads" else ExactFilters(kind, LastLayer(weight, bias))
-            bank, shape = cls(**tensors, local=local, model=model), tensors["histogram"].shape
-            if shape == bank.magnitude.shape == (len(bank.support), weight.shape[-1]) and bank.support.ndim == 1:
-                return bank
+            shape = (*tensors["support"].shape, *weight.shape[-1:])
+            if len(shape) == 2 and tensors["histogram"].shape == tensors["magnitude"].shape == shape:
+                local = FilterHeads(weight, bias) if kind == "heads" else ExactFilters(kind, LastLayer(weight, bias))
+                return cls(**tensors, local=local, model=model)
         raise UserError(
             f"{folder / FILE} is damaged (its tensors do not fit together): "
             "delete it and run the stage accumulate_filters again"

@@ -182,25 +182,30 @@ class Masks:
     def _of(cls, tensors: dict[str, Tensor], path: Path, images: int | None = None) -> "Masks":
         if set(tensors) != {field.name for field in fields(cls)}:
             raise UserError(f"{path} was written by another version of the search: run the stage generate_masks again")
-        masks = cls(**tensors | {"shared": bool(tensors["shared"].all())})
-        if not masks._is_sound(images):
+        shared = bool(tensors["shared"].all())
+        if not cls._are_sound(tensors, cls._fields_without_rows(shared), images):
             raise UserError(
                 f"{path} is damaged (its tensors do not fit together, or name images or regions that do not exist): "
                 "delete its folder and run the stage generate_masks again"
             )
-        return masks
+        return cls(**tensors | {"shared": shared})
 
-    def _is_sound(self, images: int | None) -> bool:
+    @staticmethod
+    def _are_sound(tensors: dict[str, Tensor], whole: tuple[str, ...], images: int | None) -> bool:
         """Whether the tensors fit together and every number names something; a damaged file may hold anything."""
-        whole, numbers = self._fields_without_rows(self.shared), (self.index, self.order, self.partition)
-        rows = {len(value) if value.ndim else 0 for name, value in vars(self).items() if name not in whole}
-        if len(rows) > 1 or 0 in rows or self.effect.ndim != 2 or self.flipped.dtype != torch.bool:
+        index, order, partition, effect = (tensors[name] for name in ("index", "order", "partition", "effect"))
+        rows = {value.shape[:1] for name, value in tensors.items() if name not in whole}
+        if (
+            rows != {(len(effect),)}
+            or effect.ndim != 2
+            or partition.ndim != 3
+            or tensors["flipped"].dtype != torch.bool
+        ):
             return False
-        if any(value.dtype != torch.int64 or not value.numel() for value in numbers) or self.partition.ndim != 3:
+        if any(one.dtype != torch.int64 or not one.numel() for one in (index, order, partition)):
             return False
-        most = (images or 2**62, self.effect.shape[1], self.effect.shape[1])
-        least = (0, -1, 0)
-        return all(low <= one.min() and one.max() < high for one, low, high in zip(numbers, least, most, strict=True))
+        bounds = ((index, 0, images or 2**62), (order, -1, effect.shape[1]), (partition, 0, effect.shape[1]))
+        return all(low <= one.min() and one.max() < high for one, low, high in bounds)
 
     @classmethod
     def joined(cls, shards: list["Masks"]) -> "Masks":

@@ -25,7 +25,7 @@ from everycause.training.fit import (
 )
 from everycause.training.loss import LossParams
 from everycause.training.rows import ROWS, Row, goal_of, retrain
-from tests.conftest import MODEL, ROOT, make_classifier
+from tests.conftest import MODEL, ROOT, STATISTICS, make_classifier
 from tests.training.invented import (
     PARAMS,
     ROUNDS,
@@ -362,3 +362,11 @@ def test_a_new_row_is_one_entry(small: Split, validation: Split, monkeypatch: py
 def test_an_unknown_row_is_refused(small: Split) -> None:
     with pytest.raises(UserError, match="'jiont' is not a retraining row"):
         retrain("jiont", invented_upstream(small), recipe(smoke_data()), PARAMS, ROUNDS, 0)
+
+
+def test_the_head_is_every_last_layer_of_a_network_with_several() -> None:
+    params = MODEL.model_copy(update={"name": "deit_tiny_distilled_patch16_224", "explained_layer": "norm"})
+    classifier = Classifier(params, ("a", "b"), 32, STATISTICS)
+    found = {id(value) for value in trainable_parameters(classifier, ["head"])}
+    names = [name for name, value in classifier.network.named_parameters() if id(value) in found]
+    assert names == ["head.weight", "head.bias", "head_dist.weight", "head_dist.bias"]
