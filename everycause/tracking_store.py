@@ -203,7 +203,7 @@ def metric_names(names: list[str]) -> list[str]:
 
 def _plain(name: str) -> str:
     parts = (re.sub(r"[^\w\-. :]", "_", part) for part in name.split("/"))
-    return "/".join("_" * len(part) if part in ("", ".", "..") else part for part in parts)
+    return "/".join("_" if part in ("", ".", "..") else part for part in parts)
 
 
 def set_tags(client: "MlflowClient", run_id: str, tags: dict[str, str]) -> None:

@@ -24,7 +24,7 @@ from everycause.tuning import upstream as upstream_module
 from everycause.tuning.loop import RunningTrial
 from everycause.tuning.trial import Sweep, prepared, trial, with_values
 from stages import accumulate_filters, generate_masks, retrain, train_base, tune
-from tests.conftest import ROOT
+from tests.conftest import ROOT, make_classifier
 
 ARTIFACTS = Path("artifacts")
 BASE, FILTERS, MASKS = (
@@ -369,6 +369,14 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(
     with pytest.raises(ValueError, match=re.escape(message)) as caught:
         tune.main(**({"artifacts": ARTIFACTS, "out": Path("proposal")} | more))
     assert "\n" not in str(caught.value) and not Path("proposal").exists() and not list(toy.rglob("*.partial"))
+
+
+def test_a_base_of_other_classes_is_refused_before_any_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    BASE.mkdir(parents=True)
+    make_classifier().save(BASE)
+    with pytest.raises(UserError, match="the model knows .* classes, and they are not the .* of 'train'"):
+        sweep_of(smoke(study="other-classes"))
 
 
 def test_on_the_command_line_a_refusal_is_a_sentence_without_a_password(toy: Path) -> None:

@@ -309,3 +309,26 @@ def test_a_machine_without_mlflow_records_on_disk(
         record({"loss": 1.0}, 1)
     assert lines(tmp_path / HISTORY) == [{"step": 1, "loss": 1.0}]
     assert "is not to be had" in caplog.text and "Traceback" not in caplog.text
+
+
+def test_metrics_that_are_named_by_folders_are_taken_and_never_become_one(tmp_path: Path) -> None:
+    names = [
+        "a/b c",
+        "a/[x]",
+        "a/c+d",
+        "a/c*d",
+        "a/c_d",
+        "a/" + "y" * 300,
+        "a/" + "y" * 299 + "z",
+        "../.",
+        "a/$",
+        "日本",
+    ]
+    taken = store.metric_names(names)
+    assert len(set(taken)) == len(names) and taken[:2] == ["a/b c", "a/_x_"] and taken[4] == "a/c_d"
+    with run("one", PARAMS, TAGS, {}, tmp_path / HISTORY) as record:
+        record({name: float(number) for number, name in enumerate(names)}, 0)
+    (stored,) = runs()
+    assert stored.info.status == "FINISHED"
+    assert stored.data.metrics == {name: float(number) for number, name in enumerate(taken)}
+    assert set(lines(tmp_path / HISTORY)[0]) == {"step", *names}

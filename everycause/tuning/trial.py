@@ -22,7 +22,7 @@ from everycause.data.sources import DataParams, open_split
 from everycause.data.split import Split
 from everycause.errors import UserError
 from everycause.evaluation.faithfulness import validation_causes
-from everycause.inference import logits_of
+from everycause.inference import check_fits, logits_of
 from everycause.models import Classifier, framing_of, load, model_fingerprint
 from everycause.params import flattened
 from everycause.training.counterfactuals import Recipe, Upstream
@@ -284,7 +284,7 @@ def prepared(
     train, validation = cache.train, cache.validation
     bases = {seed: artifacts / "models" / "base" / f"seed-{seed}" for seed in plan.seeds if seed in params.seeds}
     for base in bases.values():
-        load(base)
+        check_fits(load(base), train)
     fixed = {path: value for path, value in flattened(raw).items() if path not in plan.parameters}
     subject: dict[str, Any] = {"data": train.identity, "validation": validation.identity, "params": fixed}
     if not any(path.startswith(("model.", "training.")) for path in plan.parameters):

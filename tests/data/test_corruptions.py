@@ -20,6 +20,7 @@ from everycause.data.distortions.operations import corruption
 from everycause.data.distortions.weather import brightness, plasma
 from everycause.data.sources import DataParams, open_split
 from everycause.data.split import Split
+from everycause.errors import UserError
 
 PUBLISHED = {
     "gaussian_noise": (9.9, 19.3, 28.3, 34.7, 40.9),
@@ -228,3 +229,25 @@ def test_images_that_other_code_made_are_not_taken_from_the_cache(
     assert len(made()) == 2
     monkeypatch.setattr("everycause.data.corruptions.code_fingerprint", lambda *_modules: "the corruption was edited")
     assert len(made()) == 3
+
+
+@pytest.mark.parametrize("content", [b"", b"no array", None], ids=["empty", "other", "cut off"])
+def test_a_damaged_file_of_the_cache_is_made_anew(tmp_path: Path, content: bytes | None) -> None:
+    split = corrupted(natural(32), "contrast", 1, tmp_path)
+    expected = split.all()
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(file.read_bytes()[:-100] if content is None else content)
+    assert torch.equal(corrupted(natural(32), "contrast", 1, tmp_path).all(), expected)
+    assert [path.name for path in tmp_path.iterdir()] == [file.name]
+
+
+def test_a_full_disk_is_a_sentence_and_leaves_nothing_half_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np.lib.format, "write_array_header_1_0", full)
+    with pytest.raises(UserError, match=r"npy' of \d+ MiB could not be written \(No space left .*keep_corrupted"):
+        corrupted(natural(32), "contrast", 1, tmp_path).all()
+    assert not list(tmp_path.iterdir())

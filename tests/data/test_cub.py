@@ -96,6 +96,13 @@ def replaced(root: Path, file: str, old: str, new: str) -> None:
         ),
         ("images.txt", "2 001.", "1 001.", "line 2 of .*images.txt' repeats number 1"),
         ("images.txt", "bird_1.jpg", "bird_0.jpg", "images 1 and 2 of .*images.txt' are one file"),
+        ("images.txt", "bird_1.jpg", "../001.Bird_0/bird_0.jpg", "images 1 and 2 of .*images.txt' are one file"),
+        ("images.txt", "bird_1.jpg", "b\0.jpg", "image 2 of images.txt: .* is no path that can be followed"),
+        ("images.txt", "2 001.", "9" * 5000 + " 001.", "line 2 of .*images.txt' should hold a number"),
+        ("classes.txt", "2 002.Bird_1", "2 001.Bird_0", "classes.txt' names a class twice"),
+        ("train_test_split.txt", "1 1", "1 2", "holds '2' where 0 or 1 should be"),
+        ("bounding_boxes.txt", "1 4.0", "1 nan", "holds 'nan' where a number should be"),
+        ("bounding_boxes.txt", "1 4.0 6.0 52.0", "1 4.0 6.0 -52.0", "has an empty box for image 1"),
         ("parts/parts.txt", "1 back", "one back", "parts.txt' holds 'one' where a whole number should be"),
         ("image_class_labels.txt", "1 1", "1 9", "image 1 has a class that is not in"),
         ("image_class_labels.txt", "1 1\n", "", "image 1 is in only one of"),
@@ -144,6 +151,14 @@ def test_a_missing_folder_a_symlink_out_and_a_class_without_images_are_named(roo
     (tmp_path / "again" / "train_test_split.txt").write_text("\n".join(line[:-1] + "0" for line in lines))
     with pytest.raises(ValueError, match="has 0 official training images"):
         cub_split(tmp_path / "again", "train", PARAMS, 1)
+
+
+@pytest.mark.parametrize("box", ["4000 6 52 31", "4 6 1e9 31"])
+def test_a_box_that_does_not_lie_in_its_photograph_is_named(root: Path, box: str) -> None:
+    replaced(root, "bounding_boxes.txt", "1 4.0 6.0 52.0 31.0", f"1 {box}")
+    params = PARAMS.model_copy(update={"crop": "box"})
+    with pytest.raises(ValueError, match="box of '.*bird_0.jpg' in '.*bounding_boxes.txt' does not lie in its 60 × 40"):
+        Cub.open(root).decode(0, params)
 
 
 def test_an_edited_pixel_changes_the_identity(root: Path) -> None:

@@ -69,6 +69,14 @@ def test_unchanged_files_are_asked_about_once(files: list[Path]) -> None:
     assert remembered("other question", files, lambda file: "yes") == ["yes"] * 3
 
 
+def test_an_answer_that_need_not_last_is_asked_for_again(files: list[Path]) -> None:
+    """A drive that failed once may work the next time."""
+    answers = iter(["broken", "", "", ""])
+    for expected in (["broken", "", ""], ["", "", ""], ["", "", ""]):
+        found = remembered("fault", files, lambda file: next(answers), 1, lasting=lambda fault: not fault)
+        assert found == expected
+
+
 def test_files_that_may_still_change_are_not_remembered(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(digests, "SETTLED_NS", 10**18)
     content_digest(files)

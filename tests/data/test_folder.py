@@ -6,6 +6,7 @@ import torch
 
 from everycause.data.folder import FolderParams, class_names, shift_names
 from everycause.data.folder import open_split as folder_split
+from everycause.errors import UserError
 from tests.trees import digits_tree
 
 PARAMS = FolderParams(image_size=16)
@@ -74,6 +75,33 @@ def test_a_truncated_image_is_named(tree: Path) -> None:
 def test_a_file_that_is_no_image_is_named(tree: Path) -> None:
     (tree / "train" / "digit-2" / "notes.txt").write_text("not an image")
     assert "notes.txt' is not an image" in refusal(tree)
+
+
+def test_an_image_beside_the_class_folders_is_named_and_other_files_are_not_minded(tree: Path) -> None:
+    (tree / "train" / "labels.csv").write_text("not an image")
+    folder_split(tree, "train", PARAMS, 1)
+    (tree / "train" / "digit-2" / "1.png").rename(tree / "train" / "1.PNG")
+    assert "1.PNG' lies beside the class folders" in refusal(tree)
+
+
+@pytest.mark.parametrize(("one", "other"), [("photos", "Photos"), ("caf\u00e9", "cafe\u0301")])
+def test_folders_that_differ_only_by_case_or_accents_are_named(tree: Path, one: str, other: str) -> None:
+    for name in (one, other):
+        (tree / name).symlink_to("inverted")
+    with pytest.raises(UserError, match="differ only by case or accents: rename one"):
+        shift_names(tree)
+    for split in ("train", "validation", "test"):
+        for name in (one, other):
+            (tree / split / name).symlink_to("digit-0")
+    with pytest.raises(UserError, match="differ only by case or accents: rename one"):
+        class_names(tree)
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_a_split_that_is_the_training_images_again_is_named(tree: Path, split: str) -> None:
+    (tree / split).rename(tree / ".kept")
+    (tree / split).symlink_to("train")
+    assert f"{split}' is the folder of the training images" in refusal(tree)
 
 
 def test_one_class_is_not_enough(tmp_path: Path) -> None:

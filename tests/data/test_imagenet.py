@@ -129,6 +129,10 @@ def changed(**values: object) -> ImageNetParams:
         (changed(test="nowhere"), "nowhere' is missing: unpack the data set there"),
         (changed(test="../val"), "paths may not leave the data folder"),
         (changed(classes="gone.txt"), "gone.txt' is missing"),
+        (changed(classes="x" * 5000), "xxx' is missing"),
+        (changed(test="a\0b"), "is no path that can be followed"),
+        (changed(test="x" * 5000), "xxx' is missing"),
+        (changed(test="./train"), "data.imagenet.test is the folder of the training images"),
         (changed(classes="all"), "has no folder for the class 'n01440764' .996 of 1000 are missing."),
         (changed(test="imagenet-c"), "is not the folder of an ImageNet class"),
     ],
@@ -148,6 +152,9 @@ def test_bad_lists_and_empty_folders_are_named(root: Path) -> None:
         (root / "classes.txt").write_text(text)
         with pytest.raises(ValueError, match=message):
             class_ids(root, PARAMS)
+    (root / "classes.txt").write_bytes(b"\xe9\xff")
+    with pytest.raises(ValueError, match="data.imagenet.classes: '.*classes.txt' cannot be read"):
+        class_ids(root, PARAMS)
     (root / "classes.txt").write_text("\n".join(CHOSEN))
     for file in (root / "val" / CHOSEN[2]).iterdir():
         file.unlink()

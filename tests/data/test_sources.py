@@ -13,13 +13,14 @@ from PIL import Image
 from pydantic import ValidationError
 
 from everycause.data import digests, sources
+from everycause.data.imagenet import synsets
 from everycause.data.images import decoded
 from everycause.data.shifts import views
 from everycause.data.sources import SOURCES, DataParams, check, files, open_split, renderer
 from everycause.data.split import Split
 from everycause.errors import UserError
 from everycause.params import Section
-from tests.trees import cub_tree, digits_tree, waterbirds_tree
+from tests.trees import cub_tree, digits_tree, waterbirds_tree, wnid_tree
 
 
 @pytest.fixture(autouse=True)
@@ -181,6 +182,46 @@ def test_the_number_of_further_broken_files_is_told(photos: DataParams) -> None:
         file.write_bytes(b"")
     with pytest.raises(UserError, match=r"is not an image .* \(2 more files cannot be read either\)"):
         check(photos, 1)
+
+
+def test_a_file_that_could_not_be_read_once_is_opened_again(
+    photos: DataParams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(file: Path) -> None:
+        raise UserError(f"'{file}' could not be read (Input/output error): check the drive and run this again")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(sources, "check_decodable", failing)
+        with pytest.raises(UserError, match="check the drive"):
+            check(photos, 1)
+    check(photos, 1)
+
+
+def test_a_published_set_of_corruptions_must_have_those_that_will_be_evaluated(tmp_path: Path) -> None:
+    wnids = synsets()[:2]
+    (tmp_path / "classes.txt").write_text("\n".join(wnids))
+    for folder, count in (("train", 4), ("val", 1), ("c/fog/1", 1)):
+        wnid_tree(tmp_path / folder, wnids, count)
+    section = {"image_size": 16, "resize": 20, "classes": "classes.txt", "train": "train", "test": "val"}
+    section |= {"renditions": None, "sketch": None, "corrupted": "c", "validation_share": 0.25, "seed": 0}
+    params = DataParams(source="imagenet", root=str(tmp_path), memory_mib=0, imagenet=section | {"counts": "any"})
+    check(params, 1, [("fog", 1)])
+    with pytest.raises(UserError, match="c/fog/3' is missing"):
+        check(params, 1, [("fog", 1), ("fog", 3)])
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+def test_a_copy_of_the_repository_without_its_photos_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, absolute: bool
+) -> None:
+    copy = tmp_path / ".dvc" / "tmp" / "exps" / "tmpabc"
+    (copy / "data").mkdir(parents=True)
+    monkeypatch.chdir(copy)
+    root = str(copy / "data") if absolute else "data"
+    params = DataParams(source="folder", root=root, memory_mib=0, folder={"image_size": 16})
+    with pytest.raises(UserError, match="has no folder 'train'") as caught:
+        check(params, 1)
+    assert ("`dvc exp run --temp` and `--queue` work in a copy" in str(caught.value)) == (not absolute)
 
 
 @pytest.mark.parametrize("level", ["split", "class", "subfolder", "file"])

@@ -46,6 +46,9 @@ def test_the_test_view_carries_its_groups(root: Path, raw: dict) -> None:
         ("001.Bird/1.jpg,0", "001.Bird/1.jpg,7", "row 2 of .* has y .*7.*, which should be one of 0, 1"),
         ("001.Bird/2.jpg", "001.Bird/gone.jpg", "row 3 of .* names '001.Bird/gone.jpg', which is missing"),
         ("001.Bird/2.jpg", "../../etc/passwd", "row 3 of .*paths may not leave the data folder"),
+        ("001.Bird/2.jpg", "a\0b", "row 3 of .*'a.x00b' is no path that can be followed"),
+        ("001.Bird/2.jpg", "b" * 5000, "row 3 of .* names 'bbb.*', which is missing"),
+        ("001.Bird/2.jpg", "./001.Bird/1.jpg", "row 3 of .* names './001.Bird/1.jpg', which row 2 names already"),
     ],
 )
 def test_a_table_that_is_not_as_published_is_one_sentence(root: Path, old: str, new: str, message: str) -> None:
@@ -75,6 +78,22 @@ def test_files_that_are_named_twice_are_refused(root: Path) -> None:
     other[3] = "2"
     (root / "metadata.csv").write_text("\n".join([*lines, ",".join(other)]))
     with pytest.raises(ValueError, match="which row 2 names in another split"):
+        waterbirds_split(root, "train", PARAMS, 1)
+
+
+def test_a_link_to_the_image_of_another_row_is_refused(root: Path) -> None:
+    (root / "001.Bird" / "2.jpg").unlink()
+    (root / "001.Bird" / "2.jpg").symlink_to("1.jpg")
+    with pytest.raises(ValueError, match="row 3 of .* names '001.Bird/2.jpg', which row 2 names already"):
+        waterbirds_split(root, "train", PARAMS, 1)
+
+
+@pytest.mark.parametrize(("split", "number"), [("train", 0), ("validation", 1), ("test", 2)])
+def test_a_class_that_a_split_lacks_is_named(root: Path, split: str, number: int) -> None:
+    lines = (root / "metadata.csv").read_text().splitlines()
+    kept = [line for line in lines if line.split(",")[2:4] != ["1", str(number)]]
+    (root / "metadata.csv").write_text("\n".join(kept))
+    with pytest.raises(ValueError, match=f"metadata.csv' names no waterbird in the split '{split}'"):
         waterbirds_split(root, "train", PARAMS, 1)
 
 
