@@ -72,11 +72,12 @@ def atomic_folder(out: Path, owner: str | None = None, resume: str | None = None
                 (partial / MARKER).write_text(owner + "\n")
             with disk_errors(partial, size_of(out)):
                 yield partial
-                for leftover in (partial / PARTS, *partial.glob(f"*{DAMAGED}")):
-                    leftover.unlink(missing_ok=True)
+                for leftover in partial.glob(f"*{DAMAGED}"):
+                    leftover.unlink()
+                (partial / PARTS).unlink(missing_ok=True)
             _replace(out, partial)
         finally:
-            if resume is None or not partial.exists() or not _has_finished_parts(partial):
+            if resume is None or not (partial / PARTS).exists():
                 _remove(partial)
                 key.unlink(missing_ok=True)
 
@@ -107,10 +108,13 @@ def check_replaceable(out: Path, owner: str) -> None:
 def part(path: Path) -> Iterator[Path]:
     """A file to write, which becomes `path` when the block succeeds: a finished part of work that may be cut short."""
     writing = path.with_name(path.name + ".writing")
-    yield writing
-    with (path.parent / PARTS).open("a") as notes:  # first, so that a part is never there without its note
-        notes.write(f"{path.name} {fingerprint(writing)}\n")
-    writing.rename(path)
+    try:
+        yield writing
+        with (path.parent / PARTS).open("a") as notes:  # first, so that a part is never there without its note
+            notes.write(f"{path.name} {fingerprint(writing)}\n")
+        writing.rename(path)
+    finally:
+        writing.unlink(missing_ok=True)
 
 
 def is_whole(path: Path, remedy: str = "it is made again") -> bool:
@@ -158,11 +162,6 @@ def _replace(out: Path, partial: Path) -> None:
         out.rename(aside)
     partial.rename(out)
     _remove(aside)
-
-
-def _has_finished_parts(partial: Path) -> bool:
-    """Whether a cut-off run left more than its marker and its record."""
-    return any(entry.name not in (MARKER, HISTORY) for entry in partial.iterdir())
 
 
 def fingerprint(*parts: str | bytes | Path) -> str:

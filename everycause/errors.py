@@ -31,10 +31,10 @@ def disk_trouble(error: OSError, path: Path, needed: int = 0) -> str:
         needed: Bytes that it takes at least, as far as that is known.
     """
     if error.errno in FULL:
-        free = shutil.disk_usage(next(place for place in (path, *path.absolute().parents) if place.exists())).free
-        room = (
-            f"it takes at least {_mebibytes(max(needed, size_of(path)))}, {_mebibytes(free + size_of(path))} are free"
-        )
+        nearest = next(place for place in (path, *path.absolute().parents) if place.exists())
+        free = shutil.disk_usage(nearest).free + size_of(path)
+        takes = f"at least {_mebibytes(needed)}, and" if needed > free else "more than the"
+        room = f"it takes {takes} {_mebibytes(free)} that are free"
         return f"the disk is full: '{path}' could not be written whole ({room}): make room and run this again"
     if error.errno in UNUSABLE:
         reason = os.strerror(error.errno).lower()

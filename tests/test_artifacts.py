@@ -1,9 +1,11 @@
 import errno
 import os
+import shutil
 import stat
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -36,7 +38,9 @@ def files(folder: Path) -> dict[str, str]:
 
 def cut_short(out: Path, error: type[BaseException], resume: str | None) -> None:
     with pytest.raises(error), atomic_folder(out, resume=resume) as folder:
-        (folder / "first").write_text("done")
+        with part(folder / "first") as writing:
+            writing.write_text("done")
+        (folder / "half").write_text("of what is made anew")
         raise error
 
 
@@ -59,8 +63,9 @@ def test_finished_parts_are_found_again_under_the_same_key_whatever_cut_the_work
     cut_short(out, error, "one")
     assert not out.exists()
     with atomic_folder(out, resume="one") as folder:
-        assert files(folder) == {"first": "done"}
-    assert visible(tmp_path) == ["out"]
+        assert (folder / "first").read_text() == "done" and is_whole(folder / "first")
+        (folder / "half").unlink()
+    assert files(out) == {"first": "done"} and visible(tmp_path) == ["out"]
     cut_short(out, error, "one")
     with atomic_folder(out, resume="another") as folder:
         assert files(folder) == {}
@@ -140,12 +145,13 @@ def test_two_processes_never_write_one_place(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_is_one_sentence_with_path_and_room_and_spares_what_stood_there(
-    tmp_path: Path, number: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     out = tmp_path / "out"
     with atomic_folder(out) as folder:
         (folder / "file").write_bytes(bytes(3 * 2**20))
-    said = r"'.*out.partial' could not be written whole \(it takes at least 3.00 MiB, [\d.]+ MiB are free\): make room"
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1024))
+    said = r"out.partial' could not be written whole \(it takes at least [\d.]+ MiB, and 0.00 MiB that are free\): make room"
     with pytest.raises(UserError, match=said), atomic_folder(out):
         raise OSError(number, os.strerror(number))
     assert files(out) == {"file": "\0" * 3 * 2**20} and visible(tmp_path) == ["out"]
@@ -158,7 +164,10 @@ def test_tensors_that_do_not_fit_name_their_file_and_their_size(
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr(artifacts, "save_file", full)
-    said = r"the disk is full: '.*model.safetensors' could not be written whole \(it takes at least 2.00 MiB"
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2**18))
+    said = (
+        r"'.*model.safetensors' could not be written whole \(it takes at least 2.00 MiB, and 0.25 MiB that are free\)"
+    )
     with pytest.raises(UserError, match=said), atomic_folder(tmp_path / "out") as folder:
         save_tensors(folder / "model.safetensors", {"x": torch.ones(2**19)}, {})
     assert visible(tmp_path) == []

@@ -7,6 +7,7 @@ To add a corruption, write it into a module of data/distortions and name a new m
 Source: Hendrycks and Dietterich, ICLR 2019, arXiv 1903.12261.
 """
 
+import math
 import os
 import zlib
 from dataclasses import replace
@@ -20,7 +21,7 @@ from everycause.data.distortions import blur, digital, noise, operations, weathe
 from everycause.data.distortions.operations import CORRUPTIONS, SIZES, Corruption
 from everycause.data.images import Images
 from everycause.data.split import Split
-from everycause.errors import UserError
+from everycause.errors import UserError, disk_errors
 
 GROUPS = {group: tuple(name for name, one in CORRUPTIONS.items() if one.group == group) for group in operations.GROUPS}
 """The corruptions of each group."""
@@ -105,28 +106,31 @@ def kept_on_disk(split: Split, cache: Path) -> Split:
         try:
             held = np.load(file, mmap_mode="r")
         except (OSError, ValueError, EOFError):  # not made yet, or cut off by a copy
-            _write(split, file)
+            _write_array(split, file)
             held = np.load(file, mmap_mode="r")
         return torch.from_numpy(held[np.asarray(index)])
 
     return replace(split, read=read)
 
 
-def _write(split: Split, file: Path) -> None:
-    """Every image of a split, as one file that is whole or absent."""
-    shape = (len(split), 3, split.image_size, split.image_size)
-    partial = file.with_suffix(f".{os.getpid()}.partial")
+def _write_array(split: Split, file: Path) -> None:
+    """Write all images of a split as one .npy file.
+
+    They are written one after the other and not mapped to memory: there a full disk would kill the process.
+
+    Raises:
+        UserError: the disk is full or cannot be written.
+    """
+    partial, shape = file.with_suffix(f".{os.getpid()}.partial"), (len(split), 3, split.image_size, split.image_size)
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as stream:
-            np.lib.format.write_array_header_1_0(stream, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        with disk_errors(partial, math.prod(shape)):
+            file.parent.mkdir(parents=True, exist_ok=True)
+        with disk_errors(partial, math.prod(shape)), partial.open("wb") as stream:
+            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(stream, header)
             for start in range(0, len(split), 8 * CHUNK):
-                stream.write(split.read(np.arange(start, min(start + 8 * CHUNK, len(split)))).numpy().tobytes())
+                rows = np.arange(start, min(start + 8 * CHUNK, len(split)))
+                stream.write(split.read(rows).contiguous().numpy().data)
         partial.rename(file)
-    except OSError as error:
-        raise UserError(
-            f"'{file}' of {np.prod(shape) / 2**20:.0f} MiB could not be written ({error.strerror}): make room, or set "
-            "evaluation.keep_corrupted to false"
-        ) from error
     finally:
         partial.unlink(missing_ok=True)

@@ -1,5 +1,6 @@
 """The fifteen corruptions: deterministic, of the published strength, and alike in any batch."""
 
+import resource
 from dataclasses import replace
 from functools import lru_cache
 from itertools import pairwise
@@ -138,6 +139,18 @@ def test_other_images_and_other_severities_have_files_of_their_own(train: Split,
         for severity in (1, 2):
             corrupted(split, "contrast", severity, tmp_path).all()
     assert len(list(tmp_path.glob("*.npy"))) == 4 and not list(tmp_path.glob("*.partial"))
+
+
+def test_images_that_do_not_fit_on_the_disk_are_one_sentence_and_leave_no_file(train: Split, tmp_path: Path) -> None:
+    view = corrupted(train, "brightness", 3, tmp_path)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, before[1]))
+    try:
+        with pytest.raises(UserError, match=rf"the disk is full: '{tmp_path}.*' could not be written whole"):
+            view.read(np.arange(3))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_fifteen_are_in_four_groups_with_five_severities_at_three_sizes() -> None:
