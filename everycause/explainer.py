@@ -34,7 +34,6 @@ from everycause.explanation.regions import (
 )
 from everycause.explanation.scoring import Scorer
 from everycause.explanation.search import Method, SearchInputs, search
-from everycause.hooks import evaluating
 from everycause.shapes import Bool, Float, Int64, UInt8
 
 if TYPE_CHECKING:
@@ -245,7 +244,7 @@ class Explainer:
         except Exception:  # tracing and copying run foreign code, which may fail in any way: only speed is lost
             trusted = False
         self.fast = self.fast if trusted else self.exact
-        if self.method == "fast" and not (_has_gradients(self.exact, images) and _has_gradients(self.fast, images)):
+        if self.method == "fast" and not (self.exact.has_gradients(images) and self.fast.has_gradients(images)):
             self.method = "exhaustive"
 
     def _check_label(self, given: Any, prediction: int, classes: int) -> None:
@@ -304,16 +303,6 @@ def _names(given: Any) -> tuple[str, ...] | None:
     if isinstance(given, str | Mapping) or not hasattr(given, "__iter__"):
         raise UserError(f"class_names is a {type(given).__name__}: give a list of names in the order of the logits")
     return tuple(map(str, given))
-
-
-def _has_gradients(scorer: Scorer, images: Float[Tensor, "2 3 side side"]) -> bool:
-    """Whether logits can be derived by the images: some networks detach their output or compute in numpy."""
-    leaf = images.clone().requires_grad_()
-    try:
-        with torch.enable_grad(), evaluating(scorer.network):
-            return torch.autograd.grad(scorer.network(leaf.to(scorer.dtype).clone()).sum(), leaf)[0] is not None
-    except Exception:  # foreign code
-        return False
 
 
 def _checked_logits(scorer: Scorer, images: Float[Tensor, "batch 3 side side"]) -> Float[Tensor, "batch classes"]:

@@ -8,7 +8,7 @@ its rankings by insertion and deletion curves. Two references exist: the true mi
 from itertools import combinations
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from everycause.data.erasures import ValidationErasures
@@ -36,6 +36,8 @@ DESTROYED = 0.5
 NO_MEASURES = ("screened", "misclassified", "not_confident")
 """Counts of Masks.summary that say nothing of a selector."""
 
+NEEDS_FILTERS = "which only the base with filters can be explained by: name another selector as well"
+
 
 class FaithfulnessParams(Section):
     """Which explanations are judged, and on how many images."""
@@ -48,6 +50,12 @@ class FaithfulnessParams(Section):
     """Validation images, evenly over the classes."""
     exact_images: int = Field(ge=0, le=1_000_000)
     """How many of them are also compared with the true minimum among 16 regions."""
+
+    @model_validator(mode="after")
+    def _every_row_is_judged(self) -> "FaithfulnessParams":
+        if self.selectors == ["filter_cam"] and self.rows != ["base"]:
+            raise ValueError(f"selectors names 'filter_cam' alone, {NEEDS_FILTERS}")
+        return self
 
 
 def faithfulness(
@@ -71,8 +79,10 @@ def faithfulness(
         filters: Filters of each class, for the selector `filter_cam`, which is left out without them.
 
     Raises:
-        UserError: no image is predicted correctly and confidently.
+        UserError: no image is predicted correctly and confidently, or every selector is left out.
     """
+    if params.selectors == ["filter_cam"] and filters is None:
+        raise UserError(f"faithfulness.selectors names 'filter_cam' alone, {NEEDS_FILTERS}")
     index = select_images(classifier, split, masks.confidence, params.images).index
     coarse = masks.model_copy(update={"partition": "grid", "regions": MOST_REGIONS})
     smallest = smallest_sizes(classifier, split, index[: params.exact_images], coarse)

@@ -39,10 +39,8 @@ def select_images(classifier: Classifier, split: Split, confidence: float, image
     counts = torch.tensor([len(right), int((~right).sum()), int((right & ~eligible).sum())])
     index = evenly_over_classes(eligible.nonzero()[:, 0], split.labels, images)
     if len(index) == 0:
-        raise UserError(
-            f"no image of '{split.name}' is predicted correctly with p(y) > {confidence}: "
-            "train longer or lower masks.confidence"
-        )
+        remedy = "train longer or lower masks.confidence" if bool(right.any()) else "train longer"
+        raise UserError(f"no image of '{split.name}' is predicted correctly with p(y) > {confidence}: {remedy}")
     return ImageSelection(index, counts)
 
 

@@ -60,6 +60,15 @@ class Scorer:
         with torch.no_grad(), evaluating(self.network), true_float32(not self.fast):
             return self.network(images.to(self.dtype))
 
+    def has_gradients(self, images: Float[Tensor, "batch 3 height width"]) -> bool:
+        """Whether logits can be derived by the images: some networks detach their output or compute in numpy."""
+        leaf = images.clone().requires_grad_()
+        try:
+            with evaluating(self.network), torch.enable_grad():
+                return torch.autograd.grad(self._forward(leaf.clone()).sum(), leaf)[0] is not None
+        except Exception:  # the network is foreign code
+            return False
+
     def logits(
         self, masking: MaskedImages, owner: Int64[Tensor, "candidates"], kept: Bool[Tensor, "candidates regions"]
     ) -> Float[Tensor, "candidates classes"]:

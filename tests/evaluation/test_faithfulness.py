@@ -6,6 +6,7 @@ import torch
 from everycause.data.images import normalized
 from everycause.data.sources import DataParams, open_split
 from everycause.data.split import Split
+from everycause.errors import UserError
 from everycause.evaluation.faithfulness import (
     FaithfulnessParams,
     against_truth,
@@ -16,6 +17,7 @@ from everycause.evaluation.faithfulness import (
     region_order,
 )
 from everycause.explanation.masks import Masks, orders, searched
+from everycause.params import validated
 from tests.explanation.searching import PARAMS, always_right, undecided, without
 from tests.training.invented import invented_masks
 
@@ -99,3 +101,24 @@ def test_the_order_of_regions_is_the_ranking_of_the_selector(train: Split, selec
     order = region_order(classifier, split, found, selector, params)
     assert torch.equal(order, orders(classifier, split, found, selector, params))
     assert torch.equal(order.sort(dim=1).values, torch.arange(16).expand(6, -1))
+
+
+@pytest.mark.parametrize(
+    ("judged", "message"),
+    [
+        ({"rows": ["base"], "selectors": ["grad_cam", "cam"]}, "'faithfulness.selectors.1' is 'cam'"),
+        ({"rows": ["base", "masks"], "selectors": ["filter_cam"]}, "faithfulness: selectors names 'filter_cam' alone"),
+        ({"rows": ["base", "mask"], "selectors": []}, "faithfulness.rows: 'mask' is neither 'base' nor one of rows"),
+        ({"rows": [], "selectors": ["random"]}, "faithfulness.rows is empty"),
+    ],
+)
+def test_lists_that_judge_nothing_are_refused_before_any_work(raw: dict, judged: dict, message: str) -> None:
+    raw["faithfulness"] |= judged
+    with pytest.raises(UserError, match=message):
+        validated(raw, "params.yaml")
+
+
+def test_a_model_that_no_selector_can_explain_is_refused(train: Split, data_params: DataParams) -> None:
+    params = FaithfulnessParams(rows=["base"], selectors=["filter_cam"], images=16, exact_images=0)
+    with pytest.raises(UserError, match="faithfulness.selectors names 'filter_cam' alone, which only the base with"):
+        faithfulness(undecided(train), train, data_params, PARAMS, params, 1)

@@ -84,3 +84,10 @@ def test_permuting_the_filters_permutes_the_sets_and_chunks_do_not_matter(monkey
     assert torch.equal(sufficient(activations[:, order], labels, moved).chosen.sum(dim=1), usual.chosen.sum(dim=1))
     monkeypatch.setattr(module, "CHUNK", 7)
     assert torch.equal(ExactFilters("sufficient", head).minimum_correct(activations, labels), usual.chosen)
+
+
+def test_the_bound_is_what_the_most_demanding_rival_asks_for() -> None:
+    margin = torch.tensor([[[3.0, 2.0, 1.0], [1.0, 1.0, 1.0]], [[1.0, -5.0, 1.0], [0.0, 0.0, 0.0]]]).double()
+    lead = torch.tensor([[-4.5, -0.5], [0.0, 1.0]]).double()
+    assert module._bound(margin, lead).tolist() == [2, 1]  # 3 + 2 > 4.5; a lead of 0 needs one, a lead of 1 none
+    assert module._bound(margin, lead - 100).tolist() == [4, 4]  # out of reach: more than there are

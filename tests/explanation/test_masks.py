@@ -9,8 +9,8 @@ from everycause.data.images import normalized
 from everycause.data.split import Split
 from everycause.errors import UserError
 from everycause.explanation import masks as masks_module
-from everycause.explanation.image_selection import evenly_over_classes
-from everycause.explanation.masks import MaskParams, Masks, generate, searched
+from everycause.explanation.image_selection import evenly_over_classes, select_images
+from everycause.explanation.masks import MaskParams, Masks, generate, scorers, searched
 from everycause.inference import logits_of
 from everycause.models import Classifier, ModelParams
 from tests.conftest import STATISTICS
@@ -254,3 +254,17 @@ def test_damaged_masks_are_one_sentence(
     save_tensors(file, {**tensors, name: torch.tensor(value)}, description)
     with pytest.raises(UserError, match="masks-00000.safetensors is damaged .* run the stage generate_masks again"):
         Masks.load(tmp_path, "model", split.identity, len(split))
+
+
+def test_a_lower_threshold_is_advised_only_where_it_would_help(classifier: Classifier, split: Split) -> None:
+    with pytest.raises(UserError, match="train longer or lower masks.confidence$"):
+        select_images(classifier, split, 0.999999, 5)
+    wrong = replace(split, labels=(split.labels + 1) % split.num_classes)
+    with pytest.raises(UserError, match="no image of 'train' is predicted correctly with p.y. > 0.5: train longer$"):
+        select_images(classifier, wrong, 0.5, 5)
+
+
+def test_proposals_come_from_an_accelerated_copy_and_confirmations_from_the_network(classifier: Classifier) -> None:
+    fast, exact = scorers(classifier, PARAMS)
+    assert exact.network is classifier.network
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in fast.network.modules())

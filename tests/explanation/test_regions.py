@@ -72,3 +72,14 @@ def test_regions_that_do_not_fit_are_one_sentence() -> None:
         partitions("grid", some_images(), 10)
     with pytest.raises(ValueError, match="fewer pixels than regions"):
         partitions("slico", some_images(1, 8), 100)
+
+
+def test_superpixels_too_many_are_joined_smallest_first_to_the_largest_neighbor(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = np.array([[0, 0, 1, 1], [0, 0, 2, 1], [3, 3, 1, 1], [3, 3, 1, 1]])
+    monkeypatch.setattr("skimage.segmentation.slic", lambda *_arguments, **_options: made)
+    image = np.zeros((4, 4, 3), np.uint8)
+    three = np.where(made == 2, 1, np.where(made == 3, 2, made))
+    assert np.array_equal(superpixels(image, 3), three)  # region 2 joins region 1, and the last number fills the gap
+    assert np.array_equal(superpixels(image, 2), np.where(made == 3, 0, 1))  # then region 0 joins its largest neighbor
