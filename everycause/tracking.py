@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 ROOT = Path(os.environ.get("DVC_ROOT", ".")).resolve()
 """The repository; in `dvc exp run --temp` the one it was started from, or its runs would vanish with the copy."""
+RESULTS = tuple(store.RESULTS.values())
+"""Names in MLflow of the measures that matter."""
 MISSED = Path(".cache") / "tracking"
 """Folder in the repository of what MLflow missed, a file for each run."""
 

@@ -9,14 +9,7 @@ from everycause.params import read
 from stages.entry import run
 
 VIEW = "results"
-MEASURES = (
-    "test/accuracy/test",
-    "test/accuracy/corruptions",
-    "test/worst_group",
-    "test/completeness",
-    "validation/accuracy",
-    "best/validation_completeness",
-)
+MEASURES = (*tracking.RESULTS, "best/validation_completeness")
 COLUMNS = [*(f"tags.`{tag}`" for tag in ("stage", "row", "seed", "state")), *(f"metrics.`{name}`" for name in MEASURES)]
 """Columns with which the runs table opens; what no run has does not appear."""
 TABLE = {

@@ -13,6 +13,7 @@ with install_import_hook(("everycause", "codebirds"), "tests.typechecked.checked
 import os
 from pathlib import Path
 
+import mlflow
 import pytest
 import torch
 import yaml
@@ -32,6 +33,14 @@ os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite file with MLflow's tables, to be copied: making them takes seconds."""
+    file = tmp_path_factory.mktemp("store") / "mlflow.db"
+    mlflow.MlflowClient(f"sqlite:///{file}").search_experiments()
+    return file
 
 
 @pytest.fixture

@@ -401,6 +401,28 @@ def test_a_study_of_other_params_is_refused_with_the_difference_and_an_adopted_w
     assert len(swept(adopted)) == 2
 
 
+@pytest.mark.parametrize("value", ["x; touch made #", "$(shell touch made)", "`touch made`", "a'b\"c $$HOME"])
+def test_what_a_variable_of_make_holds_reaches_the_stage_as_it_is_and_is_not_run(tmp_path: Path, value: str) -> None:
+    (tmp_path / "Makefile").write_text((ROOT / "Makefile").read_text())
+    (tmp_path / "shown.mk").write_text(
+        f"include Makefile\nshown:\n\t@{sys.executable} -c "
+        """'import os; print(*(os.environ[one] for one in ("port", "name", "workers", "storage")), sep="\\n")'\n"""
+    )
+    given = {name: value for name in ("port", "name", "workers", "storage")}
+    for words, environment in (([f"{name}={one}" for name, one in given.items()], {}), ([], given)):
+        called = ["make", "--no-print-directory", "-f", "shown.mk", "shown", *words]
+        whole = {**os.environ, **environment}
+        done = subprocess.run(called, cwd=tmp_path, env=whole, capture_output=True, text=True, check=True)
+        assert done.stdout.splitlines() == [value] * 4 and not (tmp_path / "made").exists()
+
+
+def test_commands_of_make_read_variables_from_the_environment_alone() -> None:
+    recipes = [line for line in (ROOT / "Makefile").read_text().splitlines() if line.startswith("\t")]
+    for name in ("port", "name", "workers", "storage"):
+        uses = [use for line in recipes for use in re.findall(rf".?\$[({{$]*{name}\b.?", line)]
+        assert uses and set(uses) == {f'"$${name}"'}, name
+
+
 def test_the_sweep_explains_itself() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "stages.tune", "--help"], cwd=ROOT, capture_output=True, text=True, check=True

@@ -1,6 +1,7 @@
 import json
 import logging
 import os
+import shutil
 import signal
 import socket
 import sqlite3
@@ -30,9 +31,10 @@ TAGS = {"stage": "test"}
 
 
 @pytest.fixture(autouse=True)
-def _store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Path) -> None:
     monkeypatch.setattr(tracking, "ROOT", tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
 
 
 def runs() -> list:
@@ -249,6 +251,17 @@ def test_names_that_mlflow_refuses_are_changed_for_it_alone(tmp_path: Path) -> N
         record(measures, 1)
     assert runs()[0].data.metrics == {"test/accuracy/photos _new_": 0.5, "test/a_b": 0.25, "_/x": 1.0}
     assert lines(tmp_path / HISTORY) == [{"step": 1, **measures}]
+
+
+def test_what_matters_stands_before_system_metrics_in_the_alphabet_where_comparisons_open(tmp_path: Path) -> None:
+    measures = {"test/accuracy/test": 0.75, "test/completeness": 0.5, "test/scene_gap": 0.1}
+    with run("evaluated", PARAMS, TAGS, {}, tmp_path / HISTORY) as record:
+        record(measures, 0)
+    stored = runs()[0].data.metrics
+    assert stored == {**measures, "results/test": 0.75, "results/completeness": 0.5}
+    assert min([*stored, "system/cpu_utilization_percentage"]).startswith("results/")
+    assert {f"metrics.`{name}`" for name in stored if name.startswith("results/")} <= set(address.COLUMNS)
+    assert lines(tmp_path / HISTORY) == [{"step": 0, **measures}]
 
 
 def test_many_parameters_are_logged_and_system_metrics_belong_to_the_run(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -35,8 +36,10 @@ app.run("127.0.0.1", int(sys.argv[1]))
 
 
 @pytest.fixture(autouse=True)
-def _root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Path) -> None:
     monkeypatch.setattr(tracking, "ROOT", tmp_path)
+    for name in ("mlflow.db", "server.db"):
+        shutil.copy(empty_store, tmp_path / name)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
 
