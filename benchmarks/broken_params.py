@@ -63,6 +63,12 @@ def toy() -> dict[str, Any]:
     raw = yaml.safe_load((ROOT / "profiles" / "smoke.yaml").read_text())
     raw["tracking"]["system_metrics_seconds"] = 0.0
     raw["run"] |= {"device": "cpu", "threads": 1}
+    raw |= {"rows": ["continued", "masks_rounds", "joint"], "evaluated": ["base", "continued", "joint"]}
+    raw["data"]["codebirds"] |= {"train": 96, "validation": 32, "test": 32}
+    raw["training"]["epochs"] = raw["filters"]["heads"]["epochs"] = raw["retraining"]["epochs"] = 2
+    raw["filters"]["confidence_threshold"] = raw["masks"]["confidence"] = 0.0
+    raw["masks"]["images"] = raw["rounds"]["images"] = raw["faithfulness"]["images"] = 8
+    raw["evaluation"] |= {"corruptions": ["fog"], "severities": [1]}
     return raw
 
 

@@ -8,6 +8,7 @@ Paper   none.  Cost: about 20 s on two cores.
 
 from pathlib import Path
 
+import matplotlib
 import pandas as pd
 
 from everycause import tracking
@@ -30,6 +31,7 @@ def main(artifacts: Path, out: Path) -> None:
         out: Folder to write.
     """
     params = read("seeds", "evaluated", "faithfulness", "tracking")
+    matplotlib.use("Agg")  # files alone; notebooks draw the same figures on their page
     results = Results.load(artifacts / "evaluation", params.evaluated, params.seeds)
     findings = Findings.load(artifacts, params.seeds[0], results.rows, params.faithfulness.rows)
     with (

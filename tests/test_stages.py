@@ -113,10 +113,17 @@ def toy(tmp_path_factory: pytest.TempPathFactory, store: None) -> Path:
     return run_pipeline(tmp_path_factory.mktemp("codebirds"), smoke())
 
 
+NAMES = ("$1 and $2", "100%_$x_{", "_a|b*", "鳥")
+"""Class names that mean something in formulas and in Markdown, or that ordinary fonts lack; in alphabetical order."""
+
+
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory, store: None) -> Path:
     folder = tmp_path_factory.mktemp("photos")
     digits_tree(folder / "digits", classes=4, per_class=40)
+    for split in (folder / "digits").iterdir():
+        for label, name in enumerate(NAMES):
+            (split / f"digit-{label}").rename(split / name)
     raw = smoke()
     raw["data"] |= {"source": "folder", "root": "digits", "folder": {"image_size": 32}}
     raw["training"] |= {"epochs": 12, "batch_size": 16}
@@ -188,8 +195,8 @@ def test_photos_in_folders_go_through_every_stage(photos: Path) -> None:
         "base"
     ]
     text = (photos / "reports" / "results" / "results.md").read_text()
-    assert "inverted" in text and "completeness" not in text
-    assert load(photos / BASE).class_names == tuple(f"digit-{i}" for i in range(4))
+    assert "| row | test | inverted | corruptions |" in text and "completeness" not in text
+    assert load(photos / BASE).class_names == NAMES
 
 
 def test_histories_hold_an_epoch_a_line_and_no_times(toy: Path) -> None:
@@ -342,15 +349,26 @@ def test_inputs_change_with_code_and_data_and_with_nothing_else(
     assert {stage for stage, content in inputs(raw).items() if content != photos[stage]} == set(check_inputs.EVALUATION)
 
 
-def test_the_notebooks_run_on_what_the_stages_wrote(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("EVERYCAUSE_ROOT", str(toy))
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    notebooks = sorted((ROOT / "notebooks").glob("*.ipynb"))
-    assert notebooks
-    for path in notebooks:
-        NotebookClient(nbformat.read(path, as_version=4), timeout=300, kernel_name="python3").execute(
-            cwd=str(ROOT / "notebooks")
-        )
+NOTEBOOKS = {"00_results": 2, "01_explain_an_image": 5, "02_filters_of_a_class": 2}
+"""Name → the fewest pictures that it shows."""
+
+
+@pytest.mark.parametrize(
+    ("source", "name"), [("codebirds", name) for name in NOTEBOOKS] + [("photos", "01_explain_an_image")]
+)
+def test_the_notebooks_show_what_the_stages_wrote_when_opened_from_their_folder(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, source: str, name: str
+) -> None:
+    assert {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")} == set(NOTEBOOKS)
+    monkeypatch.setenv("EVERYCAUSE_ROOT", str(request.getfixturevalue({"codebirds": "toy"}.get(source, source))))
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+    notebook.cells.append(nbformat.v4.new_code_cell("import everycause; print(everycause.__file__)"))
+    done = NotebookClient(notebook, timeout=300, kernel_name="python3").execute(cwd=str(ROOT / "notebooks"))
+    outputs = [output for cell in done.cells for output in cell.get("outputs", [])]
+    pictures = [output for output in outputs if "image/png" in output.get("data", {})]
+    assert len(pictures) >= NOTEBOOKS[name]
+    assert outputs[-1]["text"].strip() == str(ROOT / "everycause" / "__init__.py")
 
 
 def test_the_readme_takes_the_table_between_its_markers(toy: Path, tmp_path: Path) -> None:

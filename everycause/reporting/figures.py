@@ -17,8 +17,6 @@ from matplotlib.figure import Figure
 from everycause.reporting.results import DetectionReport, Faithfulness, Measures, Results
 from everycause.reporting.tables import DETECTORS
 
-matplotlib.use("Agg")
-
 log = logging.getLogger(__name__)
 DEFAULT_FONT = "DejaVu Sans"
 COLORS = {
@@ -55,7 +53,14 @@ DETECTOR_COLORS = dict(
 
 @contextmanager
 def readable(texts: Iterable[str]) -> Iterator[None]:
-    """Draw and save figures within the block so that these texts, which come from the user's data, can be read.
+    """Draw and save figures within the block so that these texts, which come from the user's data, can be read."""
+    with matplotlib.rc_context(legible(texts)), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # said once by legible
+        yield
+
+
+def legible(texts: Iterable[str]) -> dict[str, Any]:
+    """Settings of matplotlib with which these texts, which come from the user's data, can be read.
 
     `$` stands for itself instead of beginning a formula. Characters that the default font lacks are drawn in an
     installed font that has them; where there is none, one warning says which are missing.
@@ -69,9 +74,7 @@ def readable(texts: Iterable[str]) -> Iterator[None]:
             "install one that has, such as Noto Sans CJK for Chinese, Japanese and Korean",
             shown if len(shown) <= 20 else f"{shown[:20]}…",
         )
-    with matplotlib.rc_context({"text.parse_math": False, "font.family": fonts}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from")  # said once above
-        yield
+    return {"text.parse_math": False, "font.family": fonts}
 
 
 def fonts_for(characters: set[str]) -> tuple[list[str], set[str]]:

@@ -50,6 +50,24 @@ def test_a_stored_flip_flips_the_stored_model_and_the_numbers_are_its_own(
     assert masks.summary()["area_at_flip"] == pytest.approx(masks.summary()["regions_at_flip"] / 16)
 
 
+def test_a_compiled_network_is_traced_once_and_finds_the_same_masks(
+    monkeypatch: pytest.MonkeyPatch, classifier: Classifier, split: Split
+) -> None:
+    graphs: list[torch.fx.GraphModule] = []
+    real = torch.compile
+
+    def traced(graph: torch.fx.GraphModule, _inputs: list[torch.Tensor]) -> object:
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", lambda network, dynamic: real(network, dynamic=dynamic, backend=traced))
+    index, params = torch.arange(12), PARAMS.model_copy(update={"search": "greedy"})
+    plain = Masks.joined(list(searched(classifier, split, index, params)))
+    assert graphs == []
+    compiled = Masks.joined(list(searched(classifier, split, index, params.model_copy(update={"compiled": True}))))
+    assert same(plain, compiled) and len(graphs) == 1  # every pass is filled up to the same size
+
+
 def test_one_image_or_many_one_shard_or_several_give_the_same_masks(
     tmp_path: Path, classifier: Classifier, split: Split
 ) -> None:

@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--worker", type=int)
     parser.add_argument("--seconds", type=float, default=0.05)
+    parser.add_argument("--together", type=int, default=1, help="workers that must each have a trial before any ends")
     parser.add_argument("--host")
     parser.add_argument("--heartbeat", type=int, default=20)
     arguments = parser.parse_args()
@@ -57,7 +58,10 @@ def main() -> None:
         if (folder / "hang").exists():
             (folder / "hang").unlink(missing_ok=True)
             (folder / "hanging").write_text(f"{os.getpid()} {running.number}")
-            time.sleep(60)
+            time.sleep(600)
+        (folder / f"worker-{os.getpid()}").touch()
+        while len(list(folder.glob("worker-*"))) < arguments.together:
+            time.sleep(0.05)
         time.sleep(arguments.seconds)
         with (folder / "measured").open("a") as file:
             file.write(json.dumps([running.number, running.values]) + "\n")
@@ -76,6 +80,8 @@ def main() -> None:
             str(arguments.trials),
             "--seconds",
             str(arguments.seconds),
+            "--together",
+            str(arguments.together),
         ]
         run_workers(study, plan, command, arguments.workers, 2, [], closed)
     else:
