@@ -65,8 +65,9 @@ def differences(laboratory: Laboratory, cells: list[Cell], rows: list[str]) -> l
                     [one[measure] - other[measure] for one, other in zip(by_row[row], by_row[reference], strict=True)]
                 )
                 unadjusted.append(Difference(*world, row, reference, measure, paired_interval(change), None))
-                raw[f"{row} {reference} {measure}"] = sign_flip_p(change.mean(axis=1))
-        adjusted = holm(raw) if len(members) >= LEAST_SEEDS else dict.fromkeys(raw)
+                raw[f"{row} {reference} {measure}"] = change.mean(axis=1)
+        enough = len(members) >= LEAST_SEEDS
+        adjusted = holm({name: sign_flip_p(means) for name, means in raw.items()}) if enough else dict.fromkeys(raw)
         found += [one._replace(p=adjusted[f"{one.row} {one.reference} {one.measure}"]) for one in unadjusted]
     return found
 
