@@ -17,7 +17,7 @@ override workers := $(value workers)
 override storage := $(value storage)
 export port name workers storage
 
-.PHONY: help setup repro test ui sync-tracking smoke sweep adopt dashboard ablation bench readme lock lint
+.PHONY: help setup repro test ui sync-tracking smoke sweep adopt dashboard ablation study map bench readme lock lint
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/ —/'
@@ -66,6 +66,12 @@ dashboard: setup  ## optuna-dashboard on the study, 127.0.0.1 (storage=tuning/jo
 ablation: setup  ## a grid of tuning.ablations (name=lambdas | augment | confidence | frequency | sparsity); resumable
 	dvc repro --quiet train_base accumulate_filters generate_masks
 	python -m stages.tune --artifacts artifacts --out reports/ablations --ablation "$$name" --storage "$$storage" --workers "$$workers"
+
+study: setup  ## the rows in each named world, six seeds; resumable, about 2 hours on two cores
+	python -m stages.worlds --plan study --out reports/study
+
+map: setup  ## the rows over a grid of worlds, three seeds; resumable, about 3 hours on two cores
+	python -m stages.worlds --plan map --out reports/map
 
 bench: setup  ## one line per measure, and benchmarks/results.json
 	python -m benchmarks.run

@@ -18,7 +18,6 @@ LARGEST = 1_000_000
 """Images of a split: the random draws of a million of them take 0.5 GiB."""
 
 RANGES: dict[str, tuple[float, float]] = {
-    "version": (1, 1),
     "image_size": (32, 512),
     "length": (1, len(CUES)),
     "dimension": (1, len(CUES)),
@@ -39,20 +38,43 @@ RANGES: dict[str, tuple[float, float]] = {
     "part_scale": (0, 2),
 }
 """Smallest and largest value of each setting, both allowed unless it stands in POSITIVE."""
+SIMPLE = {"hue_jitter": 0.32, "hue_saturation": 0.9, "texture_contrast": 1.0}
+"""Hue and texture so plain that a network learns them first and little else: cue dominance 1."""
+EVEN = {"hue_jitter": 1.0, "hue_saturation": 0.5, "texture_contrast": 0.5}
+"""Hue and texture so weak that a network learns all five cues: cue dominance 0."""
+SHARED = {
+    "distractor": False,
+    "distractor_correlation": 0.0,
+    "pixel_noise": 0.055,
+    "rim_darkness": 0.75,
+    "scene_saturation": 0.4,
+    "part_scale": 1.0,
+}
+"""What all named worlds have in common."""
+WORLDS = {
+    "premise": SIMPLE | SHARED | {"scene_correlation": 0.0},
+    "confounded": SIMPLE | SHARED | {"scene_correlation": 0.9},
+    "additive": EVEN | SHARED | {"scene_correlation": 0.9},
+}
+"""Named worlds. `premise`: a few simple cues suffice and the scene tells nothing. `confounded`: the same cues, and a
+scene that mostly names the class. `additive` (version 1 of the data set): all cues are learned, and the scene too."""
+OWN = "own"
+"""The name of any other choice of these settings."""
 POSITIVE = ("hue_saturation", "texture_contrast", "part_scale")
 """Settings that must be greater than the smallest value of their range: at 0 a cue would not be seen."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The causal structure, the sizes and the difficulty of the data set; the defaults are version 1.
+    """The causal structure, the sizes and the difficulty of the data set.
 
     Raises:
-        ValueError: a value is out of range, or length, dimension and order give no code.
+        ValueError: a value is out of range or is not that of the named world, the world does not exist, or length,
+            dimension and order give no code.
     """
 
-    version: int = 1
-    """Version of the difficulty; any change to it is a new data set."""
+    world: str = "premise"
+    """A key of WORLDS, whose settings must then have its values; `own` leaves them free."""
     image_size: int = 64
     """Side of the square images, in pixels."""
     length: int = 5
@@ -71,7 +93,7 @@ class Settings:
     """Seed of the data, independent of the seeds of training."""
     layout_seed: int = 0
     """Seed of the permutation of cues over places of the bird; 0 puts the hue on the crest, and so on."""
-    scene_correlation: float = 0.9
+    scene_correlation: float = 0.0
     """Probability that the scene is the class's own; otherwise it is uniform over all kinds."""
     distractor: bool = False
     """Whether a small object is painted beside the bird."""
@@ -79,11 +101,11 @@ class Settings:
     """Probability that the distractor is the class's own; otherwise it is uniform over all kinds."""
     pixel_noise: float = 0.055
     """Half width of the uniform noise of pixels, in units of white."""
-    hue_jitter: float = 1.0
+    hue_jitter: float = 0.32
     """Width of the distribution of the hue cue about its variant, in units of the spacing between variants."""
-    hue_saturation: float = 0.5
+    hue_saturation: float = 0.9
     """Saturation of the hue cue."""
-    texture_contrast: float = 0.5
+    texture_contrast: float = 1.0
     """Contrast of the texture cue."""
     rim_darkness: float = 0.75
     """Darkest rim around the shapes of a photo; each image draws its own between 0 and this."""
@@ -99,6 +121,19 @@ class Settings:
                 between = f"above {low} and at most {high}" if name in POSITIVE else f"from {low} to {high}"
                 raise ValueError(f"{name} is {value!r}: it must be {between}")
         Code(self.length, self.dimension, self.order)
+        if self.world != OWN and self.world not in WORLDS:
+            raise ValueError(f"there is no world '{self.world}': name {', '.join(WORLDS)}, or {OWN} for another choice")
+        for name, value in WORLDS.get(self.world, {}).items():
+            if getattr(self, name) != value:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}, and the world '{self.world}' has {value}: "
+                    f"restore it, or set world to {OWN}"
+                )
+
+
+def dominance(share: float) -> dict[str, float]:
+    """Hue and texture between EVEN (0) and SIMPLE (1): how much simpler they are to learn than the other cues."""
+    return {name: share * SIMPLE[name] + (1 - share) * EVEN[name] for name in SIMPLE}
 
 
 DRAWS = {

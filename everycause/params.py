@@ -47,6 +47,7 @@ SECTIONS = {
     "faithfulness": "everycause.evaluation.faithfulness:FaithfulnessParams",
     "detection": "everycause.evaluation.detection:DetectionParams",
     "evaluation": "everycause.evaluation.ood:EvaluationParams",
+    "worlds": "everycause.worlds.cells:WorldsParams",
     "tuning": "everycause.tuning.space:TuningParams",
 }
 """Section of params.yaml → module and class that define it."""

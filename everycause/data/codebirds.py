@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 
 from codebirds.birds import Codebirds, variations
 from codebirds.codes import Code
-from codebirds.factors import POSITIVE, RANGES, Factors, Settings
+from codebirds.factors import POSITIVE, RANGES, WORLDS, Factors, Settings
 from everycause.artifacts import code_fingerprint, fingerprint
 from everycause.data.split import Split, View
 from everycause.errors import UserError
@@ -28,9 +28,9 @@ def _in_range(name: str) -> Any:
 
 
 class CodebirdsParams(Section):
-    """The fields of codebirds.factors.Settings, where each is explained."""
+    """The fields of codebirds.factors.Settings, where each is explained; a named world brings its own settings."""
 
-    version: int = _in_range("version")
+    world: str
     image_size: int = _in_range("image_size")
     length: int = _in_range("length")
     dimension: int = Field(ge=1)
@@ -51,10 +51,17 @@ class CodebirdsParams(Section):
     scene_saturation: float = _in_range("scene_saturation")
     part_scale: float = _in_range("part_scale")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _with_the_settings_of_its_world(cls, raw: Any) -> Any:
+        if not isinstance(raw, dict) or raw.get("world") not in list(WORLDS):
+            return raw
+        return WORLDS[raw["world"]] | {name: value for name, value in raw.items() if value is not None}
+
     @model_validator(mode="after")
-    def _has_a_code(self) -> "CodebirdsParams":
+    def _is_a_world_with_a_code(self) -> "CodebirdsParams":
         try:
-            Code(self.length, self.dimension, self.order)
+            Settings(**self.model_dump())
         except ValueError as error:
             raise UserError(str(error)) from error
         return self

@@ -8,6 +8,7 @@ from itertools import combinations
 from math import comb, exp, log
 from typing import NamedTuple
 
+from codebirds.birds import erasure_name
 from codebirds.codes import Code
 
 Accuracies = dict[tuple[int, ...], float]
@@ -39,6 +40,18 @@ def completeness_score(profile: Profile, num_classes: int) -> float:
     """The area of the mean profile above chance over that of the optimum: 0 is chance, 1 is every cause learned."""
     chance = 1 / num_classes
     return sum(value - chance for value in profile.mean) / sum(value - chance for value in profile.optimum)
+
+
+def completeness_weights(code: Code) -> tuple[dict[str, float], float]:
+    """The weight of each erasure's accuracy in the completeness score, by the name of its view, and what to subtract.
+
+    The score is linear in the accuracies, so with these weights it is a mean over images.
+    """
+    chance, sizes = 1 / code.num_classes, [code.subsets(size) for size in range(code.length)]
+    optima = [sum(map(code.erasure_optimum, subsets)) / len(subsets) for subsets in sizes]
+    area = sum(optimum - chance for optimum in optima)
+    weights = {erasure_name(parts): 1 / (len(subsets) * area) for subsets in sizes for parts in subsets}
+    return weights, code.length * chance / area
 
 
 def shapley(accuracies: Accuracies, parts: int) -> tuple[float, ...]:

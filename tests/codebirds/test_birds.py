@@ -6,7 +6,7 @@ import pytest
 from sklearn.metrics import mutual_info_score
 
 from codebirds.birds import CHUNK, Codebirds, swapped, variations
-from codebirds.factors import DRAWS, NUM_DRAWS, erased
+from codebirds.factors import DRAWS, NUM_DRAWS, WORLDS, Settings, erased
 from codebirds.glyphs import CUES
 from codebirds.painting import RENDITIONS, SKETCH, STYLES, _part_colors, noise_bank
 
@@ -21,11 +21,14 @@ def test_images_do_not_depend_on_chunking_order_or_threads(default_birds: Codebi
     assert np.array_equal(default_birds.images(default_birds.factors("train", np.array([5, 3]))), together[[5, 3]])
 
 
-def test_the_bytes_of_version_1_are_frozen(default_birds: Codebirds) -> None:
-    digest = hashlib.sha256()
-    for _, factors in list(variations(default_birds))[:14]:
-        digest.update(default_birds.images(factors.rows(slice(0, 16))).tobytes())
-    assert digest.hexdigest()[:16] == "9620b62315cd0fad"
+@pytest.mark.parametrize(
+    ("world", "frozen"), [("additive", "9620b62315cd0fad"), ("premise", "8a8c21dbd9262847"), ("confounded", "d337f0c7ed1806f2")]
+)
+def test_the_bytes_of_named_worlds_are_frozen(world: str, frozen: str) -> None:
+    birds, digest = Codebirds(Settings(world=world, **WORLDS[world])), hashlib.sha256()
+    for _, factors in list(variations(birds))[:14]:
+        digest.update(birds.images(factors.rows(slice(0, 16))).tobytes())
+    assert digest.hexdigest()[:16] == frozen
 
 
 def test_classes_are_balanced_and_every_image_shows_its_codeword(default_birds: Codebirds) -> None:
@@ -124,7 +127,7 @@ def test_a_layout_seed_moves_cues_to_other_places(default_birds: Codebirds) -> N
 
 def test_the_distractor_follows_the_class_when_told_to(default_birds: Codebirds) -> None:
     factors = default_birds.factors("test", np.arange(4))
-    with_object = Codebirds(replace(default_birds.settings, distractor=True, distractor_correlation=1.0))
+    with_object = Codebirds(replace(default_birds.settings, world="own", distractor=True, distractor_correlation=1.0))
     changed = (with_object.images(factors) != default_birds.images(factors)).any(axis=1).mean(axis=(1, 2))
     assert (changed > 0.005).all() and (changed < 0.1).all()
 

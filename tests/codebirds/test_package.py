@@ -7,13 +7,16 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 import codebirds
-from codebirds.factors import POSITIVE, RANGES, Settings
+from codebirds.factors import POSITIVE, RANGES, WORLDS, Settings, dominance
 from everycause.data.codebirds import CodebirdsParams
 from everycause.data.sources import DataParams
 
 ROOT = Path(__file__).parents[2]
+SETTLED = set(WORLDS["premise"])
+"""Settings that a named world fixes."""
 
 ALONE = """
 import sys
@@ -55,28 +58,66 @@ def test_the_example_of_the_package_runs() -> None:
 
 def test_the_default_settings_are_those_of_params_yaml() -> None:
     raw = yaml.safe_load((ROOT / "params.yaml").read_text())["data"]["codebirds"]
-    assert asdict(Settings()) == raw == asdict(CodebirdsParams(**raw).settings)
+    assert asdict(Settings()) == asdict(CodebirdsParams(**raw).settings)
 
 
 def test_every_setting_has_a_range_and_a_field_in_params() -> None:
     names = [field.name for field in fields(Settings)]
-    assert set(RANGES) == set(names) - {"distractor"} and list(CodebirdsParams.model_fields) == names
+    assert set(RANGES) == set(names) - {"distractor", "world"} and list(CodebirdsParams.model_fields) == names
 
 
 @pytest.mark.parametrize("name", RANGES)
 def test_values_beyond_their_range_are_refused_by_settings_and_by_params(name: str) -> None:
     low, high = RANGES[name]
-    raw = asdict(Settings())
+    raw = asdict(Settings()) | {"world": "own"}
     for value in (low - 1, high + 1, *([low] if name in POSITIVE else [])):
         with pytest.raises(ValueError, match=name):
-            replace(Settings(), **{name: value})
+            replace(Settings(world="own"), **{name: value})
         with pytest.raises(ValueError, match=name):
             CodebirdsParams(**raw | {name: value})
 
 
 def test_what_is_no_number_is_refused() -> None:
     with pytest.raises(ValueError, match="pixel_noise is nan: it must be from 0 to 0.5"):
-        Settings(pixel_noise=float("nan"))
+        Settings(world="own", pixel_noise=float("nan"))
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_a_named_world_brings_its_settings(world: str) -> None:
+    sizes = {name: value for name, value in asdict(Settings()).items() if name not in SETTLED}
+    params = CodebirdsParams(**sizes | {"world": world, "hue_jitter": None})
+    assert {name: getattr(params, name) for name in SETTLED} == WORLDS[world]
+    assert asdict(params.settings) == params.model_dump()
+
+
+@pytest.mark.parametrize("name", sorted(SETTLED))
+def test_settings_that_contradict_a_named_world_are_refused_by_settings_and_by_params(name: str) -> None:
+    value = not WORLDS["premise"][name] if name == "distractor" else 0.3
+    with pytest.raises(ValueError, match=f"{name} is {value}, and the world 'premise' has .* or set world to own"):
+        Settings(**{name: value})
+    with pytest.raises(ValueError, match=f"{name} is {value}, and the world 'premise' has .* or set world to own"):
+        CodebirdsParams(**asdict(Settings()) | {name: value})
+
+
+def test_a_world_that_does_not_exist_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="there is no world 'eden': name premise, confounded, additive, or own"):
+        CodebirdsParams(**asdict(Settings()) | {"world": "eden"})
+    with pytest.raises(ValidationError, match="world"):
+        CodebirdsParams(**asdict(Settings()) | {"world": ["premise"]})
+
+
+def test_a_world_of_ones_own_needs_every_setting() -> None:
+    given = asdict(Settings()) | {"world": "own"}
+    assert CodebirdsParams(**given | {"scene_correlation": 0.3}).scene_correlation == 0.3
+    given.pop("hue_jitter")
+    with pytest.raises(ValidationError, match="hue_jitter"):
+        CodebirdsParams(**given)
+
+
+def test_dominance_moves_the_cues_from_one_named_world_to_the_other() -> None:
+    assert all(WORLDS["additive"][name] == value for name, value in dominance(0).items())
+    assert all(WORLDS["premise"][name] == WORLDS["confounded"][name] == value for name, value in dominance(1).items())
+    assert dominance(0.5)["hue_saturation"] == pytest.approx(0.7)
 
 
 def test_numbers_that_give_no_code_are_refused_by_settings_and_by_data_params(raw: dict) -> None:

@@ -7,9 +7,17 @@ import numpy as np
 import pytest
 import torch
 
-from codebirds.birds import Codebirds, variations
+from codebirds.birds import Codebirds, erasure_name, variations
+from codebirds.factors import WORLDS, Settings
 from everycause.data.split import Split, View
-from everycause.evaluation.completeness import completeness_score, effective_causes, profile, reliance, shapley
+from everycause.evaluation.completeness import (
+    completeness_score,
+    completeness_weights,
+    effective_causes,
+    profile,
+    reliance,
+    shapley,
+)
 from everycause.evaluation.metrics import metrics
 from everycause.evaluation.ood import predictions
 from everycause.evaluation.predictions import Predictions
@@ -76,10 +84,11 @@ def test_a_reader_of_two_parts_is_perfect_and_dies_with_either(default_birds: Co
     assert measures["reliance/1"] == pytest.approx(0.5, abs=0.05) and measures["effective_causes"] < 2.6
 
 
-def test_a_reader_of_the_scene_has_the_full_scene_gap_and_no_completeness(default_birds: Codebirds) -> None:
-    measures = evaluated(default_birds, lambda view: np.maximum(view.factors.scene, 0))
+def test_a_reader_of_the_scene_has_the_full_scene_gap_and_no_completeness() -> None:
+    confounded = Codebirds(Settings(world="confounded", **WORLDS["confounded"]))
+    measures = evaluated(confounded, lambda view: np.maximum(view.factors.scene, 0))
     assert measures["accuracy/scene_shift/scene_only"] == 1 and measures["accuracy/scene_shift/opposed"] == 0
-    expected = default_birds.settings.scene_correlation * 15 / 16
+    expected = confounded.settings.scene_correlation * 15 / 16
     assert measures["scene_gap"] == pytest.approx(expected, abs=0.04)
     assert abs(measures["completeness"]) < 0.03 and measures["worst_group"] == 0 and measures["effective_causes"] == 0
 
@@ -107,6 +116,15 @@ def test_reliance_and_its_limits() -> None:
     blind = dict.fromkeys(even, 0.25)
     assert reliance(blind, 3) == (0.0, 0.0, 0.0) and effective_causes((0.0, 0.0, 0.0)) == 0
     assert effective_causes((1.0, 0.0, 0.0)) == pytest.approx(1)
+
+
+def test_the_score_is_a_weighted_sum_of_accuracies(default_birds: Codebirds) -> None:
+    code, generator = default_birds.code, np.random.default_rng(0)
+    accuracies = {parts: float(generator.random()) for size in range(6) for parts in code.subsets(size)}
+    weights, offset = completeness_weights(code)
+    named = {erasure_name(parts): value for parts, value in accuracies.items()}
+    weighted = sum(weight * named[view] for view, weight in weights.items()) - offset
+    assert weighted == pytest.approx(completeness_score(profile(accuracies, code), 16))
 
 
 def test_chance_has_score_zero_and_the_optimum_one(default_birds: Codebirds) -> None:

@@ -1,0 +1,106 @@
+"""What a study says: every measure as a table, differences between rows with intervals, and one correlation.
+
+Differences are paired by seed and by test image; their intervals are bootstrapped over both, so they hold for another
+seed, not only for other images. p-values are exact sign flips over seeds, adjusted by Holm over all differences of a
+world.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy.stats import spearmanr
+
+from everycause.evaluation.statistics import RESAMPLES, Interval, holm, paired_interval, sign_flip_p
+from everycause.worlds.cells import BASE, REFERENCE, Cell
+from everycause.worlds.measurement import IMAGE_MEASURES, Laboratory
+
+COLUMNS = ["world", "dominance", "scene_correlation", "row", "seed", "measure", "value"]
+EXTRA = (("masks", "masks_random"), ("joint", "masks"), ("filters", "filters_random"), ("joint", "filters"))
+"""Differences that are asked for beside those from `continued`: row and row."""
+ROBUSTNESS = ("accuracy/corruptions", "accuracy/renditions", "accuracy/sketch")
+"""Their mean is what completeness should predict."""
+LEAST_SEEDS = 6
+"""With fewer seeds no sign flip test can reach 0.05."""
+
+
+class Difference(NamedTuple):
+    """How much larger a measure is in one row than in another, in one world."""
+
+    world: str
+    dominance: float
+    scene_correlation: float
+    row: str
+    reference: str
+    measure: str
+    interval: Interval
+    p: float | None
+    """Adjusted p-value; None with fewer than six seeds."""
+
+
+def table(laboratory: Laboratory, cells: list[Cell], rows: list[str]) -> pd.DataFrame:
+    """Every measure of every row, in the columns world, dominance, scene_correlation, row, seed, measure, value."""
+    lines = [
+        (cell.world, cell.dominance, cell.scene_correlation, row, cell.seed, measure, value)
+        for cell in cells
+        for row in (BASE, *rows)
+        for measure, value in sorted(laboratory.measures(cell, row).items())
+    ]
+    return pd.DataFrame(lines, columns=pd.Index(COLUMNS))
+
+
+def differences(laboratory: Laboratory, cells: list[Cell], rows: list[str]) -> list[Difference]:
+    """Every row against `continued`, and the pairs of EXTRA that are there, in every world and image measure."""
+    pairs = [(row, REFERENCE) for row in rows if row != REFERENCE]
+    pairs += [(row, other) for row, other in EXTRA if {row, other} <= set(rows)]
+    found: list[Difference] = []
+    for world, members in worlds_of(cells).items():
+        by_row = {row: [laboratory.scores(cell, row) for cell in members] for row in rows}
+        unadjusted, raw = [], {}
+        for row, reference in pairs:
+            for measure in IMAGE_MEASURES:
+                if measure not in by_row[row][0]:
+                    continue
+                change = np.stack(
+                    [one[measure] - other[measure] for one, other in zip(by_row[row], by_row[reference], strict=True)]
+                )
+                unadjusted.append(Difference(*world, row, reference, measure, paired_interval(change), None))
+                raw[f"{row} {reference} {measure}"] = change.mean(axis=1)
+        enough = len(members) >= LEAST_SEEDS
+        adjusted = holm({name: sign_flip_p(means) for name, means in raw.items()}) if enough else dict.fromkeys(raw)
+        found += [one._replace(p=adjusted[f"{one.row} {one.reference} {one.measure}"]) for one in unadjusted]
+    return found
+
+
+def worlds_of(cells: list[Cell]) -> dict[tuple[str, float, float], list[Cell]]:
+    """World → its cells, one per seed, in the order of the plan."""
+    worlds: dict[tuple[str, float, float], list[Cell]] = {}
+    for cell in cells:
+        worlds.setdefault(cell[:3], []).append(cell)
+    return worlds
+
+
+def correlation(table: pd.DataFrame, world: str, seed: int = 0) -> Interval:
+    """Spearman's rank correlation of completeness and robustness over the runs of a world.
+
+    The interval is a bootstrap over training seeds; the runs of one seed share a base and are drawn together.
+
+    Args:
+        table: As `table` gives it.
+        world: Name of the world.
+        seed: Of the random draws.
+    """
+    wide = table[table.world == world].pivot_table(index=["seed", "row"], columns="measure", values="value")
+    pairs = pd.DataFrame({"x": wide["completeness"], "y": wide[list(ROBUSTNESS)].mean(axis=1)})
+    by_seed = [group.to_numpy() for _, group in pairs.groupby(level="seed")]
+    generator = np.random.default_rng(seed)
+    drawn = (
+        np.concatenate([by_seed[i] for i in generator.integers(len(by_seed), size=len(by_seed))])
+        for _ in range(RESAMPLES)
+    )
+    low, high = np.nanquantile([_rank_correlation(runs) for runs in drawn], (0.025, 0.975))
+    return Interval(_rank_correlation(pairs.to_numpy()), float(low), float(high))
+
+
+def _rank_correlation(runs: np.ndarray) -> float:
+    return float(spearmanr(runs[:, 0], runs[:, 1]).statistic)

@@ -1,0 +1,178 @@
+"""The page and the figures of a study or a map, from its table and its differences."""
+
+from collections.abc import Iterator
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from codebirds.glyphs import CUES
+from everycause.reporting.figures import color
+from everycause.reporting.tables import markdown
+from everycause.worlds.analysis import BASE, Difference, correlation
+from everycause.worlds.cells import REFERENCE
+from everycause.worlds.measurement import IMAGE_MEASURES
+
+NAMES = {
+    "completeness": "completeness",
+    "scene_gap": "scene gap",
+    "accuracy/corruptions": "corruptions",
+    "accuracy/renditions": "renditions",
+    "accuracy/sketch": "sketch",
+}
+"""Measure → its name in tables and figures."""
+WORLD = ["world", "dominance", "scene_correlation"]
+BASE_MEASURES = {
+    "accuracy/test": "test",
+    "accuracy/scene_shift/independent": "free scene",
+    "scene_gap": "scene gap",
+    "accuracy/scene_shift/scene_only": "scene only",
+    "erasures/1/worst": "1 erased, worst",
+    "completeness": "completeness",
+}
+"""Measures of the base that tell worlds apart, in percent."""
+
+
+def study_page(table: pd.DataFrame, found: list[Difference], where: str) -> Iterator[str]:
+    """Everything that a study says, in Markdown.
+
+    Args:
+        table: Every measure of every row.
+        found: The differences between rows.
+        where: On which machine it was measured.
+    """
+    seeds = table.seed.nunique()
+    yield "# Study of worlds\n"
+    yield f"{seeds} training seeds in each world, on {where}. Shares in percent, mean ± deviation over seeds.\n"
+    yield "Written by `make study` from `study.csv`; what was asked beforehand stands in [the log](../log.md).\n"
+    yield "## The worlds, as the base sees them\n"
+    yield markdown(["world", *BASE_MEASURES.values(), "causes used", *CUE_NAMES], list(_base_lines(table)))
+    for world in table.world.unique():
+        here = table[table.world == world]
+        yield f"\n## World `{world}`\n"
+        yield markdown(["row", "test", *NAMES.values(), "causes used"], list(_row_lines(here)))
+        yield (
+            "\nDifferences in points with 95 % intervals over seeds and test images; p by exact sign flips over seeds, "
+            "adjusted by Holm over this table.\n"
+        )
+        yield markdown(["row", "against", *NAMES.values()], list(_difference_lines(found, world)))
+        together = correlation(table, world)
+        yield (
+            f"\nRank correlation of completeness with robustness (mean of corruptions, renditions and sketch) over "
+            f"{seeds * here.row.nunique()} runs: {together.mean:.2f} [{together.low:.2f}, {together.high:.2f}], "
+            "interval over seeds."
+        )
+
+
+CUE_NAMES = [cue.name for cue in CUES]
+
+
+def _spread(values: pd.Series, scale: float = 100) -> str:
+    deviation = f" ± {scale * values.std():.1f}" if len(values) > 1 else ""
+    return f"{scale * values.mean():.1f}{deviation}"
+
+
+def _base_lines(table: pd.DataFrame) -> Iterator[list[str]]:
+    for world, here in table[table.row == BASE].groupby("world", sort=False):
+        by_measure = {measure: values.value for measure, values in here.groupby("measure")}
+        shares = [
+            f"{100 * by_measure[name].mean():.0f}"
+            for name in (f"reliance/{i}" for i in range(len(CUES)))
+            if name in by_measure
+        ]
+        shares += [""] * (len(CUES) - len(shares))
+        causes = _spread(by_measure["effective_causes"], 1)
+        yield [f"`{world}`", *(_spread(by_measure[name]) for name in BASE_MEASURES), causes, *shares]
+
+
+def _row_lines(table: pd.DataFrame) -> Iterator[list[str]]:
+    for row, here in table.groupby("row", sort=False):
+        by_measure = {measure: values.value for measure, values in here.groupby("measure")}
+        shown = ["accuracy/test", *NAMES]
+        cells = [_spread(by_measure[name]) if name in by_measure else "" for name in shown]
+        yield [f"`{row}`", *cells, _spread(by_measure["effective_causes"], 1)]
+
+
+def _difference_lines(found: list[Difference], world: str) -> Iterator[list[str]]:
+    pairs = dict.fromkeys((one.row, one.reference) for one in found if one.world == world)
+    for row, reference in pairs:
+        by_measure = {
+            one.measure: one for one in found if (one.world, one.row, one.reference) == (world, row, reference)
+        }
+        yield [f"`{row}`", f"`{reference}`", *(_told(by_measure.get(name)) for name in NAMES)]
+
+
+def _told(one: Difference | None) -> str:
+    if one is None:
+        return ""
+    mean, low, high = (100 * value for value in one.interval)
+    return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]" + (f" p = {one.p:.3f}" if one.p is not None else "")
+
+
+def study_figure(table: pd.DataFrame, found: list[Difference]) -> Figure:
+    """For each world the completeness of every row: one dot per seed, and the difference from `continued` beside it."""
+    worlds = list(table.world.unique())
+    figure, axes = plt.subplots(1, len(worlds), figsize=(4.2 * len(worlds), 4), sharex=True, squeeze=False)
+    for axis, world in zip(axes[0], worlds, strict=True):
+        here = table[(table.world == world) & (table.measure == "completeness")]
+        rows = list(here.row.unique())
+        for place, row in enumerate(rows):
+            values = here[here.row == row].value
+            axis.plot(values, [place] * len(values), "o", color=color(row), alpha=0.6, markersize=5)
+            axis.plot([values.mean()], [place], "|", color=color(row), markersize=18, markeredgewidth=2)
+        for one in found:
+            if (one.world, one.reference, one.measure) == (world, REFERENCE, "completeness"):
+                axis.annotate(
+                    f"{100 * one.interval.mean:+.1f}", (1.01, rows.index(one.row)), va="center", fontsize=8,
+                    xycoords=("axes fraction", "data"),
+                )  # fmt: skip
+        axis.set(title=world, xlabel="completeness", xlim=(0, 1))
+        axis.set_yticks(range(len(rows)), rows if axis is axes[0][0] else [""] * len(rows))
+        axis.invert_yaxis()
+    return figure
+
+
+def map_figure(found: list[Difference]) -> Figure:
+    """Difference from `continued` over dominance and scene correlation, one panel for each row and measure.
+
+    Numbers are in points; where their 95 % interval includes 0 they are gray.
+    """
+    shown = [one for one in found if one.reference == REFERENCE]
+    rows, measures = (
+        list(dict.fromkeys(one.row for one in shown)),
+        [name for name in NAMES if name in {one.measure for one in shown}],
+    )
+    figure, axes = plt.subplots(
+        len(rows), len(measures), figsize=(2.6 * len(measures), 2.4 * len(rows)), squeeze=False, layout="constrained"
+    )
+    for across, row in zip(axes, rows, strict=True):
+        for axis, measure in zip(across, measures, strict=True):
+            _panel(axis, [one for one in shown if (one.row, one.measure) == (row, measure)], measure == "scene_gap")
+            axis.set_title(f"{row}: {NAMES[measure]}", fontsize=9)
+    for axis in axes[-1]:
+        axis.set_xlabel("scene correlation")
+    for axis in axes[:, 0]:
+        axis.set_ylabel("cue dominance")
+    figure.suptitle("Points gained over continued training (blue: better, red: worse; gray: no difference shown)")
+    return figure
+
+
+def _panel(axis: Axes, found: list[Difference], smaller_is_better: bool) -> None:
+    strengths, correlations = (sorted({one[place] for one in found}) for place in (1, 2))
+    values = np.full((len(strengths), len(correlations)), np.nan)
+    for one in found:
+        place = strengths.index(one.dominance), correlations.index(one.scene_correlation)
+        values[place] = 100 * one.interval.mean
+        clear = one.interval.low > 0 or one.interval.high < 0
+        axis.text(
+            place[1], place[0], f"{values[place]:+.0f}", ha="center", va="center", fontsize=9,
+            color="black" if clear else "#888888", fontweight="bold" if clear else "normal",
+        )  # fmt: skip
+    axis.imshow(-values if smaller_is_better else values, cmap="RdBu", vmin=-30, vmax=30, origin="lower", aspect="auto")
+    axis.set_xticks(range(len(correlations)), [f"{value:g}" for value in correlations])
+    axis.set_yticks(range(len(strengths)), [f"{value:g}" for value in strengths])
+
+
+assert list(NAMES) == list(IMAGE_MEASURES)

@@ -1,0 +1,132 @@
+"""worlds: the rows of the results table in many worlds and seeds (`make study`), or over a grid of worlds (`make map`).
+
+Reads   params.yaml, of which `worlds` says which worlds, rows and seeds; the images are rendered.
+Writes  WORK: finished rows, and bases, filters and masks that they share. OUT/study.csv or OUT/map.csv (columns world,
+        dominance, scene_correlation, row, seed, measure, value), OUT/differences.csv, a page and a figure.
+        Stopped, it goes on with the rows that are missing.
+Paper   hypotheses and analysis stand in reports/log.md, written before the study ran.
+        Cost: about 60 s a row on one core; it is said at the start.
+"""
+
+import multiprocessing
+import os
+import platform
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from types import SimpleNamespace
+
+import pandas as pd
+from tqdm import tqdm
+
+from everycause import tracking
+from everycause.artifacts import atomic_folder, write_json
+from everycause.device import start
+from everycause.errors import UserError
+from everycause.params import read
+from everycause.reporting.figures import save
+from everycause.tuning.upstream import TrialParams
+from everycause.worlds.analysis import Difference, differences, table
+from everycause.worlds.cells import Cell, PlanName, cells
+from everycause.worlds.measurement import Laboratory, check_plan
+from everycause.worlds.page import map_figure, study_figure, study_page
+from stages.entry import run
+
+ROW_SECONDS = 60
+"""About how long one row takes on one core, its share of base and masks included."""
+
+
+def main(plan: PlanName, out: Path, work: Path = Path("tuning/worlds"), workers: int = 0) -> None:
+    """Run what is missing of a plan, then write what it says.
+
+    Args:
+        plan: `study` (named worlds) or `map` (a grid).
+        out: Folder to write.
+        work: Folder of everything that is kept between runs.
+        workers: Processes, each with one thread; 0 for as many as run.threads says.
+    """
+    params = read("run", "tracking", "data", "evaluation", "worlds", *TrialParams.model_fields)
+    chosen, asked = getattr(params.worlds, plan), cells(plan, params.worlds, params.data)
+    device = start(params.run.model_copy(update={"threads": 1}), 0)
+    sections = ("data", "evaluation", *TrialParams.model_fields)
+    check_plan(work / plan, {name: getattr(params, name).model_dump() for name in sections})
+    tags = {"stage": "worlds", "plan": plan} | tracking.identity(device, params.data.source)
+    with tracking.run(f"{plan} of worlds", params.tracking, tags, chosen.model_dump()) as record:
+        laboratory = Laboratory(work / plan, params, 1, device, record.run_id)
+        train(laboratory, asked, chosen.rows, workers or params.run.threads)
+        with atomic_folder(out, f"worlds/{plan}") as folder:
+            write(plan, laboratory, asked, chosen.rows, folder)
+            record.artifacts(folder)
+
+
+def train(laboratory: Laboratory, asked: list[Cell], rows: list[str], workers: int) -> None:
+    """Measure every missing row, cell by cell, in several processes.
+
+    Raises:
+        UserError: a row cannot be trained, or a process was killed.
+    """
+    missing = {cell: laboratory.missing(cell, rows) for cell in asked}
+    todo = {cell: names for cell, names in missing.items() if names}
+    count = sum(map(len, todo.values()))
+    if not count:
+        return
+    hours = count * ROW_SECONDS / workers / 3600
+    tqdm.write(
+        f"{count} rows to train and measure in {len(todo)} cells: about {hours:.1f} hours with {workers} workers"
+    )
+    os.environ |= {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}  # for the workers alone: a bar of each would be a mess
+    pool = ProcessPoolExecutor(
+        workers, multiprocessing.get_context("spawn"), initializer=_begin, initargs=(laboratory.params,)
+    )
+    try:
+        with tqdm(total=count, desc="rows", disable=None) as bar:
+            running = {pool.submit(laboratory.measure, cell, rows): cell for cell in todo}
+            for done in as_completed(running):
+                done.result()
+                bar.update(len(todo[running[done]]))
+    except BaseException as error:
+        for worker in multiprocessing.active_children():
+            worker.terminate()  # finished rows are kept, the row that it was at is done again
+        if isinstance(error, BrokenProcessPool):
+            raise UserError(
+                f"a worker was killed: is there memory for {workers} of them? Run this again: it goes on"
+            ) from error
+        raise
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _begin(params: SimpleNamespace) -> None:
+    """Prepare a worker."""
+    start(params.run.model_copy(update={"threads": 1}), 0)
+
+
+def write(plan: PlanName, laboratory: Laboratory, asked: list[Cell], rows: list[str], folder: Path) -> None:
+    """The table, the differences, the page and the figure."""
+    measured, found = table(laboratory, asked, rows), differences(laboratory, asked, rows)
+    measured.to_csv(folder / f"{plan}.csv", index=False)
+    frame(found).to_csv(folder / "differences.csv", index=False)
+    write_json(folder / "machine.json", {"processor": processor(), "seeds": sorted({cell.seed for cell in asked})})
+    if plan == "study":
+        text = "\n".join(study_page(measured, found, processor())) + "\n"
+        (folder / "study.md").write_text(text, encoding="utf-8")
+        save(study_figure(measured, found), folder / "study.png")
+    else:
+        save(map_figure(found), folder / "map.png")
+
+
+def frame(found: list[Difference]) -> pd.DataFrame:
+    """Differences as a table."""
+    lines = [{**one._asdict(), **one.interval._asdict()} for one in found]
+    return pd.DataFrame(lines).drop(columns="interval")
+
+
+def processor() -> str:
+    """The processor's name."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+if __name__ == "__main__":
+    run(main)
