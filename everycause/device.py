@@ -1,7 +1,9 @@
 """Where and how the mathematics runs: device, threads, deterministic algorithms, full float32 precision."""
 
 import os
+import platform
 import random
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -93,3 +95,10 @@ def check_batch(section: str, size: int, image_mib: float, memory: int) -> None:
 def device_name(device: torch.device) -> str:
     """The device in words, for records."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def cpu_name() -> str:
+    """The processor's name. On another one the same code gives other bytes."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())

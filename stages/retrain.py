@@ -119,11 +119,7 @@ def observer(params: SimpleNamespace, seed: int) -> Observe:
 
 def save_pictures(folder: Path, pictures: Pictures) -> None:
     """Write example pictures for the report."""
-    tensors = {
-        "images": pictures.images,
-        "removed": pictures.removed,
-        "counterfactuals": pictures.counterfactuals,
-    }
+    tensors = {name: getattr(pictures, name) for name in ("images", "removed", "counterfactuals")}
     save_tensors(folder / PICTURES, tensors, {"titles": pictures.titles})
 
 

@@ -10,23 +10,21 @@ Paper   hypotheses and analysis stand in reports/log.md, written before the stud
 
 import multiprocessing
 import os
-import platform
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from types import SimpleNamespace
 
-import pandas as pd
 from tqdm import tqdm
 
 from everycause import tracking
 from everycause.artifacts import atomic_folder, write_json
-from everycause.device import start
+from everycause.device import cpu_name, start
 from everycause.errors import UserError
 from everycause.params import read
 from everycause.reporting.figures import save
 from everycause.tuning.upstream import TrialParams
-from everycause.worlds.analysis import Difference, differences, table
+from everycause.worlds.analysis import differences, frame, table
 from everycause.worlds.cells import Cell, PlanName, cells
 from everycause.worlds.measurement import Laboratory, check_plan
 from everycause.worlds.page import map_figure, study_figure, study_page
@@ -106,26 +104,13 @@ def write(plan: PlanName, laboratory: Laboratory, asked: list[Cell], rows: list[
     measured, found = table(laboratory, asked, rows), differences(laboratory, asked, rows)
     measured.to_csv(folder / f"{plan}.csv", index=False)
     frame(found).to_csv(folder / "differences.csv", index=False)
-    write_json(folder / "machine.json", {"processor": processor(), "seeds": sorted({cell.seed for cell in asked})})
+    write_json(folder / "machine.json", {"processor": cpu_name(), "seeds": sorted({cell.seed for cell in asked})})
     if plan == "study":
-        text = "\n".join(study_page(measured, found, processor())) + "\n"
+        text = "\n".join(study_page(measured, found, cpu_name())) + "\n"
         (folder / "study.md").write_text(text, encoding="utf-8")
         save(study_figure(measured, found), folder / "study.png")
     else:
         save(map_figure(found), folder / "map.png")
-
-
-def frame(found: list[Difference]) -> pd.DataFrame:
-    """Differences as a table."""
-    lines = [{**one._asdict(), **one.interval._asdict()} for one in found]
-    return pd.DataFrame(lines).drop(columns="interval")
-
-
-def processor() -> str:
-    """The processor's name."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 if __name__ == "__main__":

@@ -22,20 +22,21 @@ LAYERS = (
     "everycause.reporting",
 )
 """From the bottom up: a module imports its own layer and those below it."""
-MAY_SEE_SHIFTS = ("everycause.evaluation.", "everycause.data.shifts")
+MAY_SEE_SHIFTS = ("everycause.evaluation.", "everycause.data.shifts", "everycause.worlds.measurement")
 TRAINING_STAGES = ("train_base", "accumulate_filters", "generate_masks", "retrain", "measure_faithfulness", "tune")
 FORBIDDEN_WORDS = {"utils", "helpers", "common", "misc", "manager", "handler", "processor", "v2"}
 TIMMS = "get_classifier"
 """A name that timm calls: a network of ours must answer to it."""
-MOST_MODULES = 75
+MOST_MODULES = 81
 BUDGETS = {
-    "codebirds": 980,
-    "everycause.data": 2500,
-    "everycause.explanation": 2405,
+    "codebirds": 1025,
+    "everycause.data": 2750,
+    "everycause.explanation": 2440,
     "everycause.training": 1590,
-    "everycause.evaluation": 1230,
-    "everycause.reporting": 1180,
-    "everycause.tuning": 1870,
+    "everycause.evaluation": 1250,
+    "everycause.reporting": 1190,
+    "everycause.tuning": 1880,
+    "everycause.worlds": 590,
 }
 """Lines of a package, at 120 columns: a little above what stands, and meant to fall."""
 

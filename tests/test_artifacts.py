@@ -165,9 +165,7 @@ def test_tensors_that_do_not_fit_name_their_file_and_their_size(
 
     monkeypatch.setattr(artifacts, "save_file", full)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2**18))
-    said = (
-        r"'.*model.safetensors' could not be written whole \(it takes at least 2.00 MiB, and 0.25 MiB are free\)"
-    )
+    said = r"'.*model.safetensors' could not be written whole \(it takes at least 2.00 MiB, and 0.25 MiB are free\)"
     with pytest.raises(UserError, match=said), atomic_folder(tmp_path / "out") as folder:
         save_tensors(folder / "model.safetensors", {"x": torch.ones(2**19)}, {})
     assert visible(tmp_path) == []

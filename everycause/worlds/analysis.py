@@ -72,6 +72,12 @@ def differences(laboratory: Laboratory, cells: list[Cell], rows: list[str]) -> l
     return found
 
 
+def frame(found: list[Difference]) -> pd.DataFrame:
+    """Differences as a table; `mean`, `low` and `high` are in the measure's own unit."""
+    lines = [{**one._asdict(), **one.interval._asdict()} for one in found]
+    return pd.DataFrame(lines).drop(columns="interval")
+
+
 def worlds_of(cells: list[Cell]) -> dict[tuple[str, float, float], list[Cell]]:
     """World → its cells, one per seed, in the order of the plan."""
     worlds: dict[tuple[str, float, float], list[Cell]] = {}

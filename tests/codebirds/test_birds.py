@@ -22,7 +22,8 @@ def test_images_do_not_depend_on_chunking_order_or_threads(default_birds: Codebi
 
 
 @pytest.mark.parametrize(
-    ("world", "frozen"), [("additive", "9620b62315cd0fad"), ("premise", "8a8c21dbd9262847"), ("confounded", "d337f0c7ed1806f2")]
+    ("world", "frozen"),
+    [("additive", "9620b62315cd0fad"), ("premise", "8a8c21dbd9262847"), ("confounded", "d337f0c7ed1806f2")],
 )
 def test_the_bytes_of_named_worlds_are_frozen(world: str, frozen: str) -> None:
     birds, digest = Codebirds(Settings(world=world, **WORLDS[world])), hashlib.sha256()
