@@ -61,7 +61,7 @@ def test_a_family_that_fails_fails_the_benchmark(
     monkeypatch.setattr(families, "tried", tried)
     monkeypatch.setattr(sys, "argv", ["families"])
     for names, code in ((["good", "refused"], 0), (["good", "bad"], 1)):
-        monkeypatch.setattr(families, "families", lambda names=names: iter((name, name) for name in names))
+        monkeypatch.setattr(families, "families", lambda _only, names=names: iter(zip(names, names, strict=True)))
         assert families.main() == code
     assert "bad (bad): FAILED: IndexError: out of range" in capsys.readouterr().out
 

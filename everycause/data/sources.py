@@ -4,6 +4,7 @@ Every data source has a reader, a module that is imported only when params.yaml 
 with
 
     PARAMS                                   the class of its section of params.yaml, with a field `image_size`
+                                             (of photographs a split.PhotographParams: pretrained networks frame them)
     open_split(root, name, params, threads)  the Split `train`, `validation` or `test` of the folder data.root
     files(root, params)                      every image file of any split, shifted ones too; each is checked and hashed
 
