@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from everycause.artifacts import fingerprint, write_json
+from everycause.artifacts import write_json
 from everycause.data.shifts import views
 from everycause.data.sources import open_split
 from everycause.device import start
@@ -50,10 +50,9 @@ def main(
     data = params.data.seen_by(classifier.framing)
     bank = FilterBank.load(filters, model_fingerprint(base))
     kept = cache if evaluation.keep_corrupted else None
-    identity = fingerprint(data.model_dump_json())
-    with recorded(NAME, params, out, seed, device, identity) as (folder, record):
-        train, validation = (open_split(data, name, threads) for name in ("train", "validation"))
-        shifted = views(data, evaluation.corruptions, evaluation.severities, threads, kept)
+    train, validation = (open_split(data, name, threads) for name in ("train", "validation"))
+    shifted = views(data, evaluation.corruptions, evaluation.severities, threads, kept)
+    with recorded(NAME, params, out, seed, device, train.identity) as (folder, record):
         explained = Explained(classifier, bank, train, validation)
         report = detect(explained, shifted, params.filters, params.detection, seed)
         record(flat(report), 0)

@@ -9,7 +9,7 @@ Paper   the protocols stand in reports/deviations.md.  Cost: about 30 s on two c
 from itertools import chain
 from pathlib import Path
 
-from everycause.artifacts import fingerprint, write_json
+from everycause.artifacts import write_json
 from everycause.data.shifts import views
 from everycause.data.sources import class_names, open_split
 from everycause.device import start
@@ -38,8 +38,7 @@ def main(row: str, seed: int, model: str, out: Path, cache: Path = Path(".cache/
     data, kept = params.data.seen_by(classifier.framing), cache if evaluation.keep_corrupted else None
     shifted = views(data, evaluation.corruptions, evaluation.severities, threads, kept)
     test = next(shifted)
-    identity = fingerprint(data.model_dump_json())
-    with recorded(f"evaluate_ood/{row}", params, out, seed, device, identity) as (folder, record):
+    with recorded(f"evaluate_ood/{row}", params, out, seed, device, test.split.identity) as (folder, record):
         opened = chain([test], shifted)
         if row == "base":
             sheet = ContactSheet(open_split(data, "train", threads), evaluation.severities)

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import mlflow
 import nbformat
 import pytest
 import torch
@@ -15,6 +16,7 @@ from nbclient import NotebookClient
 from PIL import Image
 
 from everycause.artifacts import MARKER, read_json
+from everycause.data.sources import DataParams, open_split
 from everycause.errors import UserError
 from everycause.explanation import masks as masks_module
 from everycause.models import load
@@ -197,6 +199,19 @@ def test_photos_in_folders_go_through_every_stage(photos: Path) -> None:
     text = (photos / "reports" / "results" / "results.md").read_text()
     assert "| row | test | inverted | corruptions |" in text and "completeness" not in text
     assert load(photos / BASE).class_names == NAMES
+
+
+def test_mlflow_names_the_content_of_the_photos_that_were_evaluated(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(photos)
+    data = DataParams(**yaml.safe_load(Path("params.yaml").read_text())["data"])
+    mlflow.set_tracking_uri(os.environ["MLFLOW_TRACKING_URI"])
+    for stage, split in (("evaluate_ood", "test"), ("detect_misclassifications", "train")):
+        runs = mlflow.search_runs(
+            search_all_experiments=True, filter_string=f"tags.stage = '{stage}'", output_format="list"
+        )
+        assert open_split(data, split, 1).identity in {run.data.tags["data"] for run in runs}
 
 
 def test_histories_hold_an_epoch_a_line_and_no_times(toy: Path) -> None:
