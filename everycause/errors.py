@@ -33,9 +33,9 @@ def disk_trouble(error: OSError, path: Path, needed: int = 0) -> str:
     if error.errno in FULL:
         nearest = next(place for place in (path, *path.absolute().parents) if place.exists())
         free = shutil.disk_usage(nearest).free + size_of(path)
-        known = f"at least {_mebibytes(needed)}, and {_mebibytes(free)} are free"
-        room = f"it takes {known if needed > free else f'more than the {_mebibytes(free)} that are free'}"
-        return f"the disk is full: '{path}' could not be written whole ({room}): make room and run this again"
+        known = needed > free
+        room = f"at least {_mebibytes(needed)}, and {_mebibytes(free)} are free" if known else "more than is free"
+        return f"the disk is full: '{path}' could not be written whole (it takes {room}): make room and run this again"
     if error.errno in UNUSABLE:
         reason = os.strerror(error.errno).lower()
         return f"'{error.filename or path}' cannot be used ({reason}): check its permissions and the drive"

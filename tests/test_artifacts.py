@@ -151,7 +151,9 @@ def test_a_full_disk_is_one_sentence_with_path_and_room_and_spares_what_stood_th
     with atomic_folder(out) as folder:
         (folder / "file").write_bytes(bytes(3 * 2**20))
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1024))
-    said = r"out.partial' could not be written whole \(it takes at least [\d.]+ MiB, and 0.00 MiB are free\): make room"
+    said = (
+        r"'.*out.partial' could not be written whole \(it takes at least [\d.]+ MiB, and 0.00 MiB are free\): make room"
+    )
     with pytest.raises(UserError, match=said), atomic_folder(out):
         raise OSError(number, os.strerror(number))
     assert files(out) == {"file": "\0" * 3 * 2**20} and visible(tmp_path) == ["out"]
@@ -165,7 +167,7 @@ def test_tensors_that_do_not_fit_name_their_file_and_their_size(
 
     monkeypatch.setattr(artifacts, "save_file", full)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2**18))
-    said = r"'.*model.safetensors' could not be written whole \(it takes at least 2.00 MiB, and 0.25 MiB are free\)"
+    said = r"'.*model.safetensors' could not be written whole \(it takes at least 2.00 MiB, and 0.25 MiB are"
     with pytest.raises(UserError, match=said), atomic_folder(tmp_path / "out") as folder:
         save_tensors(folder / "model.safetensors", {"x": torch.ones(2**19)}, {})
     assert visible(tmp_path) == []

@@ -62,8 +62,13 @@ def test_every_stage_is_a_sentence_a_script_and_cached_outputs(stage: str) -> No
     order = ("desc", "matrix", "cmd", "always_changed", "deps", "params", "outs")
     assert list(content) == [key for key in order if key in content]
     assert f"python -m stages.{stage} " in content["cmd"]
-    cached = [out for out in content["outs"] if isinstance(out, str)]
-    assert bool(cached) != (stage == "report")
+    (options,) = ({} if isinstance(out, str) else next(iter(out.values())) for out in content["outs"])
+    assert options.get("cache", True) != (stage == "report")
+
+
+def test_what_dvc_could_not_restore_stands_until_its_stage_replaces_it() -> None:
+    options = {stage: next(iter(content["outs"])) for stage, content in STAGES.items()}
+    assert options["report"]["reports/results"]["persist"] and options["check_inputs"]["artifacts/inputs"]["persist"]
 
 
 def test_stages_stand_in_reading_order_and_no_two_write_the_same_place() -> None:
