@@ -108,6 +108,8 @@ def same_image_in_every_form(folder: Path) -> dict[str, object]:
         "tensor float": torch.from_numpy(pixels.transpose(2, 0, 1) / 255).float(),
         "tensor with gradient": torch.from_numpy(pixels.transpose(2, 0, 1) / 255).requires_grad_(),
         "tensor float16": torch.from_numpy(pixels.transpose(2, 0, 1).copy()).to(torch.float16).div(255),
+        "tensor bfloat16": torch.from_numpy(pixels.transpose(2, 0, 1) / 255).to(torch.bfloat16),
+        "tensor float8": torch.from_numpy(pixels.transpose(2, 0, 1) / 255).to(torch.float8_e4m3fn),
         "tensor sparse": torch.from_numpy(pixels.transpose(2, 0, 1).copy()).to_sparse(),
         "array of 16 bits": pixels.astype(np.uint16) * 257,
         "tensor of 16 bits": torch.from_numpy(pixels.transpose(2, 0, 1).astype(np.int32) * 257),

@@ -271,3 +271,9 @@ def test_a_flip_is_confirmed_without_tf32_and_the_switches_are_restored(
     Scorer(Watching(), 1, fast=True).logits(task.masking, one, kept)  # proposals may use it
     assert seen[-1] == before
     torch.backends.cudnn.allow_tf32 = was
+
+
+@pytest.mark.parametrize("method", ("fast", "exhaustive"))
+def test_the_effect_of_a_region_has_no_sign(classifier: Classifier, task: SearchInputs, method: str) -> None:
+    effect = found_by(classifier, task, method).effect
+    assert (effect >= 0).all() and (effect > 0).any()
