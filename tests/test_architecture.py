@@ -27,7 +27,7 @@ TRAINING_STAGES = ("train_base", "accumulate_filters", "generate_masks", "retrai
 FORBIDDEN_WORDS = {"utils", "helpers", "common", "misc", "manager", "handler", "processor", "v2"}
 TIMMS = "get_classifier"
 """A name that timm calls: a network of ours must answer to it."""
-MOST_MODULES = 75
+MOST_MODULES = 76
 BUDGETS = {
     "codebirds": 980,
     "everycause.data": 2500,
