@@ -60,7 +60,16 @@ def open_storage(
         return _database(address, stale, heartbeat)
     except UserError:
         raise
-    except (OSError, ImportError, ValueError, KeyError, TypeError, OptunaError, SQLAlchemyError) as error:
+    except (
+        OSError,
+        ImportError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AssertionError,
+        OptunaError,
+        SQLAlchemyError,
+    ) as error:
         shown = without_password(address)
         reason = (str(error).strip().splitlines() or [""])[0].replace(address, shown)
         raise UserError(
@@ -135,7 +144,7 @@ def _cut_off_half_a_line(path: Path) -> None:
 
 
 def _check_lines(path: Path) -> None:
-    """Refuse a journal with a line that is no JSON.
+    """Refuse a journal with a line that is no entry.
 
     Raises:
         UserError: there is one.
@@ -143,8 +152,8 @@ def _check_lines(path: Path) -> None:
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             try:
-                json.loads(line)
-            except ValueError as error:
+                json.loads(line)["op_code"]
+            except (ValueError, TypeError, KeyError) as error:
                 if not line.endswith(b"\n"):  # another process is writing it
                     return
                 raise UserError(

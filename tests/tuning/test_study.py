@@ -275,6 +275,22 @@ def test_a_storage_that_cannot_be_reached_is_one_sentence_without_its_password(
     )
 
 
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [("3", "line 2 is damaged"), ("[]", "line 2 is damaged"), ("{}", "line 2 is damaged"), ('{"op_code": 99}', "")],
+)
+def test_a_journal_with_a_line_that_is_no_entry_is_one_sentence_with_its_name(
+    tmp_path: Path, line: str, reason: str
+) -> None:
+    finished(tmp_path, plan_of(1))
+    journal = tmp_path / "journal.log"
+    first, *others = journal.read_text().splitlines()
+    journal.write_text("\n".join([first, line, *others]) + "\n")
+    with pytest.raises(UserError, match=f"journal.log is not to be had .*{reason}") as caught:
+        opened(tmp_path, plan_of(1))
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("slashes", ["sqlite:/study.db", "sqlite:study.db", "postgresql:/me:secret@host/studies"])
 def test_a_url_with_a_slash_too_few_is_refused_with_the_right_form(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slashes: str
