@@ -181,7 +181,7 @@ def test_the_report_has_every_row_and_every_figure(toy: Path) -> None:
         "filter_heat_map.png", "detection.png", "gallery.png", "contact_sheet.png",
     }  # fmt: skip
     for name in figures:
-        assert (toy / "reports" / "results" / name).stat().st_size > 5000
+        assert (toy / "reports" / "results" / name).is_file()  # what is in them: tests/reporting
     measures = read_json(toy / "reports" / "results" / "metrics.json", "report")
     assert (
         measures["joint"]["accuracy/test"]

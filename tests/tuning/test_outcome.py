@@ -1,6 +1,8 @@
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import optuna
 import pandas
@@ -123,7 +125,9 @@ def test_the_bar_shows_the_best_value_so_far(tmp_path: Path, monkeypatch: pytest
         {"a.x": [1e-3, 2e-3], "a.source": ["own", "bank"]},
     ],
 )
-def test_a_grid_is_drawn_over_numbers_and_names(tmp_path: Path, axes: dict[str, list]) -> None:
+def test_a_grid_is_drawn_over_numbers_and_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, axes: dict[str, list]
+) -> None:
     parameters = {path: Values(values=values) for path, values in axes.items()}
     plan = Plan(
         "grid",
@@ -153,9 +157,14 @@ def test_a_grid_is_drawn_over_numbers_and_names(tmp_path: Path, axes: dict[str, 
         1,
         lambda _: None,
     )
+    monkeypatch.setattr(plt, "close", lambda _figure: None)
     write_grid(study, plan, {"validation accuracy": 0.9}, tmp_path)
     lines = (tmp_path / "trials.csv").read_text().splitlines()
-    assert len(lines) == plan.trials + 1 and "train/mc" in lines[0] and (tmp_path / "grid.png").stat().st_size > 5000
+    assert len(lines) == plan.trials + 1 and "train/mc" in lines[0] and (tmp_path / "grid.png").is_file()
+    axis = plt.gcf().axes[0]
+    values = {combination: 0.5 + number / 100 for number, combination in enumerate(product(*axes.values()))}
+    shown = axis.images[0].get_array() if len(axes) == 2 else axis.lines[0].get_ydata()
+    assert np.ravel(shown).tolist() == pytest.approx([values[combination] for combination in sorted(values)])
 
 
 @pytest.mark.parametrize(
