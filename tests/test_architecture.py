@@ -35,7 +35,7 @@ BUDGETS = {
     "everycause.training": 1590,
     "everycause.evaluation": 1250,
     "everycause.reporting": 1190,
-    "everycause.tuning": 1880,
+    "everycause.tuning": 1890,
     "everycause.worlds": 590,
 }
 """Lines of a package, at 120 columns: a little above what stands, and meant to fall."""
