@@ -66,19 +66,22 @@ def filter_terms(
 ) -> FilterTerms:
     """L_MC and L_nonMC, means over the images times the paper's batch size.
 
-    With `share`, L_MC is the logarithm of the share of an image's activation that the filters of its class have, and
+    An image whose class has no filters adds 0 to both, or everything that it activates would be punished. With `share`, L_MC is the logarithm of the share of an image's activation that the filters of its class have, and
     L_nonMC the share that the others have. Neither changes with the scale of the activations.
     """
-    own = filters[labels].to(activations.dtype)
+    known = filters[labels].any(dim=1, keepdim=True)
+    own, others = (sets.to(activations.dtype) for sets in (filters[labels], ~filters[labels] & known))
     scale, positive = PAPER_BATCH / len(labels), activations.relu()
     active = (activations > 0).sum() / len(labels)
     if surrogate == "share":
         total = positive.sum(dim=1)
         # an image without any activation has no wrong filters: its share is 1, and its gradient 0
-        share = torch.where(total > SMALLEST, (positive * own).sum(dim=1) / total.clamp_min(SMALLEST), 1.0)
+        share = torch.where(
+            (total > SMALLEST) & known[:, 0], (positive * own).sum(dim=1) / total.clamp_min(SMALLEST), 1.0
+        )
         return FilterTerms(share.clamp_min(SMALLEST).log().sum() * scale, (1 - share).sum() * scale, active)
     activity_of = activity(activations) if surrogate == "sigmoid_threshold" else positive
-    return FilterTerms((activity_of * own).sum() * scale, (activity_of * (1 - own)).sum() * scale, active)
+    return FilterTerms((activity_of * own).sum() * scale, (activity_of * others).sum() * scale, active)
 
 
 def joint_terms(

@@ -5,6 +5,7 @@ counterfactuals.py and a function `(upstream, recipe) -> Counterfactuals`, and n
 ROWS. Stages, sweeps and reports take the row from there.
 """
 
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -33,6 +34,8 @@ from everycause.training.counterfactuals import (
 from everycause.training.fit import Epoch, FitParams, Goal, Training, fit
 from everycause.training.rounds import Observe, Rounds, RoundsParams
 from everycause.training.steps import Counterfactuals
+
+log = logging.getLogger(__name__)
 
 
 class Row(NamedTuple):
@@ -193,21 +196,28 @@ def goal_of(name: str, upstream: Upstream, recipe: Recipe, seed: int) -> Goal:
 
 
 def filters_of(row: str, upstream: Upstream) -> FilterBank:
-    """The filters that a row needs.
+    """The filters that a row needs. Images of a class that has none take no part in the filter terms, with a warning.
 
     Raises:
-        UserError: there are none, or a class has none; the sentence names the row and the class.
+        UserError: there are none, or no class has any; the sentence names the row.
     """
     try:
         bank = upstream.filters
     except UserError as error:
         raise UserError(f"the row '{row}' needs the filters of the base: {error}") from error
     empty = (bank.support == 0).nonzero()[:, 0].tolist()
-    if empty:
+    reason = "is predicted correctly with p ≥ filters.confidence_threshold"
+    if len(empty) == len(bank.support):
         raise UserError(
-            f"the row '{row}' needs filters of every class, and '{upstream.train.class_names[empty[0]]}' has none, "
-            "since none of its training images is predicted correctly with p ≥ filters.confidence_threshold: train the "
-            "base longer, lower the threshold if it is above 0, or leave the row out of rows"
+            f"the row '{row}' needs filters, and no class has any, since none of the training images {reason}: train "
+            "the base longer, lower the threshold if it is above 0, or leave the row out of rows"
+        )
+    if empty:
+        names = [f"'{upstream.train.class_names[label]}'" for label in empty]
+        log.warning(
+            "row %s: %d of %d classes (%s) have no filters, since none of their training images %s: their images take "
+            "no part in the filter terms",
+            *(row, len(empty), len(bank.support), ", ".join(names[:5]) + (", …" if len(names) > 5 else ""), reason),
         )
     return bank
 

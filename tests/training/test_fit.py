@@ -327,18 +327,22 @@ def test_rows_that_need_no_masks_or_filters_train_without_them(small: Split, val
             retrain(row, upstream, recipe(smoke_data()), PARAMS, ROUNDS, 0)
 
 
-def test_a_class_without_filters_stops_only_rows_that_need_them(small: Split, validation: Split) -> None:
+def test_a_class_without_filters_stops_no_row_and_is_named(
+    small: Split, validation: Split, caplog: pytest.LogCaptureFixture
+) -> None:
     bank = invented_bank()
     bank.support[2] = 0
-
-    def opened() -> FilterBank:
-        return bank
-
-    upstream = dataclasses.replace(invented_upstream(small, validation), open_filters=opened)
+    upstream = dataclasses.replace(invented_upstream(small, validation), open_filters=lambda: bank)
     for row in ("continued", "masks"):
         assert goal_of(row, upstream, recipe(smoke_data()), 0).filters is not None
+    assert not caplog.records
     for row in ("filters", "filters_random", "joint"):
-        with pytest.raises(UserError, match=f"the row '{row}' needs filters of every class, and 'class-2' has none"):
+        caplog.clear()
+        assert goal_of(row, upstream, recipe(smoke_data()), 0).filters is not None
+        assert f"row {row}: 1 of 4 classes ('class-2') have no filters" in caplog.text and len(caplog.records) == 1
+    bank.support[:] = 0
+    for row in ("filters", "filters_random", "joint"):
+        with pytest.raises(UserError, match=f"the row '{row}' needs filters, and no class has any"):
             goal_of(row, upstream, recipe(smoke_data()), 0)
 
 

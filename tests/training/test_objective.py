@@ -115,6 +115,22 @@ def test_every_surrogate_is_that_of_its_slow_reference_and_its_gradient_is_finit
     assert activations.grad.isfinite().all() and (activations.grad != 0).any()
 
 
+@pytest.mark.parametrize("surrogate", ["sigmoid_threshold", "raw", "share"])
+def test_images_of_a_class_without_filters_take_no_part_in_the_terms(surrogate: str) -> None:
+    _, labels, activations, filters = example()
+    filters[labels[0]] = False
+    others = labels != labels[0]
+    assert bool(others.any())
+    activations = activations.clone().requires_grad_()
+    terms = filter_terms(activations, labels, filters, surrogate)
+    alone = filter_terms(activations[others], labels[others], filters, surrogate)
+    share = float(others.double().mean())
+    assert float(terms.mc) == pytest.approx(float(alone.mc) * share, rel=1e-5)
+    assert float(terms.nonmc) == pytest.approx(float(alone.nonmc) * share, rel=1e-5)
+    (terms.nonmc - terms.mc).backward()
+    assert not bool(activations.grad[~others].any()) and bool(activations.grad[others].any())
+
+
 def test_a_share_does_not_change_with_the_scale_and_survives_an_image_without_activity() -> None:
     _, labels, activations, filters = example()
     once, thousandfold = (filter_terms(activations * scale, labels, filters, "share") for scale in (1.0, 1e3))
