@@ -66,8 +66,9 @@ def filter_terms(
 ) -> FilterTerms:
     """L_MC and L_nonMC, means over the images times the paper's batch size.
 
-    An image whose class has no filters adds 0 to both, or everything that it activates would be punished. With `share`, L_MC is the logarithm of the share of an image's activation that the filters of its class have, and
-    L_nonMC the share that the others have. Neither changes with the scale of the activations.
+    An image whose class has no filters adds 0 to both, or everything that it activates would be punished. With `share`,
+    L_MC is the logarithm of the share of an image's activation that the filters of its class have, and L_nonMC the
+    share that the others have. Neither changes with the scale of the activations.
     """
     known = filters[labels].any(dim=1, keepdim=True)
     own, others = (sets.to(activations.dtype) for sets in (filters[labels], ~filters[labels] & known))

@@ -9,7 +9,6 @@ import yaml
 from everycause.data.sources import DataParams, open_split
 from everycause.data.split import Split
 from everycause.errors import UserError
-from everycause.explanation.filters import FilterBank
 from everycause.models import Classifier
 from everycause.training.fit import (
     PLAIN,
