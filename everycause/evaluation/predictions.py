@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from everycause.artifacts import load_tensors, save_tensors
+from everycause.errors import UserError
 from everycause.shapes import Bool, Float, Int64
 
 FILE = "predictions.safetensors"
@@ -89,10 +90,15 @@ class Predictions:
         """Saved predictions.
 
         Raises:
-            UserError: there are none.
+            UserError: there are none, or they are damaged.
         """
         tensors, description = load_tensors(folder / FILE, "evaluate_ood")
-        views = description["views"]
-        logits, labels = ({name: tensors[f"{kind}/{name}"] for name in views} for kind in ("logits", "labels"))
+        try:
+            views, released = description["views"], description["released"]
+            logits, labels = ({name: tensors[f"{kind}/{name}"] for name in views} for kind in ("logits", "labels"))
+        except (KeyError, TypeError) as error:
+            raise UserError(
+                f"{folder / FILE} is damaged ({error} is missing): run the stage evaluate_ood again"
+            ) from error
         among = {name: tensors[f"among/{name}"] for name in views if f"among/{name}" in tensors}
-        return cls(logits, labels, tensors.get("conforms"), tensors.get("groups"), among, description["released"])
+        return cls(logits, labels, tensors.get("conforms"), tensors.get("groups"), among, released)

@@ -57,6 +57,8 @@ def open_storage(
             return _journal(address)
         if address.startswith("grpc://"):
             return _proxy(address)
+        if re.fullmatch(r"sqlite(\+\w+)?:/{2,3}(:memory:)?", address):
+            raise UserError(f"--storage {address} lies in memory and would be lost: name a file (sqlite:///study.db)")
         return _database(address, stale, heartbeat)
     except UserError:
         raise

@@ -9,7 +9,9 @@ import torch
 
 from codebirds.birds import Codebirds, erasure_name, variations
 from codebirds.factors import WORLDS, Settings
+from everycause.artifacts import save_tensors
 from everycause.data.split import Split, View
+from everycause.errors import UserError
 from everycause.evaluation.completeness import (
     completeness_score,
     completeness_weights,
@@ -151,3 +153,14 @@ def test_predictions_are_stored_whole(tmp_path, default_birds: Codebirds) -> Non
     )
     with pytest.raises(ValueError, match="run the stage evaluate_ood first"):
         Predictions.load(tmp_path / "nowhere")
+    for tensors, description in (
+        ({}, {"views": ["test"], "released": False}),
+        ({"logits/test": torch.eye(3)}, {"views": ["test"], "released": False}),
+        ({}, {"released": False}),
+        ({}, {"views": []}),
+    ):
+        save_tensors(tmp_path / "predictions.safetensors", tensors, description)
+        with pytest.raises(
+            UserError, match="predictions.safetensors is damaged .* is missing.: run the stage evaluate_"
+        ):
+            Predictions.load(tmp_path)

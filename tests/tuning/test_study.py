@@ -291,6 +291,12 @@ def test_a_journal_with_a_line_that_is_no_entry_is_one_sentence_with_its_name(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("address", ["sqlite://", "sqlite:///", "sqlite:///:memory:", "sqlite+pysqlite:///:memory:"])
+def test_a_study_in_memory_would_be_lost_and_is_refused(address: str) -> None:
+    with pytest.raises(UserError, match="lies in memory and would be lost: name a file"):
+        open_storage(address, lambda *_: None)
+
+
 @pytest.mark.parametrize("slashes", ["sqlite:/study.db", "sqlite:study.db", "postgresql:/me:secret@host/studies"])
 def test_a_url_with_a_slash_too_few_is_refused_with_the_right_form(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slashes: str
