@@ -19,6 +19,7 @@ from everycause.data.digests import content_digest
 from everycause.data.images import Statistics
 from everycause.data.sources import SOURCES, check, files, open_split
 from everycause.device import check_batch, memory_mib, output_sizes, start
+from everycause.errors import UserError
 from everycause.explanation.regions import partitions
 from everycause.models import Classifier
 from everycause.networks import check_published

@@ -143,9 +143,8 @@ def test_permuting_the_classes_permutes_the_rows(head: LastLayer, seen: tuple[Re
 
 
 def test_thresholds_are_views_and_a_higher_one_keeps_a_subset(tmp_path: Path) -> None:
-    bank = FilterBank(
-        torch.tensor([[10, 1, 0], [4, 2, 4]]), torch.rand(2, 3), torch.tensor([10, 4]), random_heads(), "model"
-    )
+    heads = FilterHeads(torch.rand(2, 3, 3), torch.rand(2, 3))
+    bank = FilterBank(torch.tensor([[10, 1, 0], [4, 2, 4]]), torch.rand(2, 3), torch.tensor([10, 4]), heads, "model")
     assert bank.global_filters(0.0).tolist() == [[True, True, False], [True, True, True]]
     assert bank.global_filters(0.15).tolist() == [[True, False, False], [True, True, True]]
     assert bank.global_filters(0.5).tolist() == [[True, False, False], [True, False, True]]
