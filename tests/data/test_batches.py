@@ -91,6 +91,16 @@ def test_affine_draws_stay_within_their_bounds_and_compose_as_written() -> None:
     assert torch.equal(again.affine, geometry.affine) and geometry.rows(torch.tensor([3])).affine.shape == (1, 2, 2)
 
 
+def test_angle_shear_and_zoom_are_drawn_independently() -> None:
+    params = augmentation(rotation=15.0, shear=5.0, zoom=0.2)
+    affine = draw_geometry(2000, params, torch.Generator().manual_seed(0)).affine.double()
+    triangle = torch.linalg.qr(affine).R
+    angle, scale = torch.atan2(affine[:, 1, 0], affine[:, 0, 0]), affine.det()
+    shear = triangle[:, 0, 1] / triangle[:, 0, 0]
+    related = torch.corrcoef(torch.stack([angle, shear, scale])) - torch.eye(3)
+    assert float(related.abs().max()) < 0.1  # chance: 0.022 standard deviation
+
+
 def test_without_affine_bounds_the_draws_are_those_of_mirror_and_shift_alone() -> None:
     plain, turned = (
         draw_geometry(9, augmentation(shift=4, rotation=angle), torch.Generator().manual_seed(5))
