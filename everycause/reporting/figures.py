@@ -150,12 +150,15 @@ def reliance(results: Results, cues: list[str]) -> Figure:
     return figure
 
 
-def scene_gap(results: Results) -> Figure:
-    """The accuracy that a row loses when the scene no longer follows the class, and its accuracy on scenes alone."""
+def scene_gap(results: Results, classes: int) -> Figure:
+    """The accuracy that a row loses when the scene says nothing, and that on scenes alone, beside chance."""
     figure, axis = plt.subplots(figsize=(6, 3.4))
     labels = ["test − free scene", "scene without a bird"]
     _grouped_bars(axis, results, ["scene_gap", "accuracy/scene_shift/scene_only"], labels)
-    axis.set(ylabel="accuracy", title="Reliance on the scene")
+    axis.plot([0.5, 1.5], [1 / classes] * 2, color="#222222", linestyle="--", linewidth=1)
+    axis.set(
+        ylabel="accuracy", ylim=(None, max(0.25, axis.get_ylim()[1])), title="Reliance on the scene (dashed: chance)"
+    )
     return figure
 
 

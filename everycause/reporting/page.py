@@ -67,7 +67,7 @@ def drawn(results: Results, findings: Findings) -> dict[str, Figure]:
     if code is not None:
         some["completeness.png"] = figures.completeness_profiles(results, code)
         some["reliance.png"] = figures.reliance(results, findings.cues)
-        some["scene_gap.png"] = figures.scene_gap(results)
+        some["scene_gap.png"] = figures.scene_gap(results, code["num_classes"])
     if findings.rounds:
         distance = None if code is None else code["distance"]
         some["rounds.png"] = figures.rounds_figure(findings.rounds, findings.cues, distance)

@@ -79,6 +79,14 @@ def test_profiles_stand_beside_chance_and_optimum(results: Results) -> None:
     assert left.lines[1].get_ydata() == [0.25, 0.25]
 
 
+def test_reliance_on_the_scene_stands_beside_chance_and_small_values_look_small(results: Results) -> None:
+    results.frame["scene_gap"], results.frame["accuracy/scene_shift/scene_only"] = 0.0, 0.06
+    axis = figures.scene_gap(results, 16).axes[0]
+    assert [*axis.lines[0].get_ydata()] == [1 / 16] * 2 and axis.get_ylim()[1] == 0.25
+    results.frame["scene_gap"] = 0.6
+    assert figures.scene_gap(results, 16).axes[0].get_ylim()[1] > 0.6
+
+
 @pytest.mark.parametrize("parts", ([], ["hue", "texture"]))
 def test_the_rounds_are_drawn_with_and_without_known_parts(parts: list[str]) -> None:
     known = {"round/completeness": 0.5, "round/reliance/0": 0.7, "round/reliance/1": 0.3} if parts else {}
