@@ -23,7 +23,8 @@ NAMES = {
     "accuracy/sketch": "sketch",
 }
 """Measure → its name in tables and figures."""
-WORLD = ["world", "dominance", "scene_correlation"]
+STRONGEST = 30
+"""Points at which the colors of the map end."""
 BASE_MEASURES = {
     "accuracy/test": "test",
     "accuracy/scene_shift/independent": "free scene",
@@ -166,11 +167,19 @@ def _panel(axis: Axes, found: list[Difference], smaller_is_better: bool) -> None
         place = strengths.index(one.dominance), correlations.index(one.scene_correlation)
         values[place] = 100 * one.interval.mean
         clear = one.interval.low > 0 or one.interval.high < 0
+        dark = abs(values[place]) > STRONGEST / 2
         axis.text(
-            place[1], place[0], f"{values[place]:+.0f}", ha="center", va="center", fontsize=9,
-            color="black" if clear else "#888888", fontweight="bold" if clear else "normal",
+            place[1], place[0], f"{round(values[place]) + 0:+d}", ha="center", va="center", fontsize=9,
+            color="#888888" if not clear else "white" if dark else "black", fontweight="bold" if clear else "normal",
         )  # fmt: skip
-    axis.imshow(-values if smaller_is_better else values, cmap="RdBu", vmin=-30, vmax=30, origin="lower", aspect="auto")
+    axis.imshow(
+        -values if smaller_is_better else values,
+        cmap="RdBu",
+        vmin=-STRONGEST,
+        vmax=STRONGEST,
+        origin="lower",
+        aspect="auto",
+    )
     axis.set_xticks(range(len(correlations)), [f"{value:g}" for value in correlations])
     axis.set_yticks(range(len(strengths)), [f"{value:g}" for value in strengths])
 
