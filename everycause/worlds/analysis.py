@@ -12,6 +12,7 @@ import pandas as pd
 from scipy.stats import spearmanr
 
 from everycause.evaluation.statistics import RESAMPLES, Interval, holm, paired_interval, sign_flip_p
+from everycause.reporting.tables import LEAST_SEEDS
 from everycause.worlds.cells import BASE, REFERENCE, Cell
 from everycause.worlds.measurement import IMAGE_MEASURES, Laboratory
 
@@ -20,8 +21,6 @@ EXTRA = (("masks", "masks_random"), ("joint", "masks"), ("filters", "filters_ran
 """Differences that are asked for beside those from `continued`: row and row."""
 ROBUSTNESS = ("accuracy/corruptions", "accuracy/renditions", "accuracy/sketch")
 """Their mean is what completeness should predict."""
-LEAST_SEEDS = 6
-"""With fewer seeds no sign flip test can reach 0.05."""
 
 
 class Difference(NamedTuple):

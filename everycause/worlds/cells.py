@@ -5,7 +5,7 @@ how often the scene is the class's own. The study runs the named worlds; the map
 """
 
 from itertools import product
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from pydantic import Field, field_validator, model_validator
 
@@ -21,13 +21,6 @@ DOMINANCE = {"premise": 1.0, "confounded": 1.0, "additive": 0.0}
 """The dominance of simple cues in each named world."""
 
 
-def _once(values: list[Any]) -> list[Any]:
-    for value in values:
-        if values.count(value) > 1:
-            raise ValueError(f"{value!r} is named twice")
-    return values
-
-
 class Compared(Section):
     """The rows and seeds that every world gets; the base is always measured."""
 
@@ -35,11 +28,6 @@ class Compared(Section):
     """Training seeds."""
     rows: list[str] = Field(min_length=1)
     """Retraining rows; `continued` is among them, since the others are read against it."""
-
-    @field_validator("seeds", "rows")
-    @classmethod
-    def _named_once(cls, values: list[Any]) -> list[Any]:
-        return _once(values)
 
     @model_validator(mode="after")
     def _rows_are_known(self) -> "Compared":
@@ -60,7 +48,7 @@ class StudyParams(Compared):
     @field_validator("worlds")
     @classmethod
     def _exist(cls, worlds: list[str]) -> list[str]:
-        for world in _once(worlds):
+        for world in worlds:
             if world not in WORLDS:
                 raise ValueError(f"there is no world '{world}' (known: {', '.join(WORLDS)})")
         return worlds
@@ -77,7 +65,7 @@ class MapParams(Compared):
     @field_validator("dominance", "scene_correlation")
     @classmethod
     def _are_shares(cls, values: list[float]) -> list[float]:
-        for value in _once(values):
+        for value in values:
             if not 0 <= value <= 1:
                 raise ValueError(f"{value} does not lie between 0 and 1")
         return values

@@ -1,9 +1,9 @@
 import pytest
-from pydantic import ValidationError
 
 from codebirds.factors import OWN, WORLDS, dominance
 from everycause.data.sources import DataParams
 from everycause.errors import UserError
+from everycause.params import validated
 from everycause.worlds.cells import Cell, WorldsParams, cells
 
 
@@ -65,5 +65,5 @@ def test_photographs_have_no_worlds(params: WorldsParams, raw: dict) -> None:
 )
 def test_plans_that_cannot_run_are_refused(raw: dict, plan: str, change: dict, sentence: str) -> None:
     raw["worlds"][plan] |= change
-    with pytest.raises(ValidationError, match=sentence):
-        WorldsParams(**raw["worlds"])
+    with pytest.raises(UserError, match=sentence):
+        validated(raw, "params.yaml")
