@@ -3,9 +3,11 @@
     python -m benchmarks.kills --kills 30
 
 A tiny pipeline with every stage runs in a temporary copy of the repository, in passes. In a pass `dvc repro` is killed
-(SIGKILL) at a random moment and started again, until it is done; then every file of artifacts/ and reports/ is
-compared. A kill hits `dvc` with the stage that it runs, or `dvc` alone, or the stage alone. Where `dvc` alone is hit
-its stage lives on, and `dvc repro` says so and is started again when that stage has ended.
+(SIGKILL) and started again, until it is done; then every file of artifacts/ and reports/ is compared. Each kill comes
+at a random moment of a random stage, one that is running or still to come: a moment drawn from the whole run would
+mostly hit the first stages, with which every start begins. A kill hits `dvc` with the stage that it runs, or `dvc`
+alone, or the stage alone. Where `dvc` alone is hit its stage lives on, and `dvc repro` says so and is started again
+when that stage has ended.
 
 A kill counts as recovered if nothing failed by itself afterwards and its pass ended in the same bytes. It prints one
 line `name: value` per figure. It needs dvc, and about a minute per kill on one core.
@@ -21,6 +23,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,6 +37,7 @@ STILL_WRITING = "another process is still writing"
 """What a stage says while an earlier one, whose `dvc` was killed, lives on."""
 LASTING = ("dvc.yaml", ".dvcignore", "params.yaml", "codebirds", "everycause", "stages")
 """What a pass does not begin anew with; everything else is removed."""
+POLL_SECONDS = 0.1
 HANGING_SECONDS = 1200
 """A run that takes longer than this is a failure."""
 
@@ -92,39 +96,60 @@ def written(folder: Path) -> dict[str, bytes]:
     }
 
 
-def stages_in(folder: Path) -> list[psutil.Process]:
-    """The processes of stages that run in this folder."""
-    found = []
+def stages_in(folder: Path) -> dict[psutil.Process, str]:
+    """The processes of stages that run in this folder, and the name of each one's stage."""
+    found = {}
     for process in psutil.process_iter():
         try:
-            if Path(process.cwd()) == folder and any(word.startswith("stages.") for word in process.cmdline()):
-                found.append(process)
+            names = [word.removeprefix("stages.") for word in process.cmdline() if word.startswith("stages.")]
+            if names and Path(process.cwd()) == folder:
+                found[process] = names[0]
         except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
             continue
     return found
 
 
-def repro(folder: Path, kill_after: float | None, victim: str) -> Run:
-    """Run `dvc repro`, and kill it or its stage after so many seconds unless it has ended."""
+class Kill(NamedTuple):
+    """When a run is killed, and what is hit."""
+
+    stage: str
+    """The stage during which it comes."""
+    seconds: float
+    """How long after this stage was first seen."""
+    victim: str
+    """One of VICTIMS."""
+
+
+def repro(folder: Path, kill: Kill | None, durations: dict[str, float] | None = None) -> Run:
+    """Run `dvc repro`, and kill it or its stage as `kill` says, unless it has ended.
+
+    Args:
+        folder: The copy of the repository.
+        kill: The kill; None for a run that nobody disturbs.
+        durations: Gets the seconds that each stage was seen, in the order in which they ran.
+    """
     environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "DVC_NO_ANALYTICS": "1"}
     environment |= {"MLFLOW_DISABLE_TELEMETRY": "true", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     environment.pop("MLFLOW_TRACKING_URI", None)
-    killed = ""
+    killed, due, end = "", None, time.monotonic() + HANGING_SECONDS
     with tempfile.TemporaryFile("w+") as output:
         command = [sys.executable, "-m", "dvc", "repro"]
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=output)
-        try:
-            process.wait(HANGING_SECONDS if kill_after is None else kill_after)
-        except subprocess.TimeoutExpired:
-            running = stages_in(folder)
-            if not running:
-                victim = "dvc"  # between two stages there is nothing else to hit
-            words = running[0].cmdline() if running else []
-            stage = next((word.removeprefix("stages.") for word in words if word.startswith("stages.")), "dvc")
-            killed = f"{'hang' if kill_after is None else victim} {stage}"
-            for one in [*(running if victim != "dvc" else []), *([process] if victim != "stage" else [])]:
-                one.kill()
-            process.wait()
+        while process.poll() is None and not killed:
+            running, now = stages_in(folder), time.monotonic()
+            if durations is not None:
+                for name in running.values():
+                    durations[name] = durations.get(name, 0.0) + POLL_SECONDS
+            if kill is not None and due is None and kill.stage in running.values():
+                due = now + kill.seconds
+            if now > end or (due is not None and now >= due and running):
+                victim = "everything" if kill is None or now > end else kill.victim
+                killed = f"{'hang' if now > end else victim} {next(iter(running.values()), 'dvc')}"
+                for one in [*(running if victim != "dvc" else []), *([process] if victim != "stage" else [])]:
+                    with suppress(psutil.NoSuchProcess):
+                        one.kill()
+            time.sleep(POLL_SECONDS)
+        process.wait()
         output.seek(0)
         return Run(killed, process.returncode, output.read())
 
@@ -143,15 +168,15 @@ def figures(kills: int, seed: int) -> Iterator[tuple[str, float]]:
         folder = Path(name).resolve()
         copy_into(folder)
         begin_anew(folder)
-        start = time.monotonic()
-        whole = repro(folder, None, "")
+        start, durations = time.monotonic(), dict[str, float]()
+        whole = repro(folder, None, durations)
         seconds, expected = time.monotonic() - start, written(folder)
         if whole.status or len(expected) < 20:
             sys.exit(f"error: the undisturbed run failed:\n{whole.output}")
         yield "kills.undisturbed_seconds", seconds
         while counts.total() < kills:
             passes += 1
-            hit, sound = one_pass(folder, kills - counts.total(), seconds, chance)
+            hit, sound = one_pass(folder, kills - counts.total(), durations, chance)
             same = sound and written(folder) == expected
             counts.update(hit)
             recovered += len(hit) if same else 0
@@ -169,26 +194,31 @@ def figures(kills: int, seed: int) -> Iterator[tuple[str, float]]:
     yield "kills.recovered", recovered
 
 
-def one_pass(folder: Path, most: int, seconds: float, chance: random.Random) -> tuple[list[str], bool]:
+def one_pass(folder: Path, most: int, durations: dict[str, float], chance: random.Random) -> tuple[list[str], bool]:
     """Kill and start again until the pipeline is done.
 
     Args:
         folder: The copy of the repository.
         most: The most kills.
-        seconds: What an undisturbed run takes; a kill comes within a third of that.
-        chance: What draws moments and victims.
+        durations: How long each stage runs undisturbed, in the order in which they run.
+        chance: What draws stages, moments and victims.
 
     Returns:
         What was hit during which stage, and whether nothing failed by itself.
     """
     begin_anew(folder)
     hit: list[str] = []
+    to_come = list(durations)
     while True:
-        moment = chance.uniform(0, seconds / 3) if len(hit) < most else None
-        victim = chance.choice(VICTIMS)
-        done = repro(folder, moment, victim)
+        kill = None
+        if len(hit) < most and to_come:
+            stage = chance.choice(to_come)
+            kill = Kill(stage, chance.uniform(0, durations[stage]), chance.choice(VICTIMS))
+        done = repro(folder, kill)
         if done.killed:
             hit.append(done.killed)
+            stage = done.killed.split()[1]
+            to_come = to_come[to_come.index(stage) :] if stage in to_come else to_come
             sys.stderr.write(f"  killed {done.killed}\n")
         elif done.status == 0:
             return hit, True
