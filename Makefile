@@ -17,7 +17,7 @@ override workers := $(value workers)
 override storage := $(value storage)
 export port name workers storage
 
-.PHONY: help setup repro test ui sync-tracking smoke sweep adopt dashboard ablation study map bench readme lock lint
+.PHONY: help setup repro test ui sync-tracking smoke sweep adopt dashboard ablation study map noise bench readme lock lint
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/ —/'
@@ -72,6 +72,9 @@ study: setup  ## the rows in each named world, six seeds; resumable, about 2 hou
 
 map: setup  ## the rows over a grid of worlds, three seeds; resumable, about 3 hours on two cores
 	python -m stages.worlds --plan map --out reports/map
+
+noise: setup  ## rows in one world with flipped training labels, three seeds; resumable, about half an hour on two cores
+	python -m stages.worlds --plan noise --out reports/noise
 
 bench: setup  ## one line per measure, and benchmarks/results.json
 	python -m benchmarks.run

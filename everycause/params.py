@@ -41,6 +41,7 @@ SECTIONS = {
     "filters": "everycause.explanation.filters:FilterParams",
     "masks": "everycause.explanation.masks:MaskParams",
     "background": "everycause.training.background:BackgroundParams",
+    "exchange": "everycause.training.exchange:ExchangeParams",
     "loss": "everycause.training.loss:LossParams",
     "retraining": "everycause.training.fit:FitParams",
     "rounds": "everycause.training.rounds:RoundsParams",

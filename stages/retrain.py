@@ -49,13 +49,15 @@ def main(row: str, seed: int, base: Path, filters: Path, masks: Path, out: Path)
         masks: Folder of its masks.
         out: Folder to write.
     """
-    params = read("run", "tracking", "data", "filters", "masks", "background", "loss", "retraining", "rounds")
+    params = read(
+        "run", "tracking", "data", "filters", "masks", "background", "exchange", "loss", "retraining", "rounds"
+    )
     if row not in ROWS:
         raise UserError(f"'{row}' is not a retraining row (known: {', '.join(ROWS)})")
     device = start(params.run, seed)
     upstream = opened(params, base, filters, masks, device)
     classifier, data, threshold = upstream.base, params.data, params.filters.frequency_threshold
-    recipe = Recipe(data, params.masks, params.background, params.loss, threshold, params.run.threads)
+    recipe = Recipe(data, params.masks, params.background, params.exchange, params.loss, threshold, params.run.threads)
     retraining = retrain(row, upstream, recipe, params.retraining, params.rounds, seed)
     key = resume_key(params, upstream, (masks, filters), seed) if ROWS[row].rounds else None
     name, identity = f"retrain/{row}", upstream.train.identity

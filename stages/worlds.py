@@ -1,8 +1,9 @@
-"""worlds: the rows of the results table in many worlds and seeds (`make study`), or over a grid of worlds (`make map`).
+"""worlds: the rows of the results table in many worlds and seeds (`make study`), over a grid of worlds (`make map`), or
+with flipped training labels (`make noise`).
 
 Reads   params.yaml, of which `worlds` says which worlds, rows and seeds; the images are rendered.
-Writes  WORK: finished rows, and bases, filters and masks that they share. OUT/study.csv or OUT/map.csv (columns world,
-        dominance, scene_correlation, row, seed, measure, value), OUT/differences.csv, a page and a figure.
+Writes  WORK: finished rows, and bases, filters and masks that they share. OUT/PLAN.csv (columns world, dominance,
+        scene_correlation, row, seed, measure, value), OUT/differences.csv, OUT/machine.json, a page and a figure.
         Stopped, it goes on with the rows that are missing.
 Paper   hypotheses and analysis stand in reports/log.md, written before the study ran.
         Cost: about 60 s a row on one core; it is said at the start.
@@ -19,7 +20,7 @@ from tqdm import tqdm
 
 from everycause import tracking
 from everycause.artifacts import atomic_folder, write_json
-from everycause.device import cpu_name, start
+from everycause.device import start
 from everycause.errors import UserError
 from everycause.params import read
 from everycause.reporting.figures import save
@@ -27,7 +28,7 @@ from everycause.tuning.upstream import TrialParams
 from everycause.worlds.analysis import differences, frame, table
 from everycause.worlds.cells import Cell, PlanName, cells
 from everycause.worlds.measurement import Laboratory, check_plan
-from everycause.worlds.page import map_figure, study_figure, study_page
+from everycause.worlds.page import map_figure, noise_figure, noise_page, study_figure, study_page
 from stages.entry import run
 
 ROW_SECONDS = 60
@@ -38,7 +39,7 @@ def main(plan: PlanName, out: Path, work: Path = Path("tuning/worlds"), workers:
     """Run what is missing of a plan, then write what it says.
 
     Args:
-        plan: `study` (named worlds) or `map` (a grid).
+        plan: `study` (named worlds), `map` (a grid) or `noise` (flipped labels).
         out: Folder to write.
         work: Folder of everything that is kept between runs.
         workers: Processes, each with one thread; 0 for as many as run.threads says.
@@ -81,7 +82,10 @@ def train(laboratory: Laboratory, asked: list[Cell], rows: list[str], workers: i
             running = {pool.submit(laboratory.measure, cell, rows): cell for cell in todo}
             for done in as_completed(running):
                 done.result()
-                bar.update(len(todo[running[done]]))
+                cell = running.pop(done)
+                bar.update(len(todo[cell]))
+                if cell.where not in {other.where for other in running.values()}:
+                    laboratory.forget(cell.where)
     except BaseException as error:
         for worker in multiprocessing.active_children():
             worker.terminate()  # finished rows are kept, the row that it was at is done again
@@ -104,13 +108,18 @@ def write(plan: PlanName, laboratory: Laboratory, asked: list[Cell], rows: list[
     measured, found = table(laboratory, asked, rows), differences(laboratory, asked, rows)
     measured.to_csv(folder / f"{plan}.csv", index=False)
     frame(found).to_csv(folder / "differences.csv", index=False)
-    write_json(folder / "machine.json", {"processor": cpu_name(), "seeds": sorted({cell.seed for cell in asked})})
+    machines = sorted({laboratory.machine(cell, row) for cell in asked for row in rows})
+    write_json(folder / "machine.json", {"machines": machines, "seeds": sorted({cell.seed for cell in asked})})
     if plan == "study":
-        text = "\n".join(study_page(measured, found, cpu_name())) + "\n"
-        (folder / "study.md").write_text(text, encoding="utf-8")
         save(study_figure(measured, found), folder / "study.png")
-    else:
+        lines = study_page(measured, found, " and ".join(machines))
+    elif plan == "map":
         save(map_figure(found), folder / "map.png")
+        return
+    else:
+        save(noise_figure(measured), folder / "noise.png")
+        lines = noise_page(measured, " and ".join(machines))
+    (folder / f"{plan}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

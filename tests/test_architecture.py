@@ -27,16 +27,16 @@ TRAINING_STAGES = ("train_base", "accumulate_filters", "generate_masks", "retrai
 FORBIDDEN_WORDS = {"utils", "helpers", "common", "misc", "manager", "handler", "processor", "v2"}
 TIMMS = "get_classifier"
 """A name that timm calls: a network of ours must answer to it."""
-MOST_MODULES = 81
+MOST_MODULES = 83
 BUDGETS = {
     "codebirds": 1025,
-    "everycause.data": 2750,
-    "everycause.explanation": 2440,
-    "everycause.training": 1590,
-    "everycause.evaluation": 1250,
-    "everycause.reporting": 1190,
-    "everycause.tuning": 1890,
-    "everycause.worlds": 590,
+    "everycause.data": 2780,
+    "everycause.explanation": 2530,
+    "everycause.training": 2045,
+    "everycause.evaluation": 1270,
+    "everycause.reporting": 1195,
+    "everycause.tuning": 1900,
+    "everycause.worlds": 720,
 }
 """Lines of a package, at 120 columns: a little above what stands, and meant to fall."""
 

@@ -37,7 +37,7 @@ device = torch.device("cpu")
 base, epochs = train_base(p.model, p.training, train, validation, 0, device)
 accuracy = list(epochs)[-1].measures["validation/accuracy"]
 masks = generate(base, train, p.masks, pathlib.Path("."), "base")
-recipe = Recipe(p.data, p.masks, p.background, p.loss, 0.0, 1)
+recipe = Recipe(p.data, p.masks, p.background, p.exchange, p.loss, 0.0, 1)
 losses = {}
 for row in ("negatives", "masks_bidirectional"):
     upstream = Upstream(base, "base", train, validation, lambda: masks, lambda: None, False)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from pydantic import Field, model_validator
+from torch import Tensor
 
 from codebirds.birds import Codebirds, variations
 from codebirds.codes import Code
@@ -19,6 +20,7 @@ from everycause.artifacts import code_fingerprint, fingerprint
 from everycause.data.split import Split, View
 from everycause.errors import UserError
 from everycause.params import Section
+from everycause.shapes import Int64
 
 
 def _in_range(name: str) -> Any:
@@ -104,6 +106,13 @@ def shifted_views(root: Path, params: CodebirdsParams, threads: int) -> Iterator
     for name, factors in variations(birds):
         if name != "test":
             yield View(rendered_split(birds, name, factors), factors)
+
+
+def groups(root: Path, name: str, params: CodebirdsParams) -> Int64[Tensor, "images"]:
+    """The group of each image of a split: 2 · class, plus 1 where the scene is the one that its class mostly has."""
+    birds = renderer(root, params, 1)
+    factors = birds.factors(name)
+    return torch.from_numpy(2 * factors.label + factors.conforms(birds.num_classes)).long()
 
 
 def renderer(root: Path, params: CodebirdsParams, threads: int) -> Codebirds:

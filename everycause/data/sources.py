@@ -9,9 +9,10 @@ with
     files(root, params)                      every image file of any split, shifted ones too; each is checked and hashed
 
 and, where there is something to tell, tables (other files that splits are made from: they are hashed), test_view (the
-test split as a View), shifted_views (the shifted test sets) and released_view (a published corrupted test set);
-folder.py, imagenet.py and codebirds.py are examples. Then name it in SOURCES: its section is checked, and every stage
-can use it. Shifted splits are opened in data.shifts alone, which only evaluation may import.
+test split as a View), shifted_views (the shifted test sets), released_view (a published corrupted test set) and groups
+(the group of each image of a split); folder.py, imagenet.py and codebirds.py are examples. Then name it in SOURCES: its
+section is checked, and every stage can use it. Shifted splits are opened in data.shifts alone, which only evaluation
+may import.
 """
 
 from collections.abc import Iterable
@@ -22,6 +23,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import ConfigDict, Field, create_model, field_validator, model_validator
 from pydantic_core import PydanticCustomError
+from torch import Tensor
 
 from codebirds.codes import Code
 from everycause.artifacts import code_fingerprint
@@ -30,6 +32,7 @@ from everycause.data.images import Framing, check_decodable
 from everycause.data.split import PhotographParams, Split
 from everycause.errors import UserError
 from everycause.params import Section
+from everycause.shapes import Int64
 
 SplitName = Literal["train", "validation", "test"]
 SOURCES = {
@@ -120,6 +123,22 @@ def open_split(params: DataParams, name: SplitName, threads: int) -> Split:
     """
     split = reader(params.source).open_split(Path(params.root), name, params.section, threads)
     return split.kept_in_memory(params.memory_mib)
+
+
+def has_groups(params: DataParams) -> bool:
+    """Whether the data set names the groups of its images."""
+    return hasattr(reader(params.source), "groups")
+
+
+def groups(params: DataParams, name: SplitName) -> Int64[Tensor, "images"]:
+    """The group of each image of a split: its class together with the scene, or the place, that it is shown in.
+
+    Raises:
+        UserError: the data set names no groups.
+    """
+    if not has_groups(params):
+        raise UserError(f"data.source is '{params.source}', whose images have no known groups: use codebirds")
+    return reader(params.source).groups(Path(params.root), name, params.section)
 
 
 def class_names(params: DataParams, threads: int) -> tuple[str, ...]:

@@ -67,7 +67,7 @@ def open_split(root: Path, name: str, params: WaterbirdsParams, threads: int) ->
 
 def test_view(root: Path, params: WaterbirdsParams, threads: int) -> View:
     """The test split with the group of each image."""
-    return View(open_split(root, "test", params, threads), groups=groups(root, "test"))
+    return View(open_split(root, "test", params, threads), groups=groups(root, "test", params))
 
 
 def files(root: Path, params: WaterbirdsParams) -> list[Path]:
@@ -80,7 +80,7 @@ def tables(root: Path, params: WaterbirdsParams) -> list[Path]:
     return [root / "metadata.csv"]
 
 
-def groups(root: Path, name: str) -> Int64[Tensor, "images"]:
+def groups(root: Path, name: str, _params: WaterbirdsParams) -> Int64[Tensor, "images"]:
     """The group of each image of a split, an index into GROUPS.
 
     Raises:

@@ -6,6 +6,8 @@ percent. Its errors depend on the published images, so the name is used for the 
 Sources: arXiv 1903.12261 (mCE), 1706.04599 (expected calibration error), 1911.08731 (worst group).
 """
 
+from math import isnan, nan
+
 import numpy as np
 import torch
 from sklearn.metrics import recall_score, top_k_accuracy_score
@@ -147,7 +149,22 @@ def causal_metrics(predictions: Predictions, code: Code) -> dict[str, float]:
     sizes = [size for size in (1, 2) if f"swaps/{size}" in predictions.logits]
     result |= {f"optimum/swaps/{size}": code.swap_optimum(size) for size in sizes}
     gap = predictions.accuracy("test") - predictions.accuracy("scene_shift/independent")
-    return result | {"scene_gap": gap, "worst_group": worst_group(predictions)}
+    own = {"scene_gap": gap, "counter_gap": counter_gap(predictions), "worst_group": worst_group(predictions)}
+    return result | {name: value for name, value in own.items() if not isnan(value)}
+
+
+def counter_gap(predictions: Predictions) -> float:
+    """How much accuracy the same birds lose when their usual scene becomes an unusual one, a mean over classes.
+
+    Source: CounterAnimal (Wang et al., NeurIPS 2024, arXiv 2403.11497), accuracy on usual minus unusual backgrounds.
+    There the photographs differ, here only the scene does. NaN where no test image shows its class's own scene.
+    """
+    assert predictions.conforms is not None
+    lost = predictions.correct("test").double() - predictions.correct("scene_shift/opposed").double()
+    labels = predictions.labels["test"]
+    means = [lost[predictions.conforms & (labels == label)] for label in labels.unique()]
+    known = [float(values.mean()) for values in means if len(values)]
+    return sum(known) / len(known) if known else nan
 
 
 def worst_group(predictions: Predictions) -> float:

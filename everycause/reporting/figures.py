@@ -30,11 +30,17 @@ COLORS = {
     "masks_random": "#a9c8e8",
     "joint": "#b3005e",
     "masks_rounds": "#5b2a86",
+    "object_exchange": "#00838f",
     "oracle_parts": "#3a9d23",
     "masks_grad_cam": "#7a6a53",
     "masks_factual": "#c46a3f",
     "erasing": "#c9b458",
     "cutmix": "#8c8c3a",
+    "patch_replacement": "#a0522d",
+    "masked_distillation": "#6b8e23",
+    "self_challenging": "#cd5c5c",
+    "spectral_decoupling": "#4682b4",
+    "group_dro": "#9370db",
 }
 """Row → color, the same in every figure."""
 OTHER, OPTIMUM = "#009e73", "#3a9d23"

@@ -81,6 +81,16 @@ class OwnScene(NamedTuple):
         return means.round().clamp(0, 255).to(torch.uint8)
 
 
+class OtherImages(NamedTuple):
+    """Other training images as they are, objects included."""
+
+    split: Split
+
+    def draw(self, images: Images, _removed: Tensor, _labels: Tensor, generator: torch.Generator) -> Images:
+        """A training image for each image, drawn anew each time."""
+        return self.split.read(torch.randint(len(self.split), (len(images),), generator=generator).numpy())
+
+
 @dataclass(frozen=True)
 class Bank:
     """A bank of background images.

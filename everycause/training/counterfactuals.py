@@ -21,12 +21,16 @@ from everycause.data.sources import DataParams
 from everycause.data.split import Split
 from everycause.explanation.filters import FilterBank
 from everycause.explanation.masks import MaskParams, Masks
+from everycause.explanation.regions import grid
 from everycause.models import Classifier
 from everycause.shapes import Bool, Float, Int64
-from everycause.training.background import Background, BackgroundParams, neighborhood
+from everycause.training.background import Background, BackgroundParams, OtherImages, neighborhood
+from everycause.training.exchange import ExchangeParams
 from everycause.training.loss import LossParams
 from everycause.training.steps import Counterfactuals, seeded
 
+PATCHES, PATCH_SHARES = 6, (0.1, 0.5)
+"""Cells along a side, and the smallest and largest share of the cells that come from another image."""
 MOST_PICTURES = 10
 """Example pictures of a row, each of another class."""
 
@@ -75,6 +79,7 @@ class Recipe(NamedTuple):
     data: DataParams
     masks: MaskParams
     background: BackgroundParams
+    exchange: ExchangeParams
     loss: LossParams
     frequency_threshold: float
     """Share of the count of a class's most frequent filter, 0 to 1, above which a filter belongs to the class."""
@@ -214,6 +219,36 @@ class CutMix:
             return images, torch.nn.functional.one_hot(labels, self.classes).float()
         with seeded(generator):
             return v2.CutMix(num_classes=self.classes)(images, labels)
+
+
+@dataclass(frozen=True)
+class PatchReplacement:
+    """Images with some cells of a grid replaced by the same cells of another training image; the label stays.
+
+    Which cells is drawn anew each time that an image is shown. Source: random patch replacement, "All Patches Matter",
+    arXiv 2504.01396, where patches of real images go into generated ones.
+    """
+
+    split: Split
+    probability: float
+    """Probability that an image is shown with its counterfactual."""
+
+    def covers(self, _index: int) -> bool:
+        """Every image can lose cells."""
+        return True
+
+    def composed(
+        self, index: Int64[Tensor, "batch"], images: Images, labels: Tensor, generator: torch.Generator
+    ) -> tuple[Images, Tensor]:
+        """The images, each with a share of its cells from another image."""
+        if len(index) == 0:
+            return images, labels
+        low, high = PATCH_SHARES
+        share = low + (high - low) * torch.rand(len(index), 1, generator=generator)
+        chosen = torch.rand(len(index), PATCHES**2, generator=generator) < share
+        replaced = chosen[:, grid(images.shape[-1], PATCHES)]
+        others = OtherImages(self.split).draw(images, replaced, labels, generator)
+        return torch.where(replaced[:, None], others, images), labels
 
 
 @dataclass(frozen=True)

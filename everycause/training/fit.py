@@ -25,6 +25,7 @@ from everycause.networks import last_layers
 from everycause.params import Section
 from everycause.shapes import Bool
 from everycause.training.loss import PLAIN_LOSS, FilterTerms, LossParams, accuracy, filter_terms, joint_terms
+from everycause.training.objectives import Objective
 from everycause.training.steps import AugmentationParams, Counterfactuals, Step, training_steps
 
 MOMENTUM = 0.9
@@ -92,6 +93,8 @@ class Goal(NamedTuple):
     """Counterfactual images that are shown beside the originals."""
     filters: Bool[Tensor, "classes filters"] | None
     """The filters whose loss terms are computed; with weights of 0 the terms are only recorded."""
+    objective: Objective | None = None
+    """What is minimized in place of the joint loss."""
 
 
 PLAIN = Goal(PLAIN_LOSS, None, None)
@@ -314,6 +317,8 @@ def step_terms(classifier: Classifier, step: Step, goal: Goal) -> dict[str, Tens
     """The loss terms of one step, from a single forward pass over originals and counterfactual images together."""
     together = torch.cat([step.images, step.counterfactuals])
     inputs = normalized(together, classifier.statistics, classifier.device)
+    if goal.objective is not None:
+        return goal.objective.terms(classifier, inputs, step)
     count, labels = len(step.labels), step.labels.to(inputs.device)
     activity_terms: FilterTerms | None = None
     if goal.filters is None:

@@ -1,8 +1,8 @@
 """The rows of the results table: what each one adds to the continued training of the base, controls included.
 
 To add a row, write how its counterfactual images are made in a module of its own, as a class like those in
-counterfactuals.py and a function `(upstream, recipe) -> Counterfactuals`, and name the function here in a new line of
-ROWS. Stages, sweeps and reports take the row from there.
+counterfactuals.py and a function `(upstream, recipe, seed) -> Counterfactuals`, and name the function here in a new
+line of ROWS. Stages, sweeps and reports take the row from there.
 """
 
 import logging
@@ -12,18 +12,19 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor
 
-from everycause.data.sources import DataParams, renderer
+from everycause.data.sources import DataParams, groups, has_groups, renderer
 from everycause.errors import UserError
 from everycause.explanation.filters import FilterBank, permuted, random_like
 from everycause.explanation.masks import MaskParams, Masks, orders
 from everycause.explanation.regions import random_sets
 from everycause.explanation.selectors import SelectorName
 from everycause.shapes import Bool
-from everycause.training.background import background_of
+from everycause.training.background import Background, OtherImages, background_of
 from everycause.training.counterfactuals import (
     CutMix,
     Erasing,
     OracleParts,
+    PatchReplacement,
     Pictures,
     Pool,
     Recipe,
@@ -31,7 +32,15 @@ from everycause.training.counterfactuals import (
     Upstream,
     example_pictures,
 )
+from everycause.training.exchange import ObjectExchange, exchange
 from everycause.training.fit import Epoch, FitParams, Goal, Training, fit
+from everycause.training.objectives import (
+    GroupRobust,
+    MaskedDistillation,
+    Objective,
+    SelfChallenging,
+    SpectralDecoupling,
+)
 from everycause.training.rounds import Observe, Rounds, RoundsParams
 from everycause.training.steps import Counterfactuals
 
@@ -49,41 +58,82 @@ class Row(NamedTuple):
     extent: Literal["region", "scene"] = "region"
     """`region` replaces the set alone (as the paper does); `scene` also the pixels away from it, so that what is kept
     stands in another scene."""
-    augments: Callable[[Upstream, Recipe], Counterfactuals] | None = None
-    """Makes counterfactual images in another way."""
+    augments: Callable[[Upstream, Recipe, int], Counterfactuals] | None = None
+    """Makes counterfactual images in another way, with a seed."""
     filters: Literal["own", "random", "permuted"] | None = None
     """The filters that the loss terms λ1 and λ2 reward: the class's own, as many random ones, or another class's."""
     rounds: bool = False
     """Whether masks are searched again on the model as it learns."""
+    others: bool = False
+    """Whether removed regions show another training image instead of background."""
+    objective: Callable[[Upstream, Recipe], Objective] | None = None
+    """Makes what is minimized in place of the joint loss."""
+    exchanges: bool = False
+    """Whether the row reads the section `exchange` of params.yaml."""
     needs_parts: bool = False
     """Whether the row needs images whose parts are known."""
+    needs_groups: bool = False
+    """Whether the row needs images whose groups are known."""
 
     def check(self, data: DataParams) -> None:
         """Refuse data that the row cannot be made from.
 
         Raises:
-            UserError: the row needs images whose parts are known, and those of these data are not.
+            UserError: the row needs images whose parts, or groups, are known, and those of these data are not.
         """
-        if self.needs_parts and data.source != "codebirds":
+        lacks = "parts" if self.needs_parts and data.source != "codebirds" else ""
+        if self.needs_groups and not has_groups(data):
+            lacks = "groups"
+        if lacks:
             name = next((name for name, row in ROWS.items() if row is self), self.meaning)
             raise UserError(
-                f"the row '{name}' needs data whose parts are known (data.source: codebirds): leave it out of rows"
+                f"the row '{name}' needs data whose {lacks} are known (data.source: codebirds): leave it out of rows"
             )
 
 
-def erasing(upstream: Upstream, recipe: Recipe) -> Erasing:
+def erasing(upstream: Upstream, recipe: Recipe, _seed: int) -> Erasing:
     """Random erasing of every image."""
     return Erasing(upstream.base.statistics.mean, recipe.background.augment_rate)
 
 
-def cutmix(upstream: Upstream, recipe: Recipe) -> CutMix:
+def cutmix(upstream: Upstream, recipe: Recipe, _seed: int) -> CutMix:
     """CutMix of every image."""
     return CutMix(upstream.train.num_classes, recipe.background.augment_rate)
 
 
-def oracle_parts(_upstream: Upstream, recipe: Recipe) -> OracleParts:
+def oracle_parts(_upstream: Upstream, recipe: Recipe, _seed: int) -> OracleParts:
     """True parts of every image rendered away."""
     return OracleParts(renderer(recipe.data, recipe.threads), recipe.background.augment_rate)
+
+
+def object_exchange(upstream: Upstream, recipe: Recipe, seed: int) -> ObjectExchange:
+    """What is left of every object, in another scene."""
+    return exchange(upstream.base, upstream.train, recipe.exchange, recipe.background.augment_rate, seed)
+
+
+def patch_replacement(upstream: Upstream, recipe: Recipe, _seed: int) -> PatchReplacement:
+    """Random cells of every image from another image."""
+    return PatchReplacement(upstream.train, recipe.background.augment_rate)
+
+
+def self_challenging(_upstream: Upstream, _recipe: Recipe) -> Objective:
+    """Representation self-challenging."""
+    return SelfChallenging()
+
+
+def spectral_decoupling(_upstream: Upstream, _recipe: Recipe) -> Objective:
+    """Spectral decoupling."""
+    return SpectralDecoupling()
+
+
+def masked_distillation(upstream: Upstream, _recipe: Recipe) -> Objective:
+    """Distillation from the base on masked images."""
+    return MaskedDistillation(upstream.base)
+
+
+def group_dro(_upstream: Upstream, recipe: Recipe) -> Objective:
+    """Group distributionally robust optimization."""
+    return GroupRobust(groups(recipe.data, "train"))
 
 
 ROWS = {
@@ -99,12 +149,31 @@ ROWS = {
         "counterfactual images from a pool of masks that grows round by round (ours)",
         removes="counterfactual", extent="scene", rounds=True,
     ),
+    "object_exchange": Row(
+        "the object without random discs of it, in the scene of another image (ours)",
+        augments=object_exchange, exchanges=True,
+    ),
     "masks_random": Row("control: as many random regions replaced", removes="random"),
     "masks_grad_cam": Row("control: as many regions by Grad-CAM", removes="grad_cam"),
     "masks_factual": Row("control: as many regions by LIMA's factual objective", removes="factual"),
     "joint": Row("both", removes="counterfactual", filters="own"),
     "erasing": Row("control: random erasing of every image", augments=erasing),
     "cutmix": Row("control: CutMix with another image of the batch", augments=cutmix),
+    "patch_replacement": Row("control: random cells of another image (arXiv 2504.01396)", augments=patch_replacement),
+    "masked_distillation": Row(
+        "control: features of images without their Grad-CAM regions stay those of the base (arXiv 2303.03052, adapted)",
+        removes="grad_cam", others=True, objective=masked_distillation,
+    ),
+    "self_challenging": Row(
+        "control: the features that raise the label most are muted (arXiv 2007.02454)", objective=self_challenging
+    ),
+    "spectral_decoupling": Row(
+        "control: logits are kept small (arXiv 2011.09468)", objective=spectral_decoupling
+    ),
+    "group_dro": Row(
+        "control: groups of class and scene with a high loss weigh more (arXiv 1911.08731); it must know them",
+        objective=group_dro, needs_groups=True,
+    ),
     "oracle_parts": Row(
         "the ceiling: true parts rendered away, in a scene independent of the class",
         augments=oracle_parts, needs_parts=True,
@@ -192,7 +261,8 @@ def goal_of(name: str, upstream: Upstream, recipe: Recipe, seed: int) -> Goal:
         filters = upstream.filters.global_filters(recipe.frequency_threshold)
     if filters is not None and row.filters in ("random", "permuted"):
         filters = (random_like if row.filters == "random" else permuted)(filters, seed)
-    return Goal(weights, counterfactuals_of(name, upstream, recipe, seed), filters)
+    objective = None if row.objective is None else row.objective(upstream, recipe)
+    return Goal(weights, counterfactuals_of(name, upstream, recipe, seed), filters, objective)
 
 
 def filters_of(row: str, upstream: Upstream) -> FilterBank:
@@ -230,7 +300,7 @@ def counterfactuals_of(name: str, upstream: Upstream, recipe: Recipe, seed: int)
     """
     row = ROWS[name]
     if row.augments is not None:
-        return row.augments(upstream, recipe)
+        return row.augments(upstream, recipe, seed)
     if row.removes is None:
         return None
     try:
@@ -238,7 +308,9 @@ def counterfactuals_of(name: str, upstream: Upstream, recipe: Recipe, seed: int)
     except UserError as error:
         raise UserError(f"the row '{name}' needs the masks of the base: {error}") from error
     sets = sets_of(row.removes, upstream, masks, recipe.masks, seed)
-    background = background_of(upstream.masks, upstream.train, upstream.base.statistics, recipe.background)
+    background: Background = OtherImages(upstream.train)
+    if not row.others:
+        background = background_of(upstream.masks, upstream.train, upstream.base.statistics, recipe.background)
     probability = recipe.background.augment_rate
     return Removals(pool_of(masks, sets), background, probability, scene=row.extent == "scene")
 

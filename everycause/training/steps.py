@@ -122,6 +122,8 @@ class Counterfactuals(Protocol):
 class Step:
     """The images of one optimizer step, after augmentation: always the same number in all."""
 
+    index: Int64[Tensor, "batch"]
+    """Where the originals stand in the training split."""
     images: Images
     labels: Int64[Tensor, "batch"]
     counterfactuals: UInt8[Tensor, "augmented 3 height width"]
@@ -170,7 +172,7 @@ def training_steps(
         images, replaced = transformed(images, geometry), transformed(replaced, geometry.rows(rows))
         if photographic is not None:
             images, replaced = transformed_pairs(photographic, images, replaced, paired, generator)
-        yield Step(images, labels, replaced, replaced_labels)
+        yield Step(index, images, labels, replaced, replaced_labels)
 
 
 def photograph_transform(image_size: int, params: AugmentationParams) -> v2.Transform | None:

@@ -121,9 +121,14 @@ def _changes_nothing(name: str, path: str) -> bool:
         return True
     if section == "filters" or path in FILTER_TERMS:
         return row.filters is None
+    if path == "loss.lambda_augment" and row.objective is not None:
+        return True
     if path in COUNTERFACTUALS:
         return row.removes is None and row.augments is None
-    return (section in ("masks", "background") and row.removes is None) or (section == "rounds" and not row.rounds)
+    if section == "background" and row.others:
+        return True
+    needed = {"masks": row.removes is not None, "background": row.removes is not None, "rounds": row.rounds}
+    return not needed.get(section, section != "exchange" or row.exchanges)
 
 
 def check_plans(params: SimpleNamespace) -> None:
@@ -177,7 +182,9 @@ def trial(cache: UpstreamCache, row: str, params: TrialParams, data: DataParams,
         open_filters=lambda: cache.bank(base, params.filters, seed),
         watch_filters=False,
     )
-    recipe = Recipe(data, params.masks, params.background, params.loss, params.filters.frequency_threshold, threads)
+    recipe = Recipe(
+        data, params.masks, params.background, params.exchange, params.loss, params.filters.frequency_threshold, threads
+    )
     retraining = retrain(row, upstream, recipe, params.retraining, params.rounds, seed)
     filters = upstream.filters.summary(params.filters) if ROWS[row].filters else {}
     return Trial(classifier, filters, retraining.epochs())

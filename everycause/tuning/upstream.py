@@ -25,6 +25,7 @@ from everycause.inference import readout_of
 from everycause.models import FILE, ModelParams, Readout, load, model_fingerprint
 from everycause.params import Section
 from everycause.training.background import BackgroundParams
+from everycause.training.exchange import ExchangeParams
 from everycause.training.fit import BaseParams, FitParams, train_base
 from everycause.training.loss import LossParams
 from everycause.training.rounds import RoundsParams
@@ -41,6 +42,7 @@ class TrialParams(Section):
     filters: FilterParams
     masks: MaskParams
     background: BackgroundParams
+    exchange: ExchangeParams
     loss: LossParams
     retraining: FitParams
     rounds: RoundsParams

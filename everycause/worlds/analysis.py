@@ -12,11 +12,14 @@ import pandas as pd
 from scipy.stats import spearmanr
 
 from everycause.evaluation.statistics import RESAMPLES, Interval, holm, paired_interval, sign_flip_p
+from everycause.reporting.results import REFERENCE
 from everycause.reporting.tables import LEAST_SEEDS
-from everycause.worlds.cells import BASE, REFERENCE, Cell
+from everycause.worlds.cells import BASE, Cell, World
 from everycause.worlds.measurement import IMAGE_MEASURES, Laboratory
 
 COLUMNS = ["world", "dominance", "scene_correlation", "row", "seed", "measure", "value"]
+NOISE_COLUMNS = ["world", "dominance", "scene_correlation", "label_noise", "row", "seed", "measure", "value"]
+"""Columns of the tables of a study or map, and of that with label noise."""
 EXTRA = (("masks", "masks_random"), ("joint", "masks"), ("filters", "filters_random"), ("joint", "filters"))
 """Differences that are asked for beside those from `continued`: row and row."""
 ROBUSTNESS = ("accuracy/corruptions", "accuracy/renditions", "accuracy/sketch")
@@ -26,9 +29,7 @@ ROBUSTNESS = ("accuracy/corruptions", "accuracy/renditions", "accuracy/sketch")
 class Difference(NamedTuple):
     """How much larger a measure is in one row than in another, in one world."""
 
-    world: str
-    dominance: float
-    scene_correlation: float
+    where: World
     row: str
     reference: str
     measure: str
@@ -38,14 +39,15 @@ class Difference(NamedTuple):
 
 
 def table(laboratory: Laboratory, cells: list[Cell], rows: list[str]) -> pd.DataFrame:
-    """Every measure of every row, in the columns world, dominance, scene_correlation, row, seed, measure, value."""
+    """Every measure of every row, in the columns NOISE_COLUMNS, or COLUMNS where no cell has label noise."""
     lines = [
-        (cell.world, cell.dominance, cell.scene_correlation, row, cell.seed, measure, value)
+        (*cell.where, row, cell.seed, measure, value)
         for cell in cells
         for row in (BASE, *rows)
         for measure, value in sorted(laboratory.measures(cell, row).items())
     ]
-    return pd.DataFrame(lines, columns=pd.Index(COLUMNS))
+    made = pd.DataFrame(lines, columns=pd.Index(NOISE_COLUMNS))
+    return made if made.label_noise.any() else made[COLUMNS]
 
 
 def differences(laboratory: Laboratory, cells: list[Cell], rows: list[str]) -> list[Difference]:
@@ -63,7 +65,7 @@ def differences(laboratory: Laboratory, cells: list[Cell], rows: list[str]) -> l
                 change = np.stack(
                     [one[measure] - other[measure] for one, other in zip(by_row[row], by_row[reference], strict=True)]
                 )
-                unadjusted.append(Difference(*world, row, reference, measure, paired_interval(change), None))
+                unadjusted.append(Difference(world, row, reference, measure, paired_interval(change), None))
                 raw[f"{row} {reference} {measure}"] = change.mean(axis=1)
         enough = len(members) >= LEAST_SEEDS
         adjusted = holm({name: sign_flip_p(means) for name, means in raw.items()}) if enough else dict.fromkeys(raw)
@@ -73,15 +75,16 @@ def differences(laboratory: Laboratory, cells: list[Cell], rows: list[str]) -> l
 
 def frame(found: list[Difference]) -> pd.DataFrame:
     """Differences as a table; `mean`, `low` and `high` are in the measure's own unit."""
-    lines = [{**one._asdict(), **one.interval._asdict()} for one in found]
-    return pd.DataFrame(lines).drop(columns="interval")
+    lines = [{**one.where._asdict(), **one._asdict(), **one.interval._asdict()} for one in found]
+    made = pd.DataFrame(lines).drop(columns=["where", "interval"])
+    return made if made.label_noise.any() else made.drop(columns="label_noise")
 
 
-def worlds_of(cells: list[Cell]) -> dict[tuple[str, float, float], list[Cell]]:
+def worlds_of(cells: list[Cell]) -> dict[World, list[Cell]]:
     """World → its cells, one per seed, in the order of the plan."""
-    worlds: dict[tuple[str, float, float], list[Cell]] = {}
+    worlds: dict[World, list[Cell]] = {}
     for cell in cells:
-        worlds.setdefault(cell[:3], []).append(cell)
+        worlds.setdefault(cell.where, []).append(cell)
     return worlds
 
 

@@ -13,10 +13,11 @@ from codebirds.factors import OWN, SHARED, WORLDS, dominance
 from everycause.data.sources import DataParams
 from everycause.errors import UserError
 from everycause.params import Section
+from everycause.reporting.results import REFERENCE
 from everycause.training.rows import ROWS
 
-BASE, REFERENCE = "base", "continued"
-PlanName = Literal["study", "map"]
+BASE = "base"
+PlanName = Literal["study", "map", "noise"]
 DOMINANCE = {"premise": 1.0, "confounded": 1.0, "additive": 0.0}
 """The dominance of simple cues in each named world."""
 
@@ -71,15 +72,34 @@ class MapParams(Compared):
         return values
 
 
+class NoiseParams(Compared):
+    """`make noise`: one world, with some of the training labels flipped."""
+
+    world: str
+    """A key of codebirds.factors.WORLDS."""
+    label_noise: list[float] = Field(min_length=1)
+    """Shares of the training images whose label is another class's, each from 0 to 1."""
+
+    @model_validator(mode="after")
+    def _exist(self) -> "NoiseParams":
+        if self.world not in WORLDS:
+            raise ValueError(f"there is no world '{self.world}' (known: {', '.join(WORLDS)})")
+        for value in self.label_noise:
+            if not 0 <= value <= 1:
+                raise ValueError(f"label_noise: {value} does not lie between 0 and 1")
+        return self
+
+
 class WorldsParams(Section):
     """Studies over many worlds."""
 
     study: StudyParams
     map: MapParams
+    noise: NoiseParams
 
 
-class Cell(NamedTuple):
-    """One world and one training seed."""
+class World(NamedTuple):
+    """What the training images of a cell are like."""
 
     world: str
     """The name of the world, or `own` for a cell of the map."""
@@ -87,18 +107,32 @@ class Cell(NamedTuple):
     """Dominance of simple cues, from 0 to 1."""
     scene_correlation: float
     """Probability that the scene is the class's own."""
+    label_noise: float = 0.0
+    """Share of the training images whose label is another class's, from 0 to 1."""
+
+    @property
+    def name(self) -> str:
+        """A name for folders and runs."""
+        name = f"dominance-{self.dominance:g}-scene-{self.scene_correlation:g}" if self.world == OWN else self.world
+        return f"{name}-noise-{self.label_noise:g}" if self.label_noise else name
+
+
+class Cell(NamedTuple):
+    """One world and one training seed."""
+
+    where: World
     seed: int
 
     @property
     def name(self) -> str:
         """A name for folders and runs."""
-        where = f"dominance-{self.dominance:g}-scene-{self.scene_correlation:g}" if self.world == OWN else self.world
-        return f"{where}-seed-{self.seed}"
+        return f"{self.where.name}-seed-{self.seed}"
 
     def data(self, data: DataParams) -> DataParams:
         """The data set of this world, with the sizes, the code and the data seed of `data`."""
-        settings = WORLDS.get(self.world) or SHARED | dominance(self.dominance)
-        changed = {**settings, "world": self.world, "scene_correlation": self.scene_correlation}
+        where = self.where
+        settings = WORLDS.get(where.world) or SHARED | dominance(where.dominance)
+        changed = {**settings, "world": where.world, "scene_correlation": where.scene_correlation}
         section = type(data.section)(**(data.section.model_dump() | changed))
         return DataParams(
             source="codebirds", root=data.root, memory_mib=data.memory_mib, codebirds=section.model_dump()
@@ -113,8 +147,15 @@ def cells(plan: PlanName, params: WorldsParams, data: DataParams) -> list[Cell]:
     """
     if data.source != "codebirds":
         raise UserError(f"make {plan} needs data.source codebirds, whose causes are known, not {data.source}")
-    if plan == "study":
-        worlds = [(world, DOMINANCE[world], float(WORLDS[world]["scene_correlation"])) for world in params.study.worlds]
-        return [Cell(*world, seed) for seed, world in product(params.study.seeds, worlds)]
-    grid = product(params.map.seeds, params.map.dominance, params.map.scene_correlation)
-    return [Cell(OWN, strength, correlation, seed) for seed, strength, correlation in grid]
+    if plan == "map":
+        grid = product(params.map.dominance, params.map.scene_correlation)
+        worlds = [World(OWN, strength, correlation) for strength, correlation in grid]
+    elif plan == "study":
+        worlds = [_named(world) for world in params.study.worlds]
+    else:
+        worlds = [_named(params.noise.world)._replace(label_noise=share) for share in params.noise.label_noise]
+    return [Cell(world, seed) for seed, world in product(getattr(params, plan).seeds, worlds)]
+
+
+def _named(world: str) -> World:
+    return World(world, DOMINANCE[world], float(WORLDS[world]["scene_correlation"]))

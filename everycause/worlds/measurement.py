@@ -5,7 +5,7 @@ selected here: every row is measured on the test split and all shifted ones afte
 """
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,10 +16,19 @@ import torch
 from safetensors.torch import load_file
 
 from everycause import tracking
-from everycause.artifacts import HISTORY, atomic_folder, code_fingerprint, read_json, save_tensors, write_json
+from everycause.artifacts import (
+    HISTORY,
+    atomic_folder,
+    code_fingerprint,
+    fingerprint,
+    read_json,
+    save_tensors,
+    write_json,
+)
 from everycause.data.shifts import views
 from everycause.data.sources import DataParams, open_split
 from everycause.data.split import Split
+from everycause.device import cpu_name, device_name
 from everycause.errors import UserError
 from everycause.evaluation.completeness import completeness_weights
 from everycause.evaluation.metrics import metrics
@@ -31,9 +40,9 @@ from everycause.params import flattened
 from everycause.training.loss import accuracy
 from everycause.tuning.trial import trial
 from everycause.tuning.upstream import TrialParams, UpstreamCache
-from everycause.worlds.cells import BASE, Cell
+from everycause.worlds.cells import BASE, Cell, World
 
-MEASURES, SCORES, PLAN = "measures.json", "scores.safetensors", "plan.json"
+MEASURES, SCORES, MACHINE, PLAN = "measures.json", "scores.safetensors", "machine.json", "plan.json"
 IMAGE_MEASURES = ("completeness", "scene_gap", "accuracy/corruptions", "accuracy/renditions", "accuracy/sketch")
 """Measures that are a mean over test images, so that rows can be compared image by image."""
 
@@ -65,17 +74,22 @@ class Laboratory:
         Raises:
             UserError: a row cannot be trained in this world; the sentence names it.
         """
-        shown = self.work / "views" / cell.name
         for row in self.missing(cell, rows):
-            self._measure_row(cell, row, shown)
-        shutil.rmtree(shown, ignore_errors=True)
+            self._measure_row(cell, row)
 
-    def _measure_row(self, cell: Cell, row: str, shown: Path) -> None:
+    def forget(self, where: World) -> None:
+        """Remove the shifted test sets of a world, which all its cells have in common."""
+        shutil.rmtree(self._views(where), ignore_errors=True)
+
+    def _views(self, where: World) -> Path:
+        return self.work / "views" / where._replace(label_noise=0.0).name
+
+    def _measure_row(self, cell: Cell, row: str) -> None:
         data, evaluation = cell.data(self.params.data), self.params.evaluation
         present = TrialParams(**{name: getattr(self.params, name) for name in TrialParams.model_fields})
-        train, validation = _opened(data.model_dump_json(), self.threads)
+        train, validation = _opened(data.model_dump_json(), cell.where.label_noise, self.threads)
         cache = UpstreamCache(self.work / "pipeline", self.work / "upstream", present, train, validation, self.device)
-        tags = {"stage": "worlds", "world": cell.world, "row": row, "seed": str(cell.seed)}
+        tags = {"stage": "worlds", "world": cell.where.name, "row": row, "seed": str(cell.seed)}
         tags |= tracking.identity(self.device, train.identity)
         logged = flattened({"data": data.model_dump(), **present.model_dump()})
         with (
@@ -92,17 +106,24 @@ class Laboratory:
                     record(epoch.measures, epoch.number)
                 classifier = started.classifier
             stored = evaluate(
-                classifier, views(data, evaluation.corruptions, evaluation.severities, self.threads, shown)
+                classifier,
+                views(data, evaluation.corruptions, evaluation.severities, self.threads, self._views(cell.where)),
             )
             assert data.code is not None
             measures = metrics(stored, data.code) | validated(classifier, validation)
             record({f"test/{name}": value for name, value in measures.items()}, 0)
+            write_json(folder / MACHINE, {"device": device_name(self.device), "processor": cpu_name()})
             save_tensors(folder / SCORES, image_scores(stored, data), {})
             write_json(folder / MEASURES, measures)
 
     def measures(self, cell: Cell, row: str) -> dict[str, float]:
         """Every measure of a finished row."""
-        return read_json(self.place(cell, row) / MEASURES, "make study or make map")
+        return read_json(self.place(cell, row) / MEASURES, "make study, make map or make noise")
+
+    def machine(self, cell: Cell, row: str) -> str:
+        """What a finished row was trained and measured on: the GPU, or else the processor."""
+        found = read_json(self.place(cell, row) / MACHINE, "make study, make map or make noise")
+        return found["processor"] if found["device"] == "cpu" else found["device"]
 
     def scores(self, cell: Cell, row: str) -> dict[str, np.ndarray]:
         """For each of IMAGE_MEASURES one number per test image of a finished row, whose mean is the measure."""
@@ -130,11 +151,27 @@ def image_scores(stored: Predictions, data: DataParams) -> dict[str, torch.Tenso
 
 
 @lru_cache(maxsize=2)
-def _opened(data: str, threads: int) -> tuple[Split, Split]:
+def _opened(data: str, label_noise: float, threads: int) -> tuple[Split, Split]:
     """Training and validation split of a data set, given as JSON; those used last are kept in memory."""
     params = DataParams.model_validate_json(data)
     train, validation = (open_split(params, name, threads) for name in ("train", "validation"))
-    return train, validation
+    return with_noise(train, label_noise), validation
+
+
+def with_noise(split: Split, share: float) -> Split:
+    """A split in which that share of the images has the label of another class, whichever with equal probability.
+
+    The same images are chosen each time; those of a smaller share are among those of a larger one.
+    """
+    count = round(share * len(split))
+    if count == 0:
+        return split
+    generator = torch.Generator().manual_seed(0)
+    chosen = torch.randperm(len(split), generator=generator)[:count]
+    other = torch.randint(1, split.num_classes, (len(split),), generator=generator)
+    labels = split.labels.clone()
+    labels[chosen] = (labels[chosen] + other[chosen]) % split.num_classes
+    return replace(split, labels=labels, identity=fingerprint(split.identity, f"label noise {share}"))
 
 
 def check_plan(work: Path, plan: dict[str, Any]) -> None:
@@ -146,7 +183,7 @@ def check_plan(work: Path, plan: dict[str, Any]) -> None:
     now = flattened(plan) | {"code": code_fingerprint(__name__)}
     file = work / PLAN
     if file.is_file():
-        before = read_json(file, "make study or make map")
+        before = read_json(file, "make study, make map or make noise")
         for name in sorted({*now, *before}):
             if now.get(name) != before.get(name):
                 raise UserError(

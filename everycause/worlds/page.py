@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 
 from codebirds.glyphs import CUES
 from everycause.reporting.figures import color
+from everycause.reporting.results import REFERENCE
 from everycause.reporting.tables import markdown
 from everycause.worlds.analysis import BASE, Difference, correlation
-from everycause.worlds.cells import REFERENCE
 from everycause.worlds.measurement import IMAGE_MEASURES
 
 NAMES = {
@@ -97,10 +97,10 @@ def _row_lines(table: pd.DataFrame) -> Iterator[list[str]]:
 
 
 def _difference_lines(found: list[Difference], world: str) -> Iterator[list[str]]:
-    pairs = dict.fromkeys((one.row, one.reference) for one in found if one.world == world)
+    pairs = dict.fromkeys((one.row, one.reference) for one in found if one.where.world == world)
     for row, reference in pairs:
         by_measure = {
-            one.measure: one for one in found if (one.world, one.row, one.reference) == (world, row, reference)
+            one.measure: one for one in found if (one.where.world, one.row, one.reference) == (world, row, reference)
         }
         yield [f"`{row}`", f"`{reference}`", *(_told(by_measure.get(name)) for name in NAMES)]
 
@@ -124,7 +124,7 @@ def study_figure(table: pd.DataFrame, found: list[Difference]) -> Figure:
             axis.plot(values, [place] * len(values), "o", color=color(row), alpha=0.6, markersize=5)
             axis.plot([values.mean()], [place], "|", color=color(row), markersize=18, markeredgewidth=2)
         for one in found:
-            if (one.world, one.reference, one.measure) == (world, REFERENCE, "completeness"):
+            if (one.where.world, one.reference, one.measure) == (world, REFERENCE, "completeness"):
                 axis.annotate(
                     f"{100 * one.interval.mean:+.1f}", (1.01, rows.index(one.row)), va="center", fontsize=8,
                     xycoords=("axes fraction", "data"),
@@ -160,11 +160,56 @@ def map_figure(found: list[Difference]) -> Figure:
     return figure
 
 
+def noise_figure(table: pd.DataFrame) -> Figure:
+    """How each row's completeness and its reliance on the scene change with the share of flipped training labels.
+
+    Lines are means over seeds, dots single seeds.
+    """
+    measures = {
+        "accuracy/test": "test accuracy", "completeness": "completeness",
+        "counter_gap": "usual minus unusual scenes", "scene_gap": "scene gap",
+    }  # fmt: skip
+    figure, axes = plt.subplots(1, len(measures), figsize=(3.4 * len(measures), 3.4), layout="constrained")
+    for axis, (measure, name) in zip(axes, measures.items(), strict=True):
+        here = table[table.measure == measure]
+        for row, values in here.groupby("row", sort=False):
+            means = values.groupby("label_noise").value.mean()
+            axis.plot(values.label_noise, 100 * values.value, ".", color=color(str(row)), alpha=0.5)
+            axis.plot(means.index, 100 * means, color=color(str(row)), label=row)
+        axis.set(title=name, xlabel="flipped training labels", ylabel="percent")
+    axes[0].legend(fontsize=8)
+    return figure
+
+
+def noise_page(table: pd.DataFrame, where: str) -> Iterator[str]:
+    """Everything that a study of label noise says, in Markdown.
+
+    Args:
+        table: Every measure of every row.
+        where: On which machine it was measured.
+    """
+    yield f"# Label noise in the world `{table.world.iloc[0]}`\n"
+    yield f"{table.seed.nunique()} training seeds, on {where}. Shares in percent, mean ± deviation over seeds.\n"
+    yield "Some training labels are another class's; validation and test labels are right. Written by `make noise`.\n"
+    lines = []
+    for (noise, row), here in table.groupby(["label_noise", "row"], sort=False):
+        by_measure = {measure: values.value for measure, values in here.groupby("measure")}
+        shown = ["accuracy/test", "counter_gap", *NAMES]
+        lines.append(
+            [
+                f"{100 * noise:g} %",
+                f"`{row}`",
+                *(_spread(by_measure[name]) if name in by_measure else "" for name in shown),
+            ]
+        )
+    yield markdown(["flipped", "row", "test", "usual − unusual scenes", *NAMES.values()], lines)
+
+
 def _panel(axis: Axes, found: list[Difference], smaller_is_better: bool) -> None:
-    strengths, correlations = (sorted({one[place] for one in found}) for place in (1, 2))
+    strengths, correlations = (sorted({one.where[place] for one in found}) for place in (1, 2))
     values = np.full((len(strengths), len(correlations)), np.nan)
     for one in found:
-        place = strengths.index(one.dominance), correlations.index(one.scene_correlation)
+        place = strengths.index(one.where.dominance), correlations.index(one.where.scene_correlation)
         values[place] = 100 * one.interval.mean
         clear = one.interval.low > 0 or one.interval.high < 0
         dark = abs(values[place]) > STRONGEST / 2

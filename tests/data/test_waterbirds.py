@@ -25,7 +25,7 @@ def test_splits_labels_and_groups_are_those_of_the_table(root: Path) -> None:
     for name in ("train", "validation", "test"):
         split = waterbirds_split(root, name, PARAMS, 1)
         assert split.class_names == ("landbird", "waterbird") and torch.bincount(split.labels).tolist() == [6, 6]
-        assert groups(root, name).tolist() == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3 and split.all().shape == (
+        assert groups(root, name, PARAMS).tolist() == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3 and split.all().shape == (
             12,
             3,
             16,
@@ -36,7 +36,7 @@ def test_splits_labels_and_groups_are_those_of_the_table(root: Path) -> None:
 def test_the_test_view_carries_its_groups(root: Path, raw: dict) -> None:
     raw["data"] |= {"source": "waterbirds", "root": str(root), "waterbirds": PARAMS.model_dump()}
     (test,) = views(DataParams(**raw["data"]), [], [1], 1)
-    assert test.groups.tolist() == groups(root, "test").tolist()
+    assert test.groups.tolist() == groups(root, "test", PARAMS).tolist()
 
 
 @pytest.mark.parametrize(

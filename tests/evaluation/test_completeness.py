@@ -1,5 +1,7 @@
 """Planted models: predictors that read the factors, so that their causes are known."""
 
+import dataclasses
+import math
 from collections.abc import Callable
 from itertools import permutations
 
@@ -20,7 +22,7 @@ from everycause.evaluation.completeness import (
     reliance,
     shapley,
 )
-from everycause.evaluation.metrics import metrics
+from everycause.evaluation.metrics import counter_gap, metrics
 from everycause.evaluation.ood import predictions
 from everycause.evaluation.predictions import Predictions
 
@@ -164,3 +166,14 @@ def test_predictions_are_stored_whole(tmp_path, default_birds: Codebirds) -> Non
             UserError, match="predictions.safetensors is damaged .* is missing.: run the stage evaluate_"
         ):
             Predictions.load(tmp_path)
+
+
+def test_the_counter_gap_is_the_mean_over_classes_of_what_the_same_birds_lose() -> None:
+    labels = torch.tensor([0, 0, 0, 1, 1, 2])
+    conforms = torch.tensor([True, True, False, True, False, False])
+    right, wrong = torch.eye(3)[labels], torch.eye(3)[(labels + 1) % 3]
+    opposed = torch.where(torch.tensor([1, 0, 0, 0, 1, 1]).bool()[:, None], right, wrong)
+    views = ("test", "scene_shift/opposed")
+    stored = Predictions(dict(zip(views, (right, opposed), strict=True)), dict.fromkeys(views, labels), conforms)
+    assert counter_gap(stored) == pytest.approx((0.5 + 1.0) / 2)  # class 2 never shows its own scene
+    assert math.isnan(counter_gap(dataclasses.replace(stored, conforms=torch.zeros(6, dtype=torch.bool))))

@@ -12,6 +12,7 @@ from everycause.explanation.masks import Masks
 from everycause.explanation.regions import grid
 from everycause.training.background import BackgroundParams
 from everycause.training.counterfactuals import Recipe, Upstream
+from everycause.training.exchange import ExchangeParams
 from everycause.training.fit import FitParams, OptimizerParams
 from everycause.training.loss import LossParams
 from everycause.training.rounds import RoundsParams
@@ -28,6 +29,7 @@ PARAMS = FitParams(
 )
 ROUNDS = RoundsParams(rounds=2, images=12, growth=0.0)
 BACKGROUND = BackgroundParams(source="bank", source_classes="any_class", share=0.5, augment_rate=1.0)
+EXCHANGE = ExchangeParams(object_share=0.3, projections=2, removed=[0.1, 0.6], radius=[0.1, 0.2])
 WEIGHTS = LossParams(lambda_augment=1.0, lambda_mc=1e-3, lambda_nonmc=1e-4, surrogate="sigmoid_threshold")
 
 
@@ -86,4 +88,4 @@ def invented_upstream(split: Split, validation: Split | None = None, masks: Mask
 
 def recipe(data: DataParams, weights: LossParams = WEIGHTS, background: BackgroundParams = BACKGROUND) -> Recipe:
     """The settings of the tests."""
-    return Recipe(data, MASKS, background, weights, 0.0, 1)
+    return Recipe(data, MASKS, background, EXCHANGE, weights, 0.0, 1)

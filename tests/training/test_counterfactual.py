@@ -20,7 +20,16 @@ from everycause.training.background import (
     background_of,
     neighborhood,
 )
-from everycause.training.counterfactuals import CutMix, Erasing, OracleParts, Pool, Removals, example_pictures
+from everycause.training.counterfactuals import (
+    PATCHES,
+    CutMix,
+    Erasing,
+    OracleParts,
+    PatchReplacement,
+    Pool,
+    Removals,
+    example_pictures,
+)
 from everycause.training.steps import AugmentationParams, training_steps
 from tests.explanation.searching import PARAMS, always_right, undecided
 from tests.training.invented import BACKGROUND, invented_masks
@@ -192,7 +201,14 @@ def test_every_step_has_the_same_number_of_images_whatever_the_row(
 ) -> None:
     some = Removals(removals.pool, removals.background, rate)
     oracle = OracleParts(Codebirds(data_params.codebirds.settings), rate)
-    for counterfactuals in (None, some, oracle, Erasing((0.5, 0.5, 0.5), rate), CutMix(4, rate)):
+    for counterfactuals in (
+        None,
+        some,
+        oracle,
+        Erasing((0.5, 0.5, 0.5), rate),
+        CutMix(4, rate),
+        PatchReplacement(train, rate),
+    ):
         seen = 0
         for step in islice(training_steps(train, 32, shifted(2), counterfactuals, generator()), 10):
             assert len(step.images) + len(step.counterfactuals) == 32
@@ -223,6 +239,21 @@ def test_erasing_and_cutmix_follow_the_generator_and_leave_torchs_own_alone(trai
     )
     assert torch.allclose(shares.sum(dim=1), torch.ones(16)) and (shares.gather(1, labels[:, None]) > 0).all()
     assert torch.equal(mixed, CutMix(4, 1.0).composed(index, images, labels, generator())[0])
+
+
+def test_replaced_patches_are_those_of_another_image_in_the_same_place(train: Split) -> None:
+    index = torch.arange(30)
+    images, labels = train.read(index.numpy()), train.labels[index]
+    shown, same = PatchReplacement(train, 1.0).composed(index, images, labels, generator())
+    cells, everything = grid(32, PATCHES), train.all()
+    assert torch.equal(same, labels)
+    shares = []
+    for image, now in zip(images, shown, strict=True):
+        lost = [cell for cell in range(PATCHES**2) if not torch.equal(image[:, cells == cell], now[:, cells == cell])]
+        there = torch.isin(cells, torch.tensor(lost))
+        assert any(torch.equal(now[:, there], other[:, there]) for other in everything)
+        shares.append(len(lost) / PATCHES**2)
+    assert max(shares) < 0.75 and min(shares) < 0.25 and 0.2 < sum(shares) / len(shares) < 0.4
 
 
 def test_the_oracle_takes_parts_away_and_the_scene_tells_nothing(data_params: DataParams, train: Split) -> None:

@@ -10,6 +10,7 @@ from everycause.data.sources import DataParams, open_split
 from everycause.data.split import Split
 from everycause.errors import UserError
 from everycause.models import Classifier
+from everycause.training.counterfactuals import Removals
 from everycause.training.fit import (
     PLAIN,
     BaseParams,
@@ -23,6 +24,7 @@ from everycause.training.fit import (
     training_mode,
 )
 from everycause.training.loss import LossParams
+from everycause.training.objectives import MaskedDistillation
 from everycause.training.rows import ROWS, Row, goal_of, retrain
 from tests.conftest import MODEL, ROOT, STATISTICS, make_classifier
 from tests.training.invented import (
@@ -319,11 +321,33 @@ def test_rows_that_need_no_masks_or_filters_train_without_them(small: Split, val
     upstream = dataclasses.replace(
         invented_upstream(small, validation), open_masks=absent, open_filters=absent, watch_filters=False
     )
-    for row in ("continued", "erasing", "oracle_parts"):
+    others = ("object_exchange", "patch_replacement", "self_challenging", "spectral_decoupling", "group_dro")
+    for row in ("continued", "erasing", "oracle_parts", *others):
         assert len(list(retrain(row, upstream, recipe(smoke_data()), PARAMS, ROUNDS, 0))) == PARAMS.epochs
     for row, what in (("filters", "filters"), ("joint", "filters"), ("masks", "masks"), ("masks_rounds", "masks")):
         with pytest.raises(UserError, match=f"the row '{row}' needs the {what} of the base: there are none"):
             retrain(row, upstream, recipe(smoke_data()), PARAMS, ROUNDS, 0)
+
+
+def test_masked_distillation_sees_as_many_regions_of_other_images(small: Split, validation: Split) -> None:
+    goal = goal_of("masked_distillation", invented_upstream(small, validation), recipe(smoke_data()), 0)
+    assert isinstance(goal.objective, MaskedDistillation) and isinstance(goal.counterfactuals, Removals)
+    index = torch.arange(1, 4)
+    images = small.read(index.numpy())
+    shown, _ = goal.counterfactuals.composed(index, images, small.labels[index], torch.Generator().manual_seed(0))
+    lost = goal.counterfactuals.removed(index, torch.Generator().manual_seed(0))
+    assert torch.equal(torch.where(lost[:, None], 0, shown), torch.where(lost[:, None], 0, images))
+    everything = small.all()
+    for image, gone in zip(shown, lost, strict=True):
+        assert any(torch.equal(image[:, gone], other[:, gone]) for other in everything)
+
+
+def test_rows_that_need_groups_are_refused_where_there_are_none() -> None:
+    photographs = smoke_data().model_copy(update={"source": "folder"})
+    with pytest.raises(UserError, match="the row 'group_dro' needs data whose groups are known"):
+        ROWS["group_dro"].check(photographs)
+    ROWS["group_dro"].check(smoke_data())
+    ROWS["continued"].check(photographs)
 
 
 def test_a_class_without_filters_stops_no_row_and_is_named(
@@ -355,7 +379,7 @@ def test_a_new_row_is_one_entry(small: Split, validation: Split, monkeypatch: py
         def composed(self, _index: object, images: torch.Tensor, labels: torch.Tensor, _generator: object) -> tuple:
             return 255 - images, labels
 
-    monkeypatch.setitem(ROWS, "inverted", Row("inverted images", augments=lambda _upstream, _recipe: Inverted()))
+    monkeypatch.setitem(ROWS, "inverted", Row("inverted images", augments=lambda _upstream, _recipe, _seed: Inverted()))
     retraining = retrain("inverted", invented_upstream(small, validation), recipe(smoke_data()), PARAMS, ROUNDS, 0)
     assert all("train/augment" in epoch.measures for epoch in retraining)
     pictures = retraining.pictures()

@@ -109,6 +109,12 @@ def test_the_ends_of_a_range_must_be_values_that_the_parameter_may_have(
         ("joint", "rounds.images"),
         ("masks_rounds", "filters.frequency_threshold"),
         ("erasing", "background.classes"),
+        ("masks", "exchange.removed"),
+        ("object_exchange", "masks.regions"),
+        ("object_exchange", "background.source"),
+        ("masked_distillation", "background.source"),
+        ("masked_distillation", "loss.lambda_augment"),
+        ("group_dro", "loss.lambda_augment"),
     ],
 )
 def test_a_parameter_that_changes_nothing_in_the_row_is_refused(row: str, path: str) -> None:
@@ -124,6 +130,10 @@ def test_a_parameter_that_changes_nothing_in_the_row_is_refused(row: str, path: 
         ("erasing", "background.augment_rate"),
         ("masks_rounds", "rounds.images"),
         ("continued", "retraining.epochs"),
+        ("object_exchange", "exchange.object_share"),
+        ("object_exchange", "loss.lambda_augment"),
+        ("masked_distillation", "masks.regions"),
+        ("masked_distillation", "background.augment_rate"),
     ],
 )
 def test_a_parameter_that_matters_to_the_row_is_accepted(row: str, path: str) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from everycause.evaluation.statistics import sign_flip_p
 from everycause.worlds.analysis import COLUMNS, correlation, differences, table
-from everycause.worlds.cells import Cell
+from everycause.worlds.cells import Cell, World
 from everycause.worlds.measurement import IMAGE_MEASURES
 from everycause.worlds.page import map_figure, study_figure, study_page
 
@@ -20,10 +20,10 @@ class Planted:
     """Stands for a Laboratory whose rows gain by a known amount over noise that all rows share."""
 
     def scores(self, cell: Cell, row: str) -> dict[str, np.ndarray]:
-        generator = np.random.default_rng([cell.seed, int(10 * cell.dominance)])
+        generator = np.random.default_rng([cell.seed, int(10 * cell.where.dominance)])
         noise = generator.normal(0, 0.05, IMAGES)
         own = np.random.default_rng([cell.seed, len(row)]).normal(0, 0.01, IMAGES)
-        return {name: 0.5 + GAINS[row] * cell.dominance + noise + own for name in IMAGE_MEASURES}
+        return {name: 0.5 + GAINS[row] * cell.where.dominance + noise + own for name in IMAGE_MEASURES}
 
     def measures(self, cell: Cell, row: str) -> dict[str, float]:
         means = {name: float(values.mean()) for name, values in self.scores(cell, row).items()}
@@ -33,8 +33,8 @@ class Planted:
 
 
 def planted(seeds: int) -> list[Cell]:
-    return [Cell("premise", 1.0, 0.0, seed) for seed in range(seeds)] + [
-        Cell("additive", 0.0, 0.9, seed) for seed in range(seeds)
+    return [Cell(World("premise", 1.0, 0.0), seed) for seed in range(seeds)] + [
+        Cell(World("additive", 0.0, 0.9), seed) for seed in range(seeds)
     ]
 
 
@@ -44,7 +44,7 @@ ROWS = ["continued", "masks_random", "masks"]
 def test_planted_gains_are_found_where_they_are_and_nowhere_else() -> None:
     found = differences(Planted(), planted(6), ROWS)
     for one in found:
-        gain = (GAINS[one.row] - GAINS[one.reference]) * one.dominance
+        gain = (GAINS[one.row] - GAINS[one.reference]) * one.where.dominance
         assert one.interval.mean == pytest.approx(gain, abs=0.02)
         if gain:
             assert one.interval.low > 0
@@ -53,7 +53,7 @@ def test_planted_gains_are_found_where_they_are_and_nowhere_else() -> None:
 
 
 def test_p_values_are_those_of_sign_flips_adjusted_for_all_differences_of_a_world() -> None:
-    found = [one for one in differences(Planted(), planted(6), ROWS) if one.world == "premise"]
+    found = [one for one in differences(Planted(), planted(6), ROWS) if one.where.world == "premise"]
     least = sign_flip_p(np.ones(6))
     assert least == pytest.approx(2 / 64)
     assert all(one.p is not None and one.p == pytest.approx(min(1, least * len(found))) for one in found)

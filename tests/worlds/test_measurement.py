@@ -6,14 +6,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from everycause.data.split import Split
+from everycause.device import cpu_name
 from everycause.errors import UserError
 from everycause.params import validated
 from everycause.worlds import measurement
 from everycause.worlds.analysis import differences, table
-from everycause.worlds.cells import Cell
-from everycause.worlds.measurement import IMAGE_MEASURES, Laboratory, check_plan
+from everycause.worlds.cells import Cell, World
+from everycause.worlds.measurement import IMAGE_MEASURES, Laboratory, check_plan, with_noise
 
-CELL = Cell("confounded", 1.0, 0.9, 0)
+CELL = Cell(World("confounded", 1.0, 0.9), 0)
 ROWS = ["continued", "masks_random"]
 
 
@@ -36,7 +38,7 @@ def test_a_cell_is_measured_once_and_its_scores_average_to_its_measures(
     monkeypatch.setattr(
         Laboratory,
         "_measure_row",
-        lambda self, cell, row, shown: (trained.append(row), inner(self, cell, row, shown))[1],
+        lambda self, cell, row: (trained.append(row), inner(self, cell, row))[1],
     )
     laboratory.measure(CELL, ROWS)
     assert trained == ["masks_random"] and not laboratory.missing(CELL, ROWS)
@@ -47,7 +49,10 @@ def test_a_cell_is_measured_once_and_its_scores_average_to_its_measures(
             {name: measures[name] for name in IMAGE_MEASURES}
         )
         assert all(len(values) == 32 for values in scores.values())
-    assert not (laboratory.work / "views" / CELL.name).exists()
+    assert (laboratory.work / "views" / "confounded").is_dir()
+    laboratory.forget(CELL.where)
+    assert not (laboratory.work / "views" / "confounded").exists()
+    assert laboratory.machine(CELL, "masks_random") == cpu_name()
     assert set(table(laboratory, [CELL], ROWS).row) == {"base", *ROWS}
     assert len(differences(laboratory, [CELL], ROWS)) == len(IMAGE_MEASURES)
 
@@ -69,3 +74,13 @@ def test_a_folder_is_not_claimed_by_params_that_were_refused(tmp_path: Path) -> 
     with pytest.raises(UserError):
         check_plan(tmp_path, {"a": {"b": 2}})
     check_plan(tmp_path, {"a": {"b": 1}})
+
+
+def test_label_noise_gives_that_share_of_the_images_another_class(train: Split) -> None:
+    less, more = with_noise(train, 0.1), with_noise(train, 0.25)
+    for share, noisy in ((0.1, less), (0.25, more)):
+        assert int((noisy.labels != train.labels).sum()) == round(share * len(train))
+        assert noisy.labels.min() >= 0 and noisy.labels.max() < train.num_classes
+    assert bool(((more.labels != train.labels) | (less.labels == train.labels)).all())
+    assert len({train.identity, less.identity, more.identity}) == 3
+    assert with_noise(train, 0.0) is train and bool((with_noise(train, 1.0).labels != train.labels).all())
