@@ -20,7 +20,7 @@ def with_table(text: str, table: str) -> str:
     return before + BEGIN + "\n" + table.strip() + "\n" + END + rest.split(END)[1]
 
 
-def main(readme: Path = Path("README.md"), table: Path = Path("reports/results/readme_table.md")) -> None:
+def main(readme: Path = Path("README.md"), table: Path = Path("reports/study/readme_table.md")) -> None:
     """Insert the table.
 
     Args:
@@ -28,7 +28,7 @@ def main(readme: Path = Path("README.md"), table: Path = Path("reports/results/r
         table: The generated table.
     """
     if not table.is_file():
-        raise UserError(f"{table} does not exist: run `make repro` first")
+        raise UserError(f"{table} does not exist: run `make study` first")
     changed = with_table(readme.read_text(), table.read_text())
     partial = readme.with_suffix(".partial")
     partial.write_text(changed)

@@ -1,8 +1,8 @@
 """Stage 8, report: tables and figures from what the other stages stored.
 
 Reads   artifacts/ alone: all evaluations; of the first seed also what was found about filters, masks and errors.
-Writes  OUT/results.md, OUT/table.md, OUT/readme_table.md, OUT/metrics.json, OUT/rows/ROW.json (what `dvc metrics show`
-        shows), OUT/recall_by_class.csv, OUT/*.png.
+Writes  OUT/results.md, OUT/table.md, OUT/metrics.json, OUT/rows/ROW.json (what `dvc metrics show` shows),
+        OUT/recall_by_class.csv, OUT/*.png.
 Paper   none.  Cost: about 20 s on two cores.
 """
 
@@ -43,7 +43,6 @@ def main(artifacts: Path, out: Path) -> None:
             for name, figure in shown.items():
                 figures.save(figure, folder / name)
         folder.joinpath("table.md").write_text(tables.main_table(results) + "\n")
-        folder.joinpath("readme_table.md").write_text(tables.readme_table(results) + "\n")
         folder.joinpath("results.md").write_text(document(results, findings, list(shown)))
         recalls = {row: results.recalls(row, "test") for row in results.rows}
         pd.DataFrame(recalls, index=findings.class_names).to_csv(folder / "recall_by_class.csv")

@@ -28,7 +28,7 @@ from everycause.tuning.upstream import TrialParams
 from everycause.worlds.analysis import differences, frame, table
 from everycause.worlds.cells import Cell, PlanName, cells
 from everycause.worlds.measurement import Laboratory, check_plan
-from everycause.worlds.page import map_figure, noise_figure, noise_page, study_figure, study_page
+from everycause.worlds.page import map_figure, noise_figure, noise_page, readme_table, study_figure, study_page
 from stages.entry import run
 
 ROW_SECONDS = 60
@@ -113,6 +113,7 @@ def write(plan: PlanName, laboratory: Laboratory, asked: list[Cell], rows: list[
     if plan == "study":
         save(study_figure(measured, found), folder / "study.png")
         lines = study_page(measured, found, " and ".join(machines))
+        (folder / "readme_table.md").write_text(readme_table(measured, found) + "\n", encoding="utf-8")
     elif plan == "map":
         save(map_figure(found), folder / "map.png")
         return

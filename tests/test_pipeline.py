@@ -63,12 +63,12 @@ def test_every_stage_is_a_sentence_a_script_and_cached_outputs(stage: str) -> No
     assert list(content) == [key for key in order if key in content]
     assert f"python -m stages.{stage} " in content["cmd"]
     (options,) = ({} if isinstance(out, str) else next(iter(out.values())) for out in content["outs"])
-    assert options.get("cache", True) != (stage == "report")
+    assert options.get("cache", True)
 
 
 def test_what_dvc_could_not_restore_stands_until_its_stage_replaces_it() -> None:
     options = {stage: next(iter(content["outs"])) for stage, content in STAGES.items()}
-    assert options["report"]["reports/results"]["persist"] and options["check_inputs"]["artifacts/inputs"]["persist"]
+    assert options["report"]["reports/run"]["persist"] and options["check_inputs"]["artifacts/inputs"]["persist"]
 
 
 def test_stages_stand_in_reading_order_and_no_two_write_the_same_place() -> None:
@@ -92,12 +92,12 @@ def test_dvc_shows_the_rows_of_the_report_and_no_other_metric(tmp_path: Path) ->
         shutil.copy(ROOT / name, tmp_path)
     (tmp_path / ".dvc").mkdir()
     (tmp_path / ".dvc" / "config").write_text("[core]\n    no_scm = true\n    analytics = false\n")
-    rows = tmp_path / "reports" / "results" / "rows"
+    rows = tmp_path / "reports" / "run" / "rows"
     rows.mkdir(parents=True)
     (rows / "masks.json").write_text('{"test": 0.75, "completeness": 0.5}')
     (rows.parent / "metrics.json").write_text('{"masks": {"accuracy/test": 0.75}}')
     command = [sys.executable, "-m", "dvc", "metrics", "show", "--json"]
     shown = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
     assert json.loads(shown)[""]["data"] == {
-        "reports/results/rows/masks.json": {"data": {"test": 0.75, "completeness": 0.5}}
+        "reports/run/rows/masks.json": {"data": {"test": 0.75, "completeness": 0.5}}
     }

@@ -100,4 +100,4 @@ def test_every_link_and_picture_is_there(page: Path) -> None:
 
 def test_the_table_is_the_generated_one() -> None:
     shown = README.split(BEGIN)[1].split(END)[0].strip()
-    assert shown == (ROOT / "reports" / "results" / "readme_table.md").read_text().strip()
+    assert shown == (ROOT / "reports" / "study" / "readme_table.md").read_text().strip()

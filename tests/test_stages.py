@@ -54,7 +54,7 @@ def run_pipeline(folder: Path, raw: dict) -> Path:
         check_inputs.main(out=INPUTS)
         for seed in raw["seeds"]:
             run_seed(raw, seed)
-        report.main(artifacts=ARTIFACTS, out=Path("reports/results"))
+        report.main(artifacts=ARTIFACTS, out=Path("reports/run"))
     finally:
         os.chdir(before)
     return folder
@@ -162,7 +162,7 @@ def test_another_seed_of_the_data_gives_other_bytes(toy: Path, tmp_path: Path) -
 
 
 def test_the_report_has_every_row_and_every_figure(toy: Path) -> None:
-    text = (toy / "reports" / "results" / "results.md").read_text()
+    text = (toy / "reports" / "run" / "results.md").read_text()
     for row in ("base", "continued", "joint"):
         assert f"| `{row}` |" in text
     for said in (
@@ -181,8 +181,8 @@ def test_the_report_has_every_row_and_every_figure(toy: Path) -> None:
         "filter_heat_map.png", "detection.png", "gallery.png", "contact_sheet.png",
     }  # fmt: skip
     for name in figures:
-        assert (toy / "reports" / "results" / name).is_file()  # what is in them: tests/reporting
-    measures = read_json(toy / "reports" / "results" / "metrics.json", "report")
+        assert (toy / "reports" / "run" / name).is_file()  # what is in them: tests/reporting
+    measures = read_json(toy / "reports" / "run" / "metrics.json", "report")
     assert (
         measures["joint"]["accuracy/test"]
         == read_json(toy / "artifacts" / "evaluation" / "joint" / "seed-0" / "metrics.json", "")["accuracy/test"]
@@ -191,12 +191,12 @@ def test_the_report_has_every_row_and_every_figure(toy: Path) -> None:
 
 
 def test_photos_in_folders_go_through_every_stage(photos: Path) -> None:
-    measures = read_json(photos / "reports" / "results" / "metrics.json", "report")
+    measures = read_json(photos / "reports" / "run" / "metrics.json", "report")
     assert measures["base"]["accuracy/test"] > 0.6
     assert {"accuracy/inverted", "accuracy/corruptions"} <= set(measures["base"]) and "completeness" not in measures[
         "base"
     ]
-    text = (photos / "reports" / "results" / "results.md").read_text()
+    text = (photos / "reports" / "run" / "results.md").read_text()
     assert "| row | test | inverted | corruptions |" in text and "completeness" not in text
     assert load(photos / BASE).class_names == NAMES
 
@@ -272,7 +272,7 @@ def test_what_params_do_not_ask_for_is_left_out_of_the_work_and_of_the_report(st
     for place in (FILTERS, MASKS, DETECTION, ARTIFACTS / "faithfulness" / "base" / "seed-0"):
         assert read_json(folder / place / "summary.json", "") == {"asked": False}, place
         assert {path.name for path in (folder / place).iterdir()} == {MARKER, "summary.json"}
-    text = (folder / "reports" / "results" / "results.md").read_text()
+    text = (folder / "reports" / "run" / "results.md").read_text()
     assert "| `continued` |" in text and "gallery.png" not in text and "filter_heat_map.png" not in text
 
 
@@ -289,11 +289,11 @@ def test_several_seeds_are_averaged_and_told_apart(store: None, tmp_path: Path) 
     raw["seeds"], raw["rows"], raw["evaluated"] = [0, 3], ["continued"], ["base", "continued"]
     raw["faithfulness"] |= {"rows": ["base"], "selectors": []}
     folder = run_pipeline(tmp_path / "seeds", raw)
-    text = (folder / "reports" / "results" / "results.md").read_text()
+    text = (folder / "reports" / "run" / "results.md").read_text()
     assert "2 seeds" in text and " ± " in text
     stored = [folder / "artifacts" / "evaluation" / "base" / f"seed-{seed}" / "metrics.json" for seed in (0, 3)]
     each = [read_json(path, "")["accuracy/corruptions"] for path in stored]
-    mean = read_json(folder / "reports" / "results" / "metrics.json", "")["base"]["accuracy/corruptions"]
+    mean = read_json(folder / "reports" / "run" / "metrics.json", "")["base"]["accuracy/corruptions"]
     assert mean == pytest.approx(sum(each) / 2) and each[0] != each[1]
 
 
@@ -386,13 +386,15 @@ def test_the_notebooks_show_what_the_stages_wrote_when_opened_from_their_folder(
     assert outputs[-1]["text"].strip() == str(ROOT / "everycause" / "__init__.py")
 
 
-def test_the_readme_takes_the_table_between_its_markers(toy: Path, tmp_path: Path) -> None:
+def test_the_readme_takes_the_table_between_its_markers(tmp_path: Path) -> None:
     copy = tmp_path / "README.md"
     shutil.copy(ROOT / "README.md", copy)
-    readme.main(copy, toy / "reports" / "results" / "readme_table.md")
+    table = tmp_path / "table.md"
+    table.write_text("| row | gain |\n|---|---|\n| `masks` | +7 |\n")
+    readme.main(copy, table)
     text = copy.read_text()
-    assert (toy / "reports" / "results" / "readme_table.md").read_text().strip() in text
-    readme.main(copy, toy / "reports" / "results" / "readme_table.md")
+    assert table.read_text().strip() in text
+    readme.main(copy, table)
     assert copy.read_text() == text
     with pytest.raises(ValueError, match="lacks the markers"):
         readme.with_table("no markers", "")

@@ -42,8 +42,6 @@ MEANINGS = {
 """Column of the main table → explanation."""
 PLAIN = {"effective_causes", "mce"}
 """Metrics that are no shares, hence not shown in percent."""
-SHORT = ("test", "renditions", "sketch", "corruptions", "scene gap", "3 erased", "completeness")
-"""Columns of the README's table, where they exist."""
 LEAST_SEEDS = 6
 """With fewer seeds no sign-flip test can reach 0.05."""
 NAMED, MOST_CLASSES = 3, 40
@@ -98,9 +96,9 @@ def main_metrics(results: Results) -> dict[str, str]:
     }
 
 
-def main_table(results: Results, only: tuple[str, ...] | None = None) -> str:
-    """One line per row, mean ± standard deviation over seeds; shares in percent. `only` names columns."""
-    shown = {metric: column for metric, column in main_metrics(results).items() if only is None or column in only}
+def main_table(results: Results) -> str:
+    """One line per row, mean ± standard deviation over seeds; shares in percent."""
+    shown = main_metrics(results)
     lines = [[f"`{row}`", *(_cell(results, row, metric) for metric in shown)] for row in results.rows]
     return markdown(["row", *(plain(column) for column in shown.values())], lines)
 
@@ -111,17 +109,6 @@ def column_meanings(results: Results) -> str:
     told = [f"*{column}*: {MEANINGS[column]}" for column in columns if column in MEANINGS]
     others = ["every other column: accuracy on the test split of that name"] if set(columns) - set(MEANINGS) else []
     return "; ".join([*told, *others]) + "."
-
-
-def readme_table(results: Results) -> str:
-    """The main table in few columns, with the difference from the reference under one shift and its interval."""
-    families = list(results.families())
-    family = next((name for name in ("erasures", "corruptions") if name in families), families[-1])
-    short = SHORT if results.has("completeness") else tuple(main_metrics(results).values())
-    lines = main_table(results, short).splitlines()
-    intervals = [_interval(results.difference(row, family)) for row in results.rows]
-    added = [f"{family.replace('_', ' ')}, against `{REFERENCE}`", "---", *intervals]
-    return "\n".join(f"{line} {cell} |" for line, cell in zip(lines, added, strict=True))
 
 
 def difference_table(results: Results) -> str:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.stats import spearmanr
+from scipy.stats import spearmanr, t
 
 from everycause.evaluation.statistics import RESAMPLES, Interval, holm, paired_interval, sign_flip_p
 from everycause.reporting.results import REFERENCE
@@ -22,6 +22,8 @@ NOISE_COLUMNS = ["world", "dominance", "scene_correlation", "label_noise", "row"
 """Columns of the tables of a study or map, and of that with label noise."""
 EXTRA = (("masks", "masks_random"), ("joint", "masks"), ("filters", "filters_random"), ("joint", "filters"))
 """Differences that are asked for beside those from `continued`: row and row."""
+SURPRISE, ONE_IMAGE = 0.001, 1 / 480
+"""How often a run that is like the study's would be called a surprise, and the share that one test image is."""
 ROBUSTNESS = ("accuracy/corruptions", "accuracy/renditions", "accuracy/sketch")
 """Their mean is what completeness should predict."""
 
@@ -108,6 +110,30 @@ def correlation(table: pd.DataFrame, world: str, seed: int = 0) -> Interval:
     )
     low, high = np.nanquantile([_rank_correlation(runs) for runs in drawn], (0.025, 0.975))
     return Interval(_rank_correlation(pairs.to_numpy()), float(low), float(high))
+
+
+def surprises(study: pd.DataFrame, world: str, run: dict[str, dict[str, float]]) -> list[str]:
+    """The measures of one run that lie outside what a study of the same world leads one to expect, as sentences.
+
+    A single run on another machine is one more seed: it is expected within the 99.9 % prediction interval of Student's
+    t over the study's seeds, and one test image more on each side, since measures of a few seeds may all be equal.
+
+    Args:
+        study: As `table` gives it.
+        world: Name of the world.
+        run: Row → measure → value, from 0 to 1.
+    """
+    found = []
+    known = study[(study.world == world) & study.measure.isin(IMAGE_MEASURES)]
+    for (row, measure), here in known.groupby(["row", "measure"]):
+        if measure not in run.get(row, {}):
+            continue
+        count, mean = len(here), float(here.value.mean())
+        reach = t.ppf(1 - SURPRISE / 2, count - 1) * float(here.value.std()) * (1 + 1 / count) ** 0.5 + ONE_IMAGE
+        value = run[row][measure]
+        if abs(value - mean) > reach:
+            found.append(f"{measure} of `{row}` is {value:.3f}, expected {mean:.3f} ± {reach:.3f}")
+    return found
 
 
 def _rank_correlation(runs: np.ndarray) -> float:

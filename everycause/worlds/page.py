@@ -25,6 +25,11 @@ NAMES = {
 """Measure → its name in tables and figures."""
 STRONGEST = 30
 """Points at which the colors of the map end."""
+COMPLETE = "completeness"
+README_MEASURES = {
+    name: NAMES[name] for name in (COMPLETE, "accuracy/renditions", "accuracy/sketch", "accuracy/corruptions")
+}
+"""Measures of the short table."""
 BASE_MEASURES = {
     "accuracy/test": "test",
     "accuracy/scene_shift/independent": "free scene",
@@ -65,6 +70,25 @@ def study_page(table: pd.DataFrame, found: list[Difference], where: str) -> Iter
             f"{seeds * here.row.nunique()} runs: {together.mean:.2f} [{together.low:.2f}, {together.high:.2f}], "
             "interval over seeds."
         )
+
+
+def readme_table(table: pd.DataFrame, found: list[Difference]) -> str:
+    """The rows in the first world of a study, and the completeness that each gains over `continued` in every world."""
+    worlds = list(table.world.unique())
+    here, lines = table[table.world == worlds[0]], []
+    gains = {(one.where.world, one.row): one for one in found if (one.reference, one.measure) == (REFERENCE, COMPLETE)}
+    for row, values in here.groupby("row", sort=False):
+        by_measure = {measure: one.value for measure, one in values.groupby("measure")}
+        cells = [_spread(by_measure[name]) if name in by_measure else "" for name in README_MEASURES]
+        lines.append([f"`{row}`", *cells, *(_gain(gains.get((world, str(row)))) for world in worlds)])
+    return markdown(["row", *README_MEASURES.values(), *(f"gain in `{world}`" for world in worlds)], lines)
+
+
+def _gain(one: Difference | None) -> str:
+    if one is None:
+        return ""
+    mean, low, high = (100 * value for value in one.interval)
+    return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 CUE_NAMES = [cue.name for cue in CUES]
@@ -108,8 +132,7 @@ def _difference_lines(found: list[Difference], world: str) -> Iterator[list[str]
 def _told(one: Difference | None) -> str:
     if one is None:
         return ""
-    mean, low, high = (100 * value for value in one.interval)
-    return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]" + (f" p = {one.p:.3f}" if one.p is not None else "")
+    return _gain(one) + (f" p = {one.p:.3f}" if one.p is not None else "")
 
 
 def study_figure(table: pd.DataFrame, found: list[Difference]) -> Figure:

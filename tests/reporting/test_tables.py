@@ -44,12 +44,6 @@ def test_splits_of_photographs_stand_in_the_order_of_the_data_without_columns_of
     assert "*sketch*:" in meanings and "completeness" not in meanings and "every other column" in meanings
 
 
-def test_the_table_of_the_readme_adds_one_difference_with_its_interval(results: Results) -> None:
-    short, whole = tables.readme_table(results).splitlines(), tables.main_table(results).splitlines()
-    assert short[0] == whole[0] + " foggy, against `continued` |"
-    assert short[2] == whole[2] + "  |" and short[4].startswith(whole[4] + " +20.0 [")
-
-
 def test_experiments_are_compared_by_few_numbers_of_each_row(results: Results, tmp_path: Path) -> None:
     assert headlines(results)["masks"] == {"test": 0.85, "foggy": 0.85} and set(headlines(results)) == set(ROWS)
     frame = results.frame.assign(completeness=1 / 3, scene_gap=0.1)

@@ -7,10 +7,18 @@ import pandas as pd
 import pytest
 
 from everycause.evaluation.statistics import sign_flip_p
-from everycause.worlds.analysis import COLUMNS, correlation, differences, table
+from everycause.worlds.analysis import (
+    COLUMNS,
+    NOISE_COLUMNS,
+    correlation,
+    differences,
+    frame,
+    surprises,
+    table,
+)
 from everycause.worlds.cells import Cell, World
 from everycause.worlds.measurement import IMAGE_MEASURES
-from everycause.worlds.page import map_figure, study_figure, study_page
+from everycause.worlds.page import map_figure, noise_figure, noise_page, readme_table, study_figure, study_page
 
 IMAGES = 40
 GAINS = {"base": 0.0, "continued": 0.0, "masks_random": 0.1, "masks": 0.3}
@@ -97,3 +105,34 @@ def test_the_page_says_what_was_planted_and_the_figures_are_drawn(tmp_path: Path
     assert len(panels) == 2 * len(IMAGE_MEASURES)
     texts = {text.get_text(): text.get_fontweight() for text in panels[-5].texts}
     assert texts == {"+30": "bold", "+0": "normal"} or texts["+30"] == "bold"
+
+
+def test_the_short_table_has_the_first_world_and_the_gain_in_every_world() -> None:
+    cells = planted(6)
+    lines = readme_table(table(Planted(), cells, ROWS), differences(Planted(), cells, ROWS)).splitlines()
+    head = "| row | completeness | renditions | sketch | corruptions | gain in `premise` | gain in `additive` |"
+    assert lines[0] == head and [line.split("`")[1] for line in lines[2:]] == ["base", *ROWS]
+    masks = [cell.strip() for cell in lines[-1].split("|")]
+    assert masks[2].startswith("80.") or masks[2].startswith("79.")
+    assert masks[6].startswith(("+30.", "+29.")) and abs(float(masks[7].split()[0])) < 2
+
+
+def test_a_run_is_expected_where_one_more_seed_would_be() -> None:
+    study = table(Planted(), planted(6), ROWS)
+    like, means = planted(9)[8], {}
+    for row in ROWS:
+        means[row] = Planted().measures(like, row)
+    assert surprises(study, "premise", means) == []
+    means["masks"]["completeness"] -= 0.3
+    (sentence,) = surprises(study, "premise", means)
+    assert sentence.startswith("completeness of `masks` is 0.") and "expected 0." in sentence
+    assert surprises(study, "premise", {"unknown": {"completeness": 0.0}}) == []
+
+
+def test_a_study_of_noise_names_its_shares(tmp_path: Path) -> None:
+    cells = [Cell(World("confounded", 1.0, 0.9, noise), seed) for seed in range(2) for noise in (0.0, 0.1)]
+    measured, found = table(Planted(), cells, ROWS), differences(Planted(), cells, ROWS)
+    assert list(measured.columns) == NOISE_COLUMNS and "label_noise" in frame(found)
+    text = "\n".join(noise_page(measured, "a machine"))
+    assert "# Label noise in the world `confounded`" in text and "| 10 % | `masks` |" in text
+    noise_figure(measured).savefig(tmp_path / "noise.png")
