@@ -20,7 +20,14 @@ from everycause.worlds.measurement import IMAGE_MEASURES, Laboratory
 COLUMNS = ["world", "dominance", "scene_correlation", "row", "seed", "measure", "value"]
 NOISE_COLUMNS = ["world", "dominance", "scene_correlation", "label_noise", "row", "seed", "measure", "value"]
 """Columns of the tables of a study or map, and of that with label noise."""
-EXTRA = (("masks", "masks_random"), ("joint", "masks"), ("filters", "filters_random"), ("joint", "filters"))
+EXTRA = (
+    ("masks", "masks_random"),
+    ("object_exchange", "masks"),
+    ("object_exchange", "masks_random"),
+    ("joint", "masks"),
+    ("filters", "filters_random"),
+    ("joint", "filters"),
+)
 """Differences that are asked for beside those from `continued`: row and row."""
 SURPRISE, ONE_IMAGE = 0.001, 1 / 480
 """How often a run that is like the study's would be called a surprise, and the share that one test image is."""
