@@ -17,7 +17,7 @@ override workers := $(value workers)
 override storage := $(value storage)
 export port name workers storage
 
-.PHONY: help setup repro publish test ui sync-tracking smoke sweep adopt dashboard ablation study map noise bench readme lock lint
+.PHONY: help setup repro publish test ui sync-tracking smoke sweep adopt dashboard ablation study map noise questions bench readme lock lint
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/ —/'
@@ -81,6 +81,9 @@ map: setup  ## the rows over a grid of worlds, three seeds; resumable, about 3 h
 
 noise: setup  ## rows in one world with flipped training labels, three seeds; resumable, about half an hour on two cores
 	python -m stages.worlds --plan noise --out reports/noise
+
+questions: setup  ## three open questions of arXiv 2501.11087; about 45 minutes on two cores
+	python -m stages.questions
 
 bench: setup  ## one line per measure, and benchmarks/results.json
 	python -m benchmarks.run

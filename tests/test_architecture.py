@@ -27,7 +27,7 @@ TRAINING_STAGES = ("train_base", "accumulate_filters", "generate_masks", "retrai
 FORBIDDEN_WORDS = {"utils", "helpers", "common", "misc", "manager", "handler", "processor", "v2"}
 TIMMS = "get_classifier"
 """A name that timm calls: a network of ours must answer to it."""
-MOST_MODULES = 83
+MOST_MODULES = 84
 BUDGETS = {
     "codebirds": 1025,
     "everycause.data": 2780,
@@ -36,7 +36,7 @@ BUDGETS = {
     "everycause.evaluation": 1270,
     "everycause.reporting": 1195,
     "everycause.tuning": 1900,
-    "everycause.worlds": 755,
+    "everycause.worlds": 1010,
 }
 """Lines of a package, at 120 columns: a little above what stands, and meant to fall."""
 

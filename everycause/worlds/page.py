@@ -224,6 +224,47 @@ def noise_page(table: pd.DataFrame, where: str) -> Iterator[str]:
     yield markdown(["flipped", "row", "test", "usual − unusual scenes", *NAMES.values()], lines)
 
 
+def question_figures(table: pd.DataFrame) -> dict[str, Figure]:
+    """One figure for each question: dots are seeds, lines and bars means.
+
+    Args:
+        table: Columns as questions.COLUMNS.
+    """
+    made = {}
+    here = table[table.question == "fidelity"]
+    figure, axes = plt.subplots(1, 2, figsize=(8, 3.4), layout="constrained")
+    for axis, rate in zip(axes, ("keep_rate", "disable_flip_rate"), strict=True):
+        for prefix, name, shade in (
+            ("", "the image's filters", "#d98c00"),
+            ("random/", "as many random ones", "#999999"),
+        ):
+            values = here[here.measure == f"{prefix}{rate}"]
+            wide = values.pivot_table(index="setting", columns="seed", values="value")
+            wide = wide.loc[sorted(wide.index, key=int)]
+            axis.plot(range(len(wide)), 100 * wide.to_numpy(), ".", color=shade)
+            axis.plot(range(len(wide)), 100 * wide.mean(axis=1), color=shade, label=name)
+        accuracy = here[here.measure == "accuracy"].groupby("setting").value.mean()
+        axis.set_xticks(range(len(wide)), [f"{name}\n({100 * accuracy[name]:.0f} %)" for name in wide.index])
+        axis.set(title=rate.replace("_", " "), xlabel="epochs of the base (validation accuracy)", ylabel="percent")
+    axes[0].legend(fontsize=8)
+    made["fidelity"] = figure
+    for question, measure in (("overfitting", "completeness"), ("classes", "classes_that_lose")):
+        here = table[(table.question == question) & (table.measure == measure)]
+        settings, rows = list(dict.fromkeys(here.setting)), list(dict.fromkeys(here.row))
+        figure, axis = plt.subplots(figsize=(6, 3.4), layout="constrained")
+        for number, row in enumerate(rows):
+            values = [100 * here[(here.row == row) & (here.setting == setting)].value for setting in settings]
+            places = np.arange(len(settings)) + (number - (len(rows) - 1) / 2) * 0.8 / len(rows)
+            axis.bar(places, [one.mean() for one in values], 0.75 / len(rows), alpha=0.6, label=row)
+            for place, one in zip(places, values, strict=True):
+                axis.plot([place] * len(one), one, ".", color="#222222")
+        axis.set_xticks(range(len(settings)), [f"{setting} training images" for setting in settings])
+        axis.set_ylabel(f"{measure.replace('_', ' ')}, percent")
+        axis.legend(fontsize=8)
+        made[question] = figure
+    return made
+
+
 def _panel(axis: Axes, found: list[Difference], smaller_is_better: bool) -> None:
     strengths, correlations = (sorted({one.where[place] for one in found}) for place in (1, 2))
     values = np.full((len(strengths), len(correlations)), np.nan)
