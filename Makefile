@@ -37,7 +37,8 @@ $(STAMP): requirements.txt pyproject.toml
 repro: setup  ## the whole pipeline, cached: dvc repro; the report is reports/run/results.md
 	dvc repro
 
-publish: setup  ## make your last run the published one: reports/results and dvc.lock
+publish: setup  ## make your last run the published one: reports/results and dvc.lock, which Git then shows again
+	test -d reports/run || { echo "error: there is no run: make repro first" >&2; exit 1; }
 	git update-index --no-skip-worktree dvc.lock
 	rm -rf reports/results && cp -r reports/run reports/results
 

@@ -2,7 +2,8 @@
 
 Reads   params.yaml; the images are rendered.
 Writes  WORK: bases. OUT/questions.csv (columns question, setting, row, seed, measure, value), OUT/*.png.
-Paper   arXiv 2501.11087.  Cost: about 45 minutes on two cores.
+Paper   arXiv 2501.11087.  Cost: about 45 minutes on two cores; stopped, it keeps its bases
+        and begins the retrainings again.
 """
 
 from pathlib import Path
@@ -14,6 +15,7 @@ from everycause import tracking
 from everycause.artifacts import atomic_folder
 from everycause.data.sources import open_split
 from everycause.device import start
+from everycause.errors import UserError
 from everycause.params import read
 from everycause.reporting.figures import save
 from everycause.tuning.upstream import TrialParams, UpstreamCache
@@ -39,6 +41,8 @@ def main(
         images: The few training images.
     """
     params = read("run", "tracking", "data", *TrialParams.model_fields)
+    if params.data.source != "codebirds":
+        raise UserError(f"make questions needs data.source codebirds, whose causes are known, not {params.data.source}")
     fixed = TrialParams(**{name: getattr(params, name) for name in TrialParams.model_fields})
     device, threads = start(params.run, 0), params.run.threads
     train, validation = (open_split(params.data, name, threads) for name in ("train", "validation"))

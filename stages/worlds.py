@@ -3,7 +3,8 @@ with flipped training labels (`make noise`).
 
 Reads   params.yaml, of which `worlds` says which worlds, rows and seeds; the images are rendered.
 Writes  WORK: finished rows, and bases, filters and masks that they share. OUT/PLAN.csv (columns world, dominance,
-        scene_correlation, row, seed, measure, value), OUT/differences.csv, OUT/machine.json, a page and a figure.
+        scene_correlation, row, seed, measure, value; that of noise also label_noise), OUT/differences.csv,
+        OUT/machine.json, a figure; a page but of the map; of the study the README's table.
         Stopped, it goes on with the rows that are missing.
 Paper   hypotheses and analysis stand in reports/log.md, written before the study ran.
         Cost: about 60 s a row on one core; it is said at the start.
@@ -25,7 +26,7 @@ from everycause.errors import UserError
 from everycause.params import read
 from everycause.reporting.figures import save
 from everycause.tuning.upstream import TrialParams
-from everycause.worlds.analysis import differences, frame, table
+from everycause.worlds.analysis import COLUMNS, differences, frame, table
 from everycause.worlds.cells import Cell, PlanName, cells
 from everycause.worlds.measurement import Laboratory, check_plan
 from everycause.worlds.page import map_figure, noise_figure, noise_page, readme_table, study_figure, study_page
@@ -84,7 +85,7 @@ def train(laboratory: Laboratory, asked: list[Cell], rows: list[str], workers: i
                 done.result()
                 cell = running.pop(done)
                 bar.update(len(todo[cell]))
-                if cell.where not in {other.where for other in running.values()}:
+                if cell.where.images not in {other.where.images for other in running.values()}:
                     laboratory.forget(cell.where)
     except BaseException as error:
         for worker in multiprocessing.active_children():
@@ -106,6 +107,8 @@ def _begin(params: SimpleNamespace) -> None:
 def write(plan: PlanName, laboratory: Laboratory, asked: list[Cell], rows: list[str], folder: Path) -> None:
     """The table, the differences, the page and the figure."""
     measured, found = table(laboratory, asked, rows), differences(laboratory, asked, rows)
+    if plan != "noise":
+        measured = measured[COLUMNS]
     measured.to_csv(folder / f"{plan}.csv", index=False)
     frame(found).to_csv(folder / "differences.csv", index=False)
     machines = sorted({laboratory.machine(cell, row) for cell in asked for row in rows})

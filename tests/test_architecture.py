@@ -36,7 +36,7 @@ BUDGETS = {
     "everycause.evaluation": 1270,
     "everycause.reporting": 1195,
     "everycause.tuning": 1900,
-    "everycause.worlds": 1010,
+    "everycause.worlds": 1030,
 }
 """Lines of a package, at 120 columns: a little above what stands, and meant to fall."""
 

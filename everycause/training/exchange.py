@@ -1,4 +1,4 @@
-"""The project's own row: the object of an image, without random discs of it, in the scene of another image.
+"""The project's own row: the object of an image, without random discs of it, in the scene of a random image.
 
 Removing what a prediction relies on teaches nothing good where the scene tells the class: what is left is then best
 answered by the scene. So everything but the object is exchanged as well, whose pixels are found without labels
@@ -35,7 +35,7 @@ class ExchangeParams(Section):
     projections: int = Field(ge=1, le=1024)
     """Random projections of the features by which that is measured: each costs a backward pass over every image."""
     removed: list[float] = Field(min_length=2, max_length=2)
-    """Smallest and largest share of the object that is removed; each image draws its own in between."""
+    """Discs are removed until a share of the object is gone that is drawn from this range; the last may take more."""
     radius: list[float] = Field(min_length=2, max_length=2)
     """Smallest and largest radius of the removed discs, as a share of the image's side."""
 

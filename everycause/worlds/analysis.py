@@ -30,7 +30,8 @@ EXTRA = (
 )
 """Differences that are asked for beside those from `continued`: row and row."""
 SURPRISE, ONE_IMAGE = 0.001, 1 / 480
-"""How often a run that is like the study's would be called a surprise, and the share that one test image is."""
+"""How often one measure of a run that is like the study's would be called a surprise, and the share that one test image
+is."""
 ROBUSTNESS = ("accuracy/corruptions", "accuracy/renditions", "accuracy/sketch")
 """Their mean is what completeness should predict."""
 
@@ -48,15 +49,14 @@ class Difference(NamedTuple):
 
 
 def table(laboratory: Laboratory, cells: list[Cell], rows: list[str]) -> pd.DataFrame:
-    """Every measure of every row, in the columns NOISE_COLUMNS, or COLUMNS where no cell has label noise."""
+    """Every measure of every row, in the columns NOISE_COLUMNS; without noise COLUMNS tell all."""
     lines = [
         (*cell.where, row, cell.seed, measure, value)
         for cell in cells
         for row in (BASE, *rows)
         for measure, value in sorted(laboratory.measures(cell, row).items())
     ]
-    made = pd.DataFrame(lines, columns=pd.Index(NOISE_COLUMNS))
-    return made if made.label_noise.any() else made[COLUMNS]
+    return pd.DataFrame(lines, columns=pd.Index(NOISE_COLUMNS))
 
 
 def differences(laboratory: Laboratory, cells: list[Cell], rows: list[str]) -> list[Difference]:
@@ -122,8 +122,9 @@ def correlation(table: pd.DataFrame, world: str, seed: int = 0) -> Interval:
 def surprises(study: pd.DataFrame, world: str, run: dict[str, dict[str, float]]) -> list[str]:
     """The measures of one run that lie outside what a study of the same world leads one to expect, as sentences.
 
-    A single run on another machine is one more seed: it is expected within the 99.9 % prediction interval of Student's
-    t over the study's seeds, and one test image more on each side, since measures of a few seeds may all be equal.
+    A single run on another machine is one more seed: each of IMAGE_MEASURES is expected within the 99.9 % prediction
+    interval of Student's t over the study's seeds, and one test image more on each side, since measures of a few seeds
+    may all be equal. Of forty measures one is then called a surprise in one run of twenty-five.
 
     Args:
         study: As `table` gives it.

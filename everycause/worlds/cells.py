@@ -1,7 +1,8 @@
 """The cells of a study: a world of Codebirds and a training seed, and which rows are trained in it.
 
 A world is told by two numbers: how dominant simple cues are (0: all five are learned, 1: hue and texture suffice), and
-how often the scene is the class's own. The study runs the named worlds; the map runs a grid of the two numbers.
+how often the scene is the class's own. The study runs the named worlds; the map runs a grid of the two numbers; the
+third plan flips some of the training labels of one world.
 """
 
 from itertools import product
@@ -20,6 +21,7 @@ BASE = "base"
 PlanName = Literal["study", "map", "noise"]
 DOMINANCE = {"premise": 1.0, "confounded": 1.0, "additive": 0.0}
 """The dominance of simple cues in each named world."""
+assert DOMINANCE.keys() == WORLDS.keys(), "say how dominant simple cues are in every named world"
 
 
 class Compared(Section):
@@ -109,6 +111,11 @@ class World(NamedTuple):
     """Probability that the scene is the class's own."""
     label_noise: float = 0.0
     """Share of the training images whose label is another class's, from 0 to 1."""
+
+    @property
+    def images(self) -> "World":
+        """The world with the same images and right labels."""
+        return self._replace(label_noise=0.0)
 
     @property
     def name(self) -> str:

@@ -82,7 +82,7 @@ class Laboratory:
         shutil.rmtree(self._views(where), ignore_errors=True)
 
     def _views(self, where: World) -> Path:
-        return self.work / "views" / where._replace(label_noise=0.0).name
+        return self.work / "views" / where.images.name
 
     def _measure_row(self, cell: Cell, row: str) -> None:
         data, evaluation = cell.data(self.params.data), self.params.evaluation

@@ -62,7 +62,7 @@ def study_page(table: pd.DataFrame, found: list[Difference], where: str) -> Iter
         yield (
             "\nDifferences in points with 95 % intervals over seeds and test images, bold where they exclude 0. "
             "p-values by exact sign flips over seeds, adjusted by Holm over this table, stand in `differences.csv`: "
-            "with six seeds none can fall below 0.031 before the adjustment, so that none is small after it.\n"
+            f"with {seeds} seeds none can fall below {2 ** (1 - seeds):.3f} before the adjustment.\n"
         )
         yield markdown(["row", "against", *NAMES.values()], list(_difference_lines(found, world)))
         together = correlation(table, world)

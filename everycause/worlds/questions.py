@@ -5,8 +5,9 @@ overfitting  are global filters worse where the base has few training images, an
              help?
 classes      which classes does debugging with filters harm, and does it help to leave these out?
 
-Half of the validation images serve as held-out images (filters are counted, classes chosen on them). All measures are
-of the other half, without every set of parts, in scenes that are independent of the class. No test image is used.
+Half of the validation images serve as held-out images: filters are counted and classes chosen on them. Completeness and
+recalls are measured on the other half, with every set of parts removed in turn, in scenes that are independent of the
+class; `fidelity` is of all validation images. No test image is used.
 """
 
 from collections.abc import Iterator
@@ -61,7 +62,10 @@ class Bench(NamedTuple):
 def bench(
     cache: UpstreamCache, data: DataParams, params: TrialParams, threads: int, images: int | None = None
 ) -> Bench:
-    """A bench; with `images`, one whose training split has only so many, at the same number of steps of the base."""
+    """A bench; with `images`, one whose training split has only so many.
+
+    Its base takes as many steps. Retraining keeps its number of epochs, so that fewer images also mean fewer steps.
+    """
     if images is not None and images != data.section.train:
         section = data.section.model_dump() | {"train": images}
         longer = params.training.epochs * data.section.train // images
