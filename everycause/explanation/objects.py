@@ -3,9 +3,10 @@
 What a prediction relies on is not what the object is. A region that moves the probability of a class may be scenery,
 and a part of the object may move it not at all. How far the *features* move when the surroundings of a pixel are
 replaced by their local mean says more (area under the curve for the birds of Codebirds: 0.97, and 0.90 for the effect
-on the probability; reports/log.md). To first order it needs no search: with the Jacobian J of the features and the change
-d of an image, the features move by J·(d restricted to a window), and the mean of (v·J·(d restricted to the window))²
-over random vectors v is, on average, the squared length of that. One v costs one backward pass and serves every window of the image.
+on the probability; reports/log.md). To first order it needs no search: with the Jacobian J of the features and the
+change d of an image, the features move by J·(d restricted to a window). Over random vectors v, the mean of
+(v·J·(d restricted to the window))² is the squared length of that. One v costs one backward pass and serves every window
+of the image.
 
 This is the project's own.
 """
