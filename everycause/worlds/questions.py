@@ -21,7 +21,7 @@ from torch.nn.functional import one_hot
 from everycause.data.erasures import ValidationErasures
 from everycause.data.sources import DataParams, open_split
 from everycause.evaluation.completeness import completeness_score, profile
-from everycause.explanation.filters import FilterBank, accumulate, filter_generator, filter_quality
+from everycause.explanation.filters import FilterBank, accumulate, filter_quality
 from everycause.explanation.heads import LastLayer
 from everycause.inference import logits_of, logits_of_images, readout_of
 from everycause.models import Classifier, Readout, load, model_fingerprint
@@ -81,16 +81,15 @@ def fidelity(on: Bench, epochs: list[int], seed: int) -> Iterator[Finding]:
 
     All correct validation images count, however confident: a threshold would choose other images for each base.
     """
-    train, validation = on.cache.train, on.cache.validation
+    validation = on.cache.validation
     for count in epochs:
         training = on.params.training.model_copy(update={"epochs": count})
         base = on.cache.base(on.params.model_copy(update={"training": training}), seed)
         classifier = load(base, on.cache.device)
-        seen, head = readout_of(classifier, train), LastLayer(*classifier.head()).to("cpu")
-        filters = on.params.filters
-        local = filter_generator(filters.generator, seen, train.labels, head, filters.heads, seed, on.cache.device)
-        measures = filter_quality(local, head, readout_of(classifier, validation), validation.labels, 0.0, seed)
-        measures["accuracy"] = accuracy(logits_of(classifier, validation), validation.labels)
+        local, head = on.cache.bank(base, on.params.filters, seed).local, LastLayer(*classifier.head()).to("cpu")
+        seen = readout_of(classifier, validation)
+        measures = filter_quality(local, head, seen, validation.labels, 0.0, seed)
+        measures["accuracy"] = accuracy(seen.logits, validation.labels)
         for name, value in measures.items():
             yield Finding("fidelity", str(count), "base", seed, name, value)
 
@@ -98,8 +97,9 @@ def fidelity(on: Bench, epochs: list[int], seed: int) -> Iterator[Finding]:
 def overfitting(on: Bench, seed: int) -> Iterator[Finding]:
     """Debugging with filters counted on training images and on held-out images, beside continued training."""
     setting, train, params = str(len(on.cache.train)), on.cache.train, on.params.filters
-    classifier = load(on.cache.base(on.params, seed), on.cache.device)
-    banks = {"filters": counted(on, classifier, seed), "filters_held_out": counted(on, classifier, seed, held_out=True)}
+    base = on.cache.base(on.params, seed)
+    classifier, bank = load(base, on.cache.device), on.cache.bank(base, params, seed)
+    banks = {"filters": bank, "filters_held_out": counted_on_held_out(on, classifier, bank)}
     sets = {row: bank.global_filters(params.frequency_threshold) for row, bank in banks.items()}
     both, either = ((sets["filters"] & sets["filters_held_out"]), (sets["filters"] | sets["filters_held_out"]))
     told = {
@@ -118,7 +118,7 @@ def overfitting(on: Bench, seed: int) -> Iterator[Finding]:
 def classes(on: Bench, seed: int) -> Iterator[Finding]:
     """How many classes debugging harms, and whether it helps to leave those out that lost on held-out images."""
     setting = str(len(on.cache.train))
-    bank = counted(on, load(on.cache.base(on.params, seed), on.cache.device), seed)
+    bank = on.cache.bank(on.cache.base(on.params, seed), on.params.filters, seed)
     continued, filters = (retrained(on, row, bank, seed) for row in ("continued", "filters"))
     lost = recalls(measured(on, filters, held_out=True), on) < recalls(measured(on, continued, held_out=True), on)
     some = replace(bank, histogram=bank.histogram * ~lost[:, None])
@@ -133,17 +133,13 @@ def classes(on: Bench, seed: int) -> Iterator[Finding]:
         yield Finding("classes", setting, row, seed, "worst_change", float(change.min()))
 
 
-def counted(on: Bench, classifier: Classifier, seed: int, held_out: bool = False) -> FilterBank:
-    """Heads trained on the training split, and filters counted there or on the held-out images."""
-    filters, train, validation = on.params.filters, on.cache.train, on.cache.validation
-    head, seen = LastLayer(*classifier.head()).to("cpu"), readout_of(classifier, train)
-    local = filter_generator(filters.generator, seen, train.labels, head, filters.heads, seed, on.cache.device)
-    labels = train.labels
-    if held_out:
-        rows = half(validation.labels, validation.num_classes, held_out=True)
-        seen = Readout(*(part[rows] for part in readout_of(classifier, validation)))
-        labels = validation.labels[rows]
-    return accumulate(local, head, seen, labels, filters.confidence_threshold, "questions")
+def counted_on_held_out(on: Bench, classifier: Classifier, bank: FilterBank) -> FilterBank:
+    """The filters that the heads of a bank find in the held-out images."""
+    validation = on.cache.validation
+    rows = half(validation.labels, validation.num_classes, held_out=True)
+    seen = Readout(*(part[rows] for part in readout_of(classifier, validation)))
+    head, threshold = LastLayer(*classifier.head()).to("cpu"), on.params.filters.confidence_threshold
+    return accumulate(bank.local, head, seen, validation.labels[rows], threshold, bank.model)
 
 
 def retrained(on: Bench, row: str, bank: FilterBank, seed: int) -> Classifier:
