@@ -103,6 +103,8 @@ def timm_network(name: str, weights: Path | None) -> "tuple[nn.Module, tuple[str
     """
     import timm
 
+    from everycause.weights import is_cached, stored
+
     if not timm.is_model(name):
         raise UserError(f"--model: '{name}' is not a timm model: timm.list_models() lists them")
     try:
@@ -112,7 +114,7 @@ def timm_network(name: str, weights: Path | None) -> "tuple[nn.Module, tuple[str
         tags = ", ".join(timm.list_pretrained(f"{base}.*")) or "none"
         raise UserError(f"--model: timm knows no weights '{name}'; those of {base}: {tags}") from error
     if weights is not None:
-        return with_weights(name, weights), None
+        return stored(name, str(weights), "--weights"), None
     if published is None or not published.has_weights:
         raise UserError(
             f"--model: no weights were published for {name}, and an untrained network has nothing to explain: "
@@ -123,7 +125,7 @@ def timm_network(name: str, weights: Path | None) -> "tuple[nn.Module, tuple[str
         f"`python -c \"import timm; timm.create_model('{name}', pretrained=True)\"` where there is a network, or give "
         "--weights FILE"
     )
-    if not published.hf_hub_id and not cached(published.url):
+    if not published.hf_hub_id and not is_cached(published.url):
         raise missing
     try:
         network = timm.create_model(name, pretrained=True)
@@ -134,45 +136,6 @@ def timm_network(name: str, weights: Path | None) -> "tuple[nn.Module, tuple[str
         return network, None
     info = timm.data.ImageNetInfo(subset)
     return network, tuple(info.index_to_description(number) for number in range(network.num_classes))
-
-
-def cached(url: str) -> bool:
-    """Whether torch has downloaded this file before."""
-    import torch
-
-    return (Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name).is_file()
-
-
-def with_weights(name: str, weights: Path) -> "nn.Module":
-    """A timm network with the weights of a file; the number of classes is that of the file's last layer.
-
-    Raises:
-        UserError: the file is missing, holds no state dict, or that of another network.
-    """
-    import pickle
-
-    import timm
-    from safetensors import SafetensorError
-
-    if not weights.is_file():
-        raise UserError(f"--weights: '{weights}' is missing: give a state dict (.safetensors or .pth)")
-    try:
-        state = timm.models.load_state_dict(str(weights), device="cpu", weights_only=True)
-    except (*UNREADABLE, pickle.UnpicklingError, SafetensorError) as error:
-        raise UserError(
-            f"--weights: '{weights}' cannot be read as weights ({type(error).__name__}): save a plain state dict"
-        ) from error
-    network = timm.create_model(name, pretrained=False)
-    head = network.pretrained_cfg.get("classifier")
-    last = state.get(f"{head}.weight") if isinstance(head, str) else None
-    if last is not None and len(last) != network.num_classes:
-        network = timm.create_model(name, pretrained=False, num_classes=len(last))
-    try:
-        network.load_state_dict(state)
-    except (RuntimeError, TypeError) as error:
-        cause = " ".join(str(error).split())[:160]
-        raise UserError(f"--weights: '{weights}' is no state dict of {name} ({cause})") from error
-    return network
 
 
 if __name__ == "__main__":
