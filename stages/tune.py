@@ -22,6 +22,7 @@ from everycause.tuning.space import starts
 from everycause.tuning.storages import open_storage
 from everycause.tuning.study import open_study
 from everycause.tuning.trial import prepared
+from everycause.tuning.upstream import TrialParams
 from everycause.tuning.workers import run_workers, visible_devices
 from stages.entry import run
 
@@ -48,8 +49,7 @@ def main(
     """
     if workers < 1:
         raise UserError(f"--workers {workers} must be 1 or more")
-    sections = ("model", "training", "filters", "masks", "background", "loss", "retraining", "rounds")
-    params = read("seeds", "run", "tracking", "data", "tuning", *sections)
+    params = read("seeds", "run", "tracking", "data", "tuning", *TrialParams.model_fields)
     plan, place = params.tuning.plan(ablation), out / ablation if ablation else out
     if worker is None:
         check_replaceable(place, "tune")

@@ -29,8 +29,9 @@ from everycause.params import read
 from everycause.training.counterfactuals import Recipe, Upstream
 from everycause.training.fit import train_base
 from everycause.training.rows import retrain
+from everycause.tuning.upstream import TrialParams
 
-p = read("data", "model", "training", "filters", "masks", "background", "loss", "retraining", "rounds", "evaluation")
+p = read("data", "evaluation", *TrialParams.model_fields)
 check(p.data, 1)
 train, validation = open_split(p.data, "train", 1), open_split(p.data, "validation", 1)
 device = torch.device("cpu")

@@ -22,6 +22,7 @@ from everycause.models import FILE, Classifier, ModelParams, framing_of, load
 from everycause.networks import own_framing, own_statistics
 from everycause.params import read
 from everycause.tuning.trial import prepared
+from everycause.tuning.upstream import TrialParams
 from stages import (
     accumulate_filters,
     detect_misclassifications,
@@ -197,8 +198,7 @@ def test_trials_of_a_sweep_see_photographs_as_their_network_was_trained(
     data = digits_data(tmp_path)
     params_file(tmp_path, **PRETRAINED.model_dump())
     monkeypatch.chdir(tmp_path)
-    sections = ("model", "training", "filters", "masks", "background", "loss", "retraining", "rounds")
-    params = read("seeds", "run", "tracking", "data", "tuning", *sections)
+    params = read("seeds", "run", "tracking", "data", "tuning", *TrialParams.model_fields)
     sweep = prepared(params, params.tuning.plan(""), tmp_path / "artifacts", tmp_path / "kept", 1, CPU)
     identities = {framing: open_split(data.seen_by(framing), "train", 1).identity for framing in (None, FRAMING)}
     assert sweep.cache.train.identity == identities[FRAMING]

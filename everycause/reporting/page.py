@@ -21,6 +21,7 @@ CAPTIONS = {
     "(number, share of the class's images that need it).",
     "detection.png": "Misclassifications told from filters, from random filters, and from the softmax.",
     "gallery.png": "Training images, the regions that are replaced, and a counterfactual image of each.",
+    "exchange.png": "What is left of each object, in the scene of another image (`object_exchange`).",
     "contact_sheet.png": "The same test images in every split.",
 }
 """The figures in the order of the report, with their captions."""
@@ -81,6 +82,8 @@ def drawn(results: Results, findings: Findings) -> dict[str, Figure]:
         some["detection.png"] = figures.detection_figure(ordered)
     if findings.gallery is not None:
         some["gallery.png"] = pictures.gallery(findings.gallery)
+    if findings.exchange is not None:
+        some["exchange.png"] = pictures.gallery(findings.exchange)
     if findings.contact_sheet is not None:
         some["contact_sheet.png"] = pictures.contact_sheet(findings.contact_sheet)
     return {name: figure for name in CAPTIONS if (figure := some.get(name)) is not None}

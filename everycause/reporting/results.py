@@ -22,8 +22,8 @@ CLUSTERED = ("sketch", "renditions")
 """Published sets whose near-duplicates stand in the same class: intervals draw whole classes."""
 
 
-ROUNDS = "masks_rounds"
-"""The row whose rounds are reported."""
+ROUNDS, EXCHANGE = "masks_rounds", "object_exchange"
+"""The row whose rounds are reported, and that whose counterfactual images are shown beside those of masks."""
 
 
 @dataclass(frozen=True)
@@ -140,6 +140,8 @@ class Findings:
     detection: DetectionReport | None = None
     filter_pictures: Pictures | None = None
     gallery: Pictures | None = None
+    exchange: Pictures | None = None
+    """Counterfactual images of `object_exchange`."""
     contact_sheet: Pictures | None = None
 
     @classmethod
@@ -180,6 +182,7 @@ class Findings:
             detection=_json(place("detection", "base") / "detection.json", "detect_misclassifications"),
             filter_pictures=_pictures(filters, "accumulate_filters"),
             gallery=_first_gallery([place("models", row) for row in sorted(rows, key=lambda row: row != "masks")]),
+            exchange=_pictures(place("models", EXCHANGE), "retrain") if EXCHANGE in rows else None,
             contact_sheet=_pictures(place("evaluation", "base"), "evaluate_ood"),
         )
 

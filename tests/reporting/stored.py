@@ -93,6 +93,7 @@ def store_everything(artifacts: Path) -> None:
         (place("models", row) / "history.jsonl").write_text(epoch * 2)
         write_json(place("models", row) / "row.json", {"row": row, "meaning": f"what {row} adds"})
     example = {"images": images, "removed": images[:, 0] > 100, "counterfactuals": images}
-    save_tensors(place("models", "masks") / "pictures.safetensors", example, {"titles": ["a → $b$", "c → d"]})
+    for row in ("masks", "object_exchange"):
+        save_tensors(place("models", row) / "pictures.safetensors", example, {"titles": ["a → $b$", "c → d"]})
     rounds = [{"round/round": 0.0}, {"round/round": 1.0, "round/regions_at_flip": 4.0}]
     write_json(place("models", "masks_rounds") / "rounds.json", rounds)

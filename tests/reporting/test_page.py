@@ -30,7 +30,7 @@ def artifacts(tmp_path: Path) -> Path:
 
 def report(artifacts: Path) -> tuple[Results, Findings, str]:
     results = Results.load(artifacts / "evaluation", list(ROWS), [0])
-    findings = Findings.load(artifacts, 0, (*results.rows, "masks_rounds"))
+    findings = Findings.load(artifacts, 0, (*results.rows, "masks_rounds", "object_exchange"))
     return results, findings, document(results, findings, list(drawn(results, findings)))
 
 
