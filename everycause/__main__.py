@@ -1,4 +1,4 @@
-"""The command line: `python -m everycause explain photo.jpg --model timm:resnet18.a1_in1k`."""
+"""The command line: `python -m everycause explain photo.jpg --model timm:resnet18.a1_in1k`, and `split PHOTOS data`."""
 
 import argparse
 import os
@@ -30,6 +30,13 @@ def main(arguments: list[str] | None = None) -> int:
     explain.add_argument("--regions", type=int, default=49, help="regions of the image (49)")
     explain.add_argument("--partition", default="grid", help="grid, or slico superpixels (grid)")
     explain.set_defaults(run=run_explain)
+    split = commands.add_parser("split", help="divide class/image.jpg into train, validation and test")
+    split.add_argument("photos", type=Path, help="a folder with one folder of images for each class")
+    split.add_argument("out", type=Path, help="the folder to make, such as data")
+    split.add_argument("--validation", type=float, default=0.15, help="share of the validation images (0.15)")
+    split.add_argument("--test", type=float, default=0.15, help="share of the test images (0.15)")
+    split.add_argument("--seed", type=int, default=0, help="of the random order (0)")
+    split.set_defaults(run=run_split)
     options = parser.parse_args(arguments)
     try:
         options.run(options)
@@ -60,6 +67,19 @@ def run_explain(options: argparse.Namespace) -> None:
     except (OSError, ValueError) as error:
         raise UserError(f"--out: '{options.out}' cannot be written ({error}): give a .png or .pdf") from error
     sys.stdout.write(summary(explanation) + f"\npicture: {options.out}\n")
+
+
+def run_split(options: argparse.Namespace) -> None:
+    """Divide a folder of photographs, and say how many images each split got.
+
+    Raises:
+        UserError: as everycause.data.partition.partition.
+    """
+    from everycause.data.partition import partition
+
+    counts = partition(options.photos, options.out, options.validation, options.test, options.seed)
+    told = ", ".join(f"{count} {split}" for split, count in counts.items())
+    sys.stdout.write(f"{options.out}: {told}\n")
 
 
 def summary(explanation: "Explanation") -> str:
