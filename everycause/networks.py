@@ -1,42 +1,22 @@
 """Networks of timm: built by name, given a linear head, and used without leaving a trace in them."""
 
 import copy
-import difflib
-import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from math import isqrt
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import timm
 import torch
-from huggingface_hub import constants as hub
-from safetensors import SafetensorError
 from torch import Tensor, fx, nn
 from torch.fx.experimental.optimization import fuse
 
 from everycause.data.images import Framing, Statistics
 from everycause.errors import UserError
+from everycause.weights import UNREADABLE, pretrained, published, reason
 
 if TYPE_CHECKING:
-    from timm.models import PretrainedCfg
-
     from everycause.models import ModelParams
-
-UNREADABLE = (
-    SafetensorError,
-    OSError,
-    RuntimeError,
-    EOFError,
-    ValueError,
-    LookupError,
-    AttributeError,
-    TypeError,
-    AssertionError,
-    pickle.UnpicklingError,
-)
-"""What is raised over a file that holds no weights, or those of another network; the unpickler fails in many ways."""
 
 
 class LinearOnMaps(nn.Module):
@@ -91,38 +71,6 @@ class LinearOnMaps(nn.Module):
         return self.fc
 
 
-def published(name: str) -> "PretrainedCfg | None":
-    """What timm says of the weights that were published for a network; None where it says nothing.
-
-    Raises:
-        UserError: timm does not know the network, or no weights of that tag.
-    """
-    if not timm.is_model(name):
-        close = difflib.get_close_matches(name, timm.list_models(), n=3)
-        hint = f": did you mean {' or '.join(close)}?" if close else ": timm.list_models() lists them"
-        raise UserError(f"model.name '{name}' is not a timm model{hint}")
-    try:
-        return timm.get_pretrained_cfg(name)
-    except RuntimeError as error:
-        known = ", ".join(timm.list_pretrained(name.split(".")[0] + ".*"))
-        raise UserError(
-            f"model.name '{name}' has a tag that timm does not know "
-            + (f"(known: {known})" if known else "(it knows none of this network)")
-        ) from error
-
-
-def check_published(name: str) -> "PretrainedCfg":
-    """What timm says of a network's published weights.
-
-    Raises:
-        UserError: as published, or there are none.
-    """
-    described = published(name)
-    if described is None or not described.has_weights:
-        raise UserError(f"no weights were published for {name}: set model.pretrained to false, or name another network")
-    return described
-
-
 def own_statistics(name: str) -> Statistics | None:
     """The channel statistics that a timm network was trained with, where timm knows them."""
     described = published(name)
@@ -141,13 +89,15 @@ def built(params: "ModelParams", num_classes: int, image_size: int) -> nn.Module
     Raises:
         UserError: timm does not know it, its weights are not there, or images of this size are too small for it.
     """
-    described = published(params.name)
+    described, has_new_head = published(params.name), False
     options = {"img_size": image_size} if described is not None and described.fixed_input_size else {}
     if params.dropout and params.head == "published":
         options["drop_rate"] = params.dropout
-    create = _with_published_weights if params.pretrained else timm.create_model
     try:
-        network = create(params.name, num_classes=num_classes, **options)
+        if params.pretrained:
+            network, has_new_head = pretrained(params.name, params.weights, num_classes, options)
+        else:
+            network = timm.create_model(params.name, num_classes=num_classes, **options)
         if params.head == "linear":
             network = LinearOnMaps(params, network, num_classes, image_size)
         with evaluating(network), torch.no_grad():
@@ -156,11 +106,11 @@ def built(params: "ModelParams", num_classes: int, image_size: int) -> nn.Module
         raise
     except UNREADABLE as error:  # timm's networks say in many ways that they cannot take something
         raise UserError(
-            f"{params.name} cannot take images of {image_size} pixels ({_reason(error)}): raise the image_size of the "
+            f"{params.name} cannot take images of {image_size} pixels ({reason(error)}): raise the image_size of the "
             f"data source{'' if described is None else f' (it was made for {described.input_size[1]})'}, or name "
             "another network"
         ) from error
-    if params.pretrained and (described.num_classes != num_classes or params.head == "linear"):
+    if params.pretrained and (has_new_head or params.head == "linear"):
         start_at_zero(last_layers(network))
     return network
 
@@ -181,63 +131,6 @@ def start_at_zero(layers: list[nn.Module]) -> None:
         linear = [part for part in layer.modules() if isinstance(part, nn.Linear | nn.Conv1d | nn.Conv2d)]
         for value in linear[-1].parameters() if linear else ():
             nn.init.zeros_(value)
-
-
-def not_finite(tensors: dict[str, Tensor]) -> str | None:
-    """The name of a tensor that holds NaN or infinite values, if there is one."""
-    return next((name for name, one in tensors.items() if one.is_floating_point() and not one.isfinite().all()), None)
-
-
-def _with_published_weights(name: str, **options: int | float) -> nn.Module:
-    """A timm network with its weights from the local cache; nothing is downloaded.
-
-    Raises:
-        UserError: there are none, or they are damaged.
-    """
-    described = check_published(name)
-    absent = UserError(
-        f"the pretrained weights of {name} are not in the local cache and nothing is downloaded here: put them there "
-        f"(timm.create_model('{name}', pretrained=True) on a machine with network, then copy ~/.cache) or set "
-        "model.pretrained to false"
-    )
-    if not described.hf_hub_id and not _is_cached(described.url):
-        raise absent
-    try:
-        with _offline():
-            network = timm.create_model(name, pretrained=True, **options)
-    except OSError as error:
-        raise absent from error
-    except UNREADABLE as error:
-        raise UserError(
-            f"the pretrained weights of {name} cannot be loaded ({_reason(error)}): fetch them into the local cache "
-            "again, or set model.pretrained to false"
-        ) from error
-    if broken := not_finite(network.state_dict()):
-        raise UserError(f"the pretrained weights of {name} are not finite ('{broken}'): fetch them again")
-    return network
-
-
-def _is_cached(url: str) -> bool:
-    """Whether torch has downloaded this file before; timm would fetch it now, whatever the hub's client may do."""
-    return (Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name).is_file()
-
-
-def _reason(error: BaseException) -> str:
-    return " ".join(str(error).split())[:160] or type(error).__name__
-
-
-@contextmanager
-def _offline() -> Iterator[None]:
-    """Keep the hub's client from asking the network, which it would do for most of a minute before it gives up.
-
-    The client reads its environment variable when it is imported, so setting that variable here would be too late.
-    """
-    before = hub.HF_HUB_OFFLINE
-    hub.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        hub.HF_HUB_OFFLINE = before
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import torch
 
+from everycause import weights
 from everycause.artifacts import atomic_folder, code_fingerprint, fingerprint, write_json
 from everycause.data.digests import content_digest
 from everycause.data.images import Statistics
@@ -22,7 +23,6 @@ from everycause.device import check_batch, memory_mib, output_sizes, start
 from everycause.errors import UserError
 from everycause.explanation.regions import partitions
 from everycause.models import Classifier
-from everycause.networks import check_published
 from everycause.params import SECTIONS, Matrix, read
 from everycause.training.fit import trainable_parameters
 from everycause.training.rows import ROWS
@@ -97,7 +97,9 @@ def check_network(params: SimpleNamespace, class_names: tuple[str, ...], filters
     size = params.data.image_size
     partitions(params.masks.partition, torch.zeros(1, 3, size, size, dtype=torch.uint8), params.masks.regions)
     if params.model.pretrained:
-        check_published(params.model.name)  # whether they are in the cache matters to train_base alone
+        weights.check(
+            params.model.name, params.model.weights
+        )  # whether they are in the cache matters to train_base alone
     drawn = params.model.model_copy(update={"pretrained": False})
     classifier = Classifier(drawn, class_names, size, Statistics((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))).eval()
     for section in (params.training, params.retraining):

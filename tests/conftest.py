@@ -71,7 +71,9 @@ def train(data_params: DataParams) -> Split:
     return open_split(data_params, "train", 1)
 
 
-MODEL = ModelParams(name="test_resnet", pretrained=False, explained_layer="layer4", head="published", dropout=0.0)
+MODEL = ModelParams(
+    name="test_resnet", pretrained=False, weights="cache", explained_layer="layer4", head="published", dropout=0.0
+)
 STATISTICS = Statistics((0.45, 0.45, 0.45), (0.2, 0.2, 0.2))
 
 

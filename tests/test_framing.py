@@ -36,7 +36,9 @@ from tests.conftest import MODEL, STATISTICS
 from tests.trees import cub_tree, digits_tree
 
 FRAMING = Framing("bilinear", 0.875, "center")
-PRETRAINED = ModelParams(name="resnet18.tv_in1k", pretrained=True, explained_layer="maps", head="linear", dropout=0.0)
+PRETRAINED = ModelParams(
+    name="resnet18.tv_in1k", pretrained=True, weights="cache", explained_layer="maps", head="linear", dropout=0.0
+)
 CPU = torch.device("cpu")
 
 

@@ -79,7 +79,14 @@ def test_filters_of_every_kind_of_network_are_read_and_named(
     name: str, layer: str, head: str, are: str, tmp_path: Path
 ) -> None:
     classifier = Classifier(
-        ModelParams(name=name, pretrained=False, explained_layer=layer, head=head, dropout=0.5),
+        ModelParams(
+            name=name,
+            pretrained=False,
+            weights="cache",
+            explained_layer=layer,
+            head=head,
+            dropout=0.5,
+        ),
         ("a", "b", "c"),
         64,
         STATISTICS,
@@ -94,7 +101,9 @@ def test_filters_of_every_kind_of_network_are_read_and_named(
 
 
 def test_the_cut_of_a_vgg_is_the_papers() -> None:
-    params = ModelParams(name="vgg16", pretrained=False, explained_layer="maps", head="linear", dropout=0.5)
+    params = ModelParams(
+        name="vgg16", pretrained=False, weights="cache", explained_layer="maps", head="linear", dropout=0.5
+    )
     classifier = Classifier(params, tuple(map(str, range(200))), 224, STATISTICS)
     assert classifier.places() == (7, 7) and classifier.network.dropout.p == 0.5
     weights = {name: value.shape for name, value in classifier.network.named_parameters()}
@@ -314,7 +323,14 @@ def test_the_new_last_layers_of_a_pretrained_network_start_at_zero(
     monkeypatch: pytest.MonkeyPatch, name: str, layer: str, head: str, size: int
 ) -> None:
     networks_with_weights(monkeypatch)
-    params = ModelParams(name=name, pretrained=True, explained_layer=layer, head=head, dropout=0.0)
+    params = ModelParams(
+        name=name,
+        pretrained=True,
+        weights="cache",
+        explained_layer=layer,
+        head=head,
+        dropout=0.0,
+    )
     classifier = Classifier(params, ("a", "b", "c"), size, STATISTICS).eval()
     assert not classifier(images(2, size)).any()
     if size == 32:

@@ -92,7 +92,7 @@ def class_names(root: Path) -> tuple[str, ...]:
     names = tuple(folder.name for folder in class_folders(root, "train"))
     if len(names) < 2:
         raise UserError(f"'{root / 'train'}' has one class: a classifier needs at least two")
-    _check_distinct(names, root / "train")
+    check_distinct(names, root / "train")
     for split in REQUIRED[1:]:
         if (root / split).resolve() == (root / "train").resolve():
             raise UserError(f"'{root / split}' is the folder of the training images: give it images of its own")
@@ -104,7 +104,7 @@ def class_names(root: Path) -> tuple[str, ...]:
     return names
 
 
-def _check_distinct(names: tuple[str, ...], folder: Path) -> None:
+def check_distinct(names: tuple[str, ...], folder: Path) -> None:
     """Refuse folders that are one on a file system which ignores case, or composes letters and accents."""
     folded: dict[str, str] = {}
     for name in names:
@@ -122,7 +122,7 @@ def shift_names(root: Path) -> tuple[str, ...]:
             broken.
     """
     names = tuple(entry.name for entry in visible_entries(root) if entry.is_dir() and entry.name not in REQUIRED)
-    _check_distinct(names, root)
+    check_distinct(names, root)
     for name in names:
         if name.casefold() in (*RESERVED, *REQUIRED):
             meaning = (

@@ -7,13 +7,16 @@ from torch's global one, which is seeded anew for every epoch and restored after
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from typing import Any, Literal, NamedTuple
 
 import torch
 from pydantic import Field
-from timm.optim import param_groups_weight_decay
+from timm.optim import param_groups_layer_decay, param_groups_weight_decay
+from timm.utils import ModelEmaV3
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 from everycause.data.images import normalized
@@ -46,6 +49,8 @@ class OptimizerParams(Section):
     """Weight decay, decoupled with AdamW. Biases, normalization and what timm names for a network are not decayed."""
     warmup: float = Field(ge=0, lt=1)
     """Share of the steps that lead up to the peak; ignored with a constant schedule."""
+    layer_decay: float = Field(gt=0, le=1)
+    """Factor of the learning rate from each layer to the one below it, as timm counts layers; 1: the same for all."""
 
 
 class FitParams(Section):
@@ -60,6 +65,13 @@ class FitParams(Section):
     keep: Literal["last", "best"]
     """Which epoch is the result: the last, or the first of those with the best validation accuracy (in rounds always
     the last)."""
+    label_smoothing: float = Field(ge=0, lt=1)
+    """Probability that the labels of training images spread evenly over all classes."""
+    average: float = Field(ge=0, lt=1)
+    """Decay per step of an exponential moving average of the weights, which then is the result; 0: none. Rows with
+    rounds ignore it."""
+    frozen_statistics: bool
+    """Whether batch normalization uses, and keeps, the statistics that the network came with."""
     augmentation: AugmentationParams
     """Random changes of training images."""
     optimizer: OptimizerParams
@@ -101,8 +113,16 @@ PLAIN = Goal(PLAIN_LOSS, None, None)
 
 
 def optimizer(network: nn.Module, params: OptimizerParams) -> torch.optim.Optimizer:
-    """An optimizer of the parameters that require a gradient, with weight decay where timm applies it."""
-    groups = param_groups_weight_decay(network, params.weight_decay, no_weight_decay_list=undecayed(network))
+    """An optimizer of the parameters that require a gradient; weight decay and layer decay are those of timm."""
+    spared = undecayed(network)
+    if params.layer_decay == 1:
+        groups = param_groups_weight_decay(network, params.weight_decay, no_weight_decay_list=spared)
+    else:
+        groups = param_groups_layer_decay(
+            network, params.weight_decay, no_weight_decay_list=spared, layer_decay=params.layer_decay
+        )
+        for group in groups:
+            group["lr"] = params.learning_rate * group["lr_scale"]
     if params.name == "sgd":
         return torch.optim.SGD(groups, lr=params.learning_rate, momentum=MOMENTUM)
     return torch.optim.AdamW(groups, lr=params.learning_rate)
@@ -126,8 +146,9 @@ def schedule(
     total, warmup = max(steps, 2), params.warmup
     if warmup * total == 1.0:
         warmup *= 1 - 1e-9  # PyTorch divides by the length of the warm-up less one step: 0 for a warm-up of one step
+    peaks = [params.learning_rate * group.get("lr_scale", 1.0) for group in optimizer.param_groups]
     return torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, params.learning_rate, total_steps=total, pct_start=warmup, cycle_momentum=False
+        optimizer, peaks, total_steps=total, pct_start=warmup, cycle_momentum=False
     )
 
 
@@ -166,17 +187,17 @@ def trainable_parameters(classifier: Classifier, names: list[str]) -> list[nn.Pa
 
 
 @contextmanager
-def training_mode(classifier: Classifier, names: list[str]) -> Iterator[None]:
+def training_mode(classifier: Classifier, names: list[str], frozen_statistics: bool = False) -> Iterator[None]:
     """Training mode within the block, evaluation mode afterwards; only trainable weights require a gradient.
 
-    Dropout and stochastic depth are active in the whole network. Normalization that is not trainable keeps its running
-    statistics, and uses them.
+    Dropout and stochastic depth are active in the whole network. Normalization that is not trainable, or all of it
+    with `frozen_statistics`, keeps its running statistics, and uses them.
     """
     wanted = {id(value) for value in trainable_parameters(classifier, names)}
     learning = {id(part) for module in trainable_modules(classifier, names) for part in module.modules()}
     before = [(value, value.requires_grad) for value in classifier.parameters()]
     for module in classifier.train().modules():
-        if id(module) not in learning and has_statistics(module):
+        if (frozen_statistics or id(module) not in learning) and has_statistics(module):
             module.training = False
     for value, _ in before:
         value.requires_grad_(id(value) in wanted)
@@ -207,6 +228,7 @@ class Training:
         self.schedule = schedule(self.optimizer, params.optimizer, params.epochs * self.per_epoch)
         self.generator = torch.Generator().manual_seed(seed)
         self.epoch = 0
+        self.average = ModelEmaV3(classifier.network, params.average) if params.average else None
 
     def epochs(self, goal: Goal, count: int) -> Iterator[Epoch]:
         """Some more epochs; the order of the images begins anew with each call.
@@ -218,10 +240,19 @@ class Training:
         steps = training_steps(self.train, size, self.params.augmentation, goal.counterfactuals, self.generator)
         for _ in range(count):
             self.epoch += 1
-            with training_mode(self.classifier, self.params.trainable), self._seeded():
+            with training_mode(self.classifier, self.params.trainable, self.params.frozen_statistics), self._seeded():
                 terms = self._epoch(islice(steps, self.per_epoch), goal)
-            reached = accuracy(logits_of(self.classifier, self.validation), self.validation.labels)
+            reached = accuracy(logits_of(self.classifier, self.validation, self._result), self.validation.labels)
             yield Epoch(self.epoch, terms | {"validation/accuracy": reached})
+
+    @property
+    def _result(self) -> nn.Module:
+        """The network whose weights are the result."""
+        return self.classifier.network if self.average is None else self.average.module
+
+    def weights(self) -> dict[str, Tensor]:
+        """A copy of the weights that are the result of the epochs so far: their average, where one is kept."""
+        return {name: value.clone() for name, value in self._result.state_dict().items()}
 
     @contextmanager
     def _seeded(self) -> Iterator[None]:
@@ -239,7 +270,7 @@ class Training:
         sums: dict[str, float] = {}
         title = f"{self.row} epoch {self.epoch}/{self.params.epochs}"
         for number, step in enumerate(tqdm(steps, total=self.per_epoch, desc=title, disable=None, leave=False), 1):
-            terms = step_terms(self.classifier, step, goal)
+            terms = step_terms(self.classifier, step, goal, self.params.label_smoothing)
             if not torch.isfinite(terms["loss"]):
                 raise UserError(
                     f"row {self.row}: the loss is {terms['loss'].item()} at epoch {self.epoch}, batch {number}: "
@@ -249,6 +280,8 @@ class Training:
             terms["loss"].backward()
             self.optimizer.step()
             self.schedule.step()
+            if self.average is not None:
+                self.average.update(self.classifier.network)
             for name, value in terms.items():
                 sums[name] = sums.get(name, 0.0) + value.item()
         return {f"train/{name}": value / self.per_epoch for name, value in sums.items()}
@@ -282,11 +315,13 @@ def fit(
         UserError: the loss is not finite; the sentence names row, epoch and batch.
     """
     best, state = -1.0, None
-    for epoch in Training(classifier, train, validation, params, seed, row).epochs(goal, params.epochs):
+    training = Training(classifier, train, validation, params, seed, row)
+    for epoch in training.epochs(goal, params.epochs):
         yield epoch
         if params.keep == "best" and epoch.measures["validation/accuracy"] > best:
-            best = epoch.measures["validation/accuracy"]
-            state = {name: value.clone() for name, value in classifier.network.state_dict().items()}
+            best, state = epoch.measures["validation/accuracy"], training.weights()
+    if state is None and params.average:
+        state = training.weights()
     if state is not None:
         classifier.network.load_state_dict(state)
 
@@ -313,12 +348,13 @@ def train_base(
     return classifier, epochs()
 
 
-def step_terms(classifier: Classifier, step: Step, goal: Goal) -> dict[str, Tensor]:
+def step_terms(classifier: Classifier, step: Step, goal: Goal, label_smoothing: float = 0.0) -> dict[str, Tensor]:
     """The loss terms of one step, from a single forward pass over originals and counterfactual images together."""
+    entropy = partial(cross_entropy, label_smoothing=label_smoothing)
     together = torch.cat([step.images, step.counterfactuals])
     inputs = normalized(together, classifier.statistics, classifier.device)
     if goal.objective is not None:
-        return goal.objective.terms(classifier, inputs, step)
+        return goal.objective.terms(classifier, inputs, step, entropy)
     count, labels = len(step.labels), step.labels.to(inputs.device)
     activity_terms: FilterTerms | None = None
     if goal.filters is None:
@@ -328,4 +364,4 @@ def step_terms(classifier: Classifier, step: Step, goal: Goal) -> dict[str, Tens
         logits, activations, filters = seen.logits, seen.activations[:count], goal.filters.to(inputs.device)
         activity_terms = filter_terms(activations, labels, filters, goal.weights.surrogate)
     other_labels = step.counterfactual_labels.to(inputs.device)
-    return joint_terms(logits[:count], labels, logits[count:], other_labels, activity_terms, goal.weights)
+    return joint_terms(logits[:count], labels, logits[count:], other_labels, activity_terms, goal.weights, entropy)

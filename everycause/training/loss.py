@@ -5,6 +5,7 @@
 Papers: arXiv 2511.12100 (second term), arXiv 2501.11087 section "debugging loss" (third and fourth).
 """
 
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
@@ -92,16 +93,17 @@ def joint_terms(
     counterfactual_labels: Int64[Tensor, "augmented"] | Float[Tensor, "augmented classes"],
     activity_terms: FilterTerms | None,
     weights: LossParams,
+    entropy: Callable[..., Tensor] = cross_entropy,
 ) -> dict[str, Float[Tensor, ""]]:
     """Every term by name, without its weight, and the weighted sum of all terms as `loss`.
 
     A term without images, or with weight 0, is left out of the sum instead of being added as 0, so that with all
-    weights 0 the loss is plain cross-entropy to the last bit.
+    weights 0 the loss is plain cross-entropy to the last bit. `entropy` is cross_entropy, or that with smoothed labels.
     """
-    terms = {"cross_entropy": cross_entropy(logits, labels)}
+    terms = {"cross_entropy": entropy(logits, labels)}
     loss = terms["cross_entropy"]
     if len(counterfactual_labels) and weights.lambda_augment > 0:
-        terms["augment"] = cross_entropy(counterfactual_logits, counterfactual_labels)
+        terms["augment"] = entropy(counterfactual_logits, counterfactual_labels)
         loss = loss + weights.lambda_augment * terms["augment"]
     if activity_terms is not None:
         terms["mc"], terms["nonmc"], terms["active"] = activity_terms

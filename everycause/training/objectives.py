@@ -4,12 +4,13 @@ Each is one small class with the paper that it comes from. They see the same ima
 """
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, mse_loss, one_hot
+from torch.nn.functional import mse_loss, one_hot
 
 from everycause.errors import UserError
 from everycause.models import Classifier
@@ -27,12 +28,15 @@ GROUP_STEP = 0.01
 """Step size of the group weights, η (Sagawa et al., for Waterbirds and CelebA)."""
 
 
+Entropy = Callable[..., Tensor]
+
+
 @runtime_checkable
 class Objective(Protocol):
     """What a step minimizes."""
 
     def terms(
-        self, classifier: Classifier, inputs: Float[Tensor, "images 3 height width"], step: Step
+        self, classifier: Classifier, inputs: Float[Tensor, "images 3 height width"], step: Step, entropy: Entropy
     ) -> dict[str, Tensor]:
         """Every term by name, and what is minimized as `loss`.
 
@@ -40,6 +44,7 @@ class Objective(Protocol):
             classifier: The network in training.
             inputs: The originals of the step, then its counterfactual images, normalized, where the network lies.
             step: Their labels and places in the training split.
+            entropy: torch's cross_entropy, perhaps with smoothed labels.
         """
 
 
@@ -82,7 +87,7 @@ class SelfChallenging:
     probability is muted, as its section on the batch percentage says.
     """
 
-    def terms(self, classifier: Classifier, inputs: Tensor, step: Step) -> dict[str, Tensor]:
+    def terms(self, classifier: Classifier, inputs: Tensor, step: Step, entropy: Entropy) -> dict[str, Tensor]:
         """Cross-entropy with muted features."""
         labels = step.labels.to(inputs.device)
         features, logits, head = features_of(classifier, inputs)
@@ -90,8 +95,8 @@ class SelfChallenging:
             keep = kept_features(features, logits, labels, head)
         challenged = head(features * keep)
         return {
-            "cross_entropy": cross_entropy(logits.detach(), labels),
-            "loss": cross_entropy(challenged, labels),
+            "cross_entropy": entropy(logits.detach(), labels),
+            "loss": entropy(challenged, labels),
         }
 
 
@@ -116,10 +121,10 @@ class SpectralDecoupling:
     Paper: Pezeshki et al., NeurIPS 2021, arXiv 2011.09468: λ/2 · ‖f(x)‖² beside cross-entropy.
     """
 
-    def terms(self, classifier: Classifier, inputs: Tensor, step: Step) -> dict[str, Tensor]:
+    def terms(self, classifier: Classifier, inputs: Tensor, step: Step, entropy: Entropy) -> dict[str, Tensor]:
         """Cross-entropy and the squared length of the logits."""
         logits, labels = classifier(inputs), step.labels.to(inputs.device)
-        plain, length = cross_entropy(logits, labels), logits.square().sum(dim=1).mean()
+        plain, length = entropy(logits, labels), logits.square().sum(dim=1).mean()
         return {"cross_entropy": plain, "logits": length, "loss": plain + DECOUPLING / 2 * length}
 
 
@@ -136,11 +141,11 @@ class MaskedDistillation:
     def __init__(self, teacher: Classifier) -> None:
         self._teacher = copy.deepcopy(teacher).eval().requires_grad_(False)
 
-    def terms(self, classifier: Classifier, inputs: Tensor, step: Step) -> dict[str, Tensor]:
+    def terms(self, classifier: Classifier, inputs: Tensor, step: Step, entropy: Entropy) -> dict[str, Tensor]:
         """Cross-entropy of the originals, and the distance of the features of masked images."""
         count, labels = len(step.labels), step.labels.to(inputs.device)
         features, logits, _ = features_of(classifier, inputs)
-        terms = {"cross_entropy": cross_entropy(logits[:count], labels)}
+        terms = {"cross_entropy": entropy(logits[:count], labels)}
         loss = terms["cross_entropy"]
         if len(inputs) > count:
             with torch.no_grad():
@@ -170,10 +175,10 @@ class GroupRobust:
         """The weight of each group, q, which sum to 1."""
         return self._weights
 
-    def terms(self, classifier: Classifier, inputs: Tensor, step: Step) -> dict[str, Tensor]:
+    def terms(self, classifier: Classifier, inputs: Tensor, step: Step, entropy: Entropy) -> dict[str, Tensor]:
         """The weighted sum of the groups' mean losses; a group without an image in the batch adds 0."""
         logits, labels = classifier(inputs), step.labels.to(inputs.device)
-        losses = cross_entropy(logits, labels, reduction="none")
+        losses = entropy(logits, labels, reduction="none")
         member = one_hot(self.groups[step.index], len(self._weights)).to(losses.dtype).to(losses.device)
         by_group = (losses @ member) / member.sum(dim=0).clamp_min(1)
         grown = self._weights.to(losses.device) * (GROUP_STEP * by_group.detach()).exp()

@@ -25,7 +25,12 @@ def split(train: Split, classifier: Classifier) -> Split:
 def vision_transformer(classes: int) -> Classifier:
     torch.manual_seed(0)
     params = ModelParams(
-        name="test_vit", pretrained=False, explained_layer="blocks.5.norm1", head="published", dropout=0.0
+        name="test_vit",
+        pretrained=False,
+        weights="cache",
+        explained_layer="blocks.5.norm1",
+        head="published",
+        dropout=0.0,
     )
     made = Classifier(params, tuple(f"class-{i}" for i in range(classes)), 32, STATISTICS)
     with torch.no_grad():

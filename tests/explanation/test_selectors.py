@@ -142,7 +142,9 @@ def test_a_selector_that_lacks_something_says_what(classifier: Classifier, task:
     with pytest.raises(ValueError, match="needs the filters of each class"):
         SELECTORS["filter_cam"](request_of(classifier, task))
     flat = Classifier(
-        ModelParams(name="test_resnet", pretrained=False, explained_layer="fc", head="published", dropout=0.0),
+        ModelParams(
+            name="test_resnet", pretrained=False, weights="cache", explained_layer="fc", head="published", dropout=0.0
+        ),
         classifier.class_names,
         32,
         STATISTICS,
@@ -161,7 +163,9 @@ def test_grad_cam_of_a_network_with_channels_last_weighs_channels_not_places(
     torch.manual_seed(0)
     real = timm.create_model
     monkeypatch.setattr(timm, "create_model", lambda *given, **more: real(*given, **more, window_size=4, **options))
-    params = ModelParams(name=name, pretrained=False, explained_layer=layer, head="published", dropout=0.0)
+    params = ModelParams(
+        name=name, pretrained=False, weights="cache", explained_layer=layer, head="published", dropout=0.0
+    )
     classifier = Classifier(params, tuple("abcd"), 32, STATISTICS).eval()
     task = task_of(classifier, train, cells=2, count=3)
     ranking = SELECTORS["grad_cam"](request_of(classifier, task))
@@ -182,7 +186,9 @@ def test_grad_cam_of_a_network_with_channels_last_weighs_channels_not_places(
 
 def test_grad_cam_of_a_vision_transformer_lays_its_patch_tokens_out(train: Split) -> None:
     torch.manual_seed(0)
-    params = ModelParams(name="test_vit", pretrained=False, explained_layer="blocks.4", head="published", dropout=0.0)
+    params = ModelParams(
+        name="test_vit", pretrained=False, weights="cache", explained_layer="blocks.4", head="published", dropout=0.0
+    )
     classifier = Classifier(params, tuple("abcd"), 32, STATISTICS).eval()
     task = task_of(classifier, train, cells=2, count=3)
     tokens = classifier.layer_output(task.masking.images).output

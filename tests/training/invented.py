@@ -23,9 +23,19 @@ from tests.explanation.searching import PARAMS as MASKS
 AUGMENTATION = AugmentationParams(
     mirror=True, shift=2, rotation=0.0, shear=0.0, zoom=0.0, resized_crop=0.0, color_jitter=0.0
 )
-OPTIMIZER = OptimizerParams(name="adamw", schedule="one_cycle", learning_rate=1e-3, weight_decay=0.05, warmup=0.2)
+OPTIMIZER = OptimizerParams(
+    name="adamw", schedule="one_cycle", learning_rate=1e-3, weight_decay=0.05, warmup=0.2, layer_decay=1.0
+)
 PARAMS = FitParams(
-    epochs=2, batch_size=32, trainable=["all"], keep="last", augmentation=AUGMENTATION, optimizer=OPTIMIZER
+    epochs=2,
+    batch_size=32,
+    trainable=["all"],
+    keep="last",
+    label_smoothing=0.0,
+    average=0.0,
+    frozen_statistics=False,
+    augmentation=AUGMENTATION,
+    optimizer=OPTIMIZER,
 )
 ROUNDS = RoundsParams(rounds=2, images=12, growth=0.0)
 BACKGROUND = BackgroundParams(source="bank", source_classes="any_class", share=0.5, augment_rate=1.0)

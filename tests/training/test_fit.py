@@ -1,14 +1,17 @@
 import copy
 import dataclasses
+import math
 
 import pytest
 import timm
 import torch
 import yaml
 
+from everycause.data.images import normalized
 from everycause.data.sources import DataParams, open_split
 from everycause.data.split import Split
 from everycause.errors import UserError
+from everycause.inference import logits_of
 from everycause.models import Classifier
 from everycause.training.counterfactuals import Removals
 from everycause.training.fit import (
@@ -19,15 +22,18 @@ from everycause.training.fit import (
     has_statistics,
     optimizer,
     schedule,
+    step_terms,
     train_base,
     trainable_parameters,
     training_mode,
 )
-from everycause.training.loss import LossParams
+from everycause.training.loss import LossParams, accuracy
 from everycause.training.objectives import MaskedDistillation
 from everycause.training.rows import ROWS, Row, goal_of, retrain
+from everycause.training.steps import training_steps
 from tests.conftest import MODEL, ROOT, STATISTICS, make_classifier
 from tests.training.invented import (
+    AUGMENTATION,
     PARAMS,
     ROUNDS,
     WEIGHTS,
@@ -397,3 +403,70 @@ def test_the_head_is_every_last_layer_of_a_network_with_several() -> None:
     found = {id(value) for value in trainable_parameters(classifier, ["head"])}
     names = [name for name, value in classifier.network.named_parameters() if id(value) in found]
     assert names == ["head.weight", "head.bias", "head_dist.weight", "head_dist.bias"]
+
+
+def test_layer_decay_lowers_the_rate_from_the_head_down_and_reaches_every_weight(small: Split) -> None:
+    classifier = make_classifier()
+    params = PARAMS.optimizer.model_copy(update={"layer_decay": 0.5, "learning_rate": 0.01})
+    made = optimizer(classifier.network, params)
+    rates = {id(value): group["lr"] for group in made.param_groups for value in group["params"]}
+    assert len(rates) == len(list(classifier.network.parameters()))
+    head, stem = classifier.network.get_classifier().weight, next(classifier.network.parameters())
+    assert rates[id(head)] == pytest.approx(0.01) and rates[id(stem)] < 0.01
+    assert {round(math.log2(0.01 / rate), 6) % 1 for rate in rates.values()} == {0.0}  # powers of one half
+    steps = schedule(made, params, 10)
+    peaks = {id(group["params"][0]): 0.0 for group in made.param_groups}
+    for _ in range(10):
+        for group in made.param_groups:
+            place = id(group["params"][0])
+            peaks[place] = max(peaks[place], group["lr"])
+        made.step()
+        steps.step()
+    assert all(peaks[place] == pytest.approx(rates[place], rel=1e-6) for place in peaks)
+    plain = optimizer(classifier.network, PARAMS.optimizer)
+    assert {group["lr"] for group in plain.param_groups} == {PARAMS.optimizer.learning_rate}
+
+
+def test_frozen_statistics_stand_still_and_the_weights_do_not(small: Split, validation: Split) -> None:
+    classifier = make_classifier()
+    before = {name: value.clone() for name, value in classifier.network.state_dict().items()}
+    params = PARAMS.model_copy(update={"frozen_statistics": True, "epochs": 1})
+    list(fit(classifier, small, validation, params, 0))
+    for name, value in classifier.network.state_dict().items():
+        moves = "running_" not in name and "num_batches" not in name
+        assert torch.equal(value, before[name]) != moves, name
+
+
+def test_the_average_of_the_weights_is_the_result_and_what_is_validated(small: Split, validation: Split) -> None:
+    plain, averaged = make_classifier(), make_classifier()
+    list(fit(plain, small, validation, PARAMS, 0))
+    params = PARAMS.model_copy(update={"average": 0.9})
+    reference = make_classifier()
+    training = Training(reference, small, validation, params, 0, "base")
+    expected = {name: value.clone().double() for name, value in reference.network.state_dict().items()}
+    inner = training.schedule.step
+
+    def counted() -> None:  # called once a step, after the optimizer's
+        inner()
+        for name, value in reference.network.state_dict().items():
+            expected[name] = 0.9 * expected[name] + 0.1 * value.double()
+
+    training.schedule.step = counted
+    list(training.epochs(PLAIN, params.epochs))
+    epochs = list(fit(averaged, small, validation, params, 0))
+    assert torch.equal(reference.network.state_dict()["fc.weight"], plain.network.state_dict()["fc.weight"])
+    for name, value in averaged.network.state_dict().items():
+        if value.is_floating_point():
+            assert torch.allclose(value.double(), expected[name], atol=1e-5), name
+    assert epochs[-1].measures["validation/accuracy"] == accuracy(logits_of(averaged, validation), validation.labels)
+
+
+def test_smoothed_labels_are_those_of_torch(small: Split) -> None:
+    classifier = make_classifier()
+    step = next(training_steps(small, 16, AUGMENTATION, None, torch.Generator().manual_seed(0)))
+    terms = step_terms(classifier, step, PLAIN, 0.2)
+    logits = classifier(normalized(step.images, classifier.statistics, classifier.device))
+    shares = 0.8 * torch.nn.functional.one_hot(step.labels, 4) + 0.2 / 4
+    expected = -(shares * logits.log_softmax(dim=1)).sum(dim=1).mean()
+    assert terms["loss"].item() == pytest.approx(expected.item(), rel=1e-6)
+    assert step_terms(classifier, step, PLAIN)["loss"].item() != terms["loss"].item()

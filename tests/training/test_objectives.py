@@ -71,7 +71,7 @@ def test_self_challenging_mutes_the_third_of_the_features_in_the_third_of_the_im
         hit = sorted(range(COUNT), key=lambda row: -lost[row])[:3]
         for row in range(COUNT):
             assert torch.equal(keep[row], muted[row] if row in hit else torch.ones_like(muted[row]))
-        terms = SelfChallenging().terms(classifier, inputs, step(COUNT))
+        terms = SelfChallenging().terms(classifier, inputs, step(COUNT), cross_entropy)
         expected = cross_entropy((features * keep) @ head.weight.T + head.bias, labels)
     assert terms["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
 
@@ -79,7 +79,7 @@ def test_self_challenging_mutes_the_third_of_the_features_in_the_third_of_the_im
 def test_spectral_decoupling_adds_half_lambda_times_the_squared_length_of_the_logits(
     classifier: Classifier, inputs: torch.Tensor
 ) -> None:
-    terms = SpectralDecoupling().terms(classifier, inputs, step(COUNT))
+    terms = SpectralDecoupling().terms(classifier, inputs, step(COUNT), cross_entropy)
     logits, total = classifier(inputs), 0.0
     for row in range(COUNT):
         total += -float(logits[row].detach().log_softmax(0)[row % 4]) + DECOUPLING / 2 * sum(
@@ -90,10 +90,10 @@ def test_spectral_decoupling_adds_half_lambda_times_the_squared_length_of_the_lo
 
 def test_distillation_is_zero_while_the_student_is_the_teacher(classifier: Classifier, inputs: torch.Tensor) -> None:
     objective = MaskedDistillation(classifier)
-    terms = objective.terms(classifier, inputs, step(6, 3))
+    terms = objective.terms(classifier, inputs, step(6, 3), cross_entropy)
     assert terms["distillation"].item() == 0.0
     assert terms["loss"].item() == pytest.approx(cross_entropy(classifier(inputs)[:6], step(6).labels).item())
-    assert objective.terms(classifier, inputs[:6], step(6)).keys() == {"cross_entropy", "loss"}
+    assert objective.terms(classifier, inputs[:6], step(6), cross_entropy).keys() == {"cross_entropy", "loss"}
 
 
 def test_distillation_is_the_mean_squared_distance_of_the_features_of_masked_images(
@@ -103,7 +103,7 @@ def test_distillation_is_the_mean_squared_distance_of_the_features_of_masked_ima
     with torch.no_grad():
         for value in classifier.parameters():
             value.mul_(1.1)
-    terms = objective.terms(classifier, inputs, step(6, 3))
+    terms = objective.terms(classifier, inputs, step(6, 3), cross_entropy)
     after = features_of(classifier, inputs).features
     expected = float(((after[6:] - before[6:]) ** 2).mean())
     assert terms["distillation"].item() == pytest.approx(expected, rel=1e-4) and expected > 0
@@ -114,7 +114,7 @@ def test_distillation_is_the_mean_squared_distance_of_the_features_of_masked_ima
 def test_group_weights_grow_with_the_loss_of_their_group(classifier: Classifier, inputs: torch.Tensor) -> None:
     groups = torch.tensor([0, 0, 1, 1, 1, 2, 2, 2, 2, 3])  # group 3 is not in the batch
     objective = GroupRobust(groups)
-    terms = objective.terms(classifier, inputs, step(COUNT))
+    terms = objective.terms(classifier, inputs, step(COUNT), cross_entropy)
     logits, labels = classifier(inputs), torch.arange(COUNT) % 4
     mean = {}
     for group in range(3):
