@@ -27,6 +27,8 @@ from everycause.shapes import Bool, Int64, UInt8
 
 MOST_BACKGROUNDS = 1200
 """Most background images of a bank: with more, backgrounds do not become less predictable."""
+GRAY = 127.5
+"""What an image of which nothing is kept is filled with."""
 FEWEST_CELLS = 4
 """Fewest cells of background that an image needs to become a background image."""
 
@@ -73,12 +75,18 @@ class OwnScene(NamedTuple):
     """A blur of the pixels that the image keeps, which tells as much about the class as its scene does."""
 
     def draw(self, images: Images, removed: Tensor, _labels: Tensor, _generator: torch.Generator) -> Images:
-        """Gaussian means of the pixels that are kept, a quarter of the image wide."""
+        """Gaussian means of the pixels that are kept, a quarter of the image wide.
+
+        Farther than that from all of them a pixel shows their plain mean, and gray where nothing is kept.
+        """
         kept = (~removed[:, None]).float()
         side = images.shape[-1] // 4
         spread = [2 * side + 1, 2 * side + 1], [side / 2, side / 2]
-        means = gaussian_blur(images * kept, *spread) / gaussian_blur(kept, *spread).clamp_min(1e-6)
-        return means.round().clamp(0, 255).to(torch.uint8)
+        weights = gaussian_blur(kept, *spread)
+        means = gaussian_blur(images * kept, *spread) / weights.clamp_min(1e-6)
+        count = kept.sum(dim=(2, 3), keepdim=True)
+        plain = torch.where(count > 0, (images * kept).sum(dim=(2, 3), keepdim=True) / count.clamp_min(1), GRAY)
+        return torch.where(weights > 1e-6, means, plain).round().clamp(0, 255).to(torch.uint8)
 
 
 class OtherImages(NamedTuple):

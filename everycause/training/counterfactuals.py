@@ -52,7 +52,8 @@ class Upstream:
     open_filters: Callable[[], FilterBank]
     """Reads the filters of the base; raises UserError if there are none."""
     watch_filters: bool
-    """Whether rows without filter terms record the values of these terms."""
+    """Whether rows without filter terms record the values of these terms; those with an objective of their own never do.
+    """
 
     @cached_property
     def masks(self) -> Masks:

@@ -25,6 +25,9 @@ NOISE = 6.0
 """Standard deviation of the noise where an object was, in gray levels of 255: a smooth spot would be a cue."""
 MOST_DISCS = 16
 """Most discs that an object loses."""
+MOST_WITH_GRADIENTS = 64
+"""Images whose objects are sought at once: every activation is kept for the backward passes, eight times the memory of
+a forward pass and more."""
 
 
 class ExchangeParams(Section):
@@ -37,13 +40,17 @@ class ExchangeParams(Section):
     removed: list[float] = Field(min_length=2, max_length=2)
     """Discs are removed until a share of the object is gone that is drawn from this range; the last may take more."""
     radius: list[float] = Field(min_length=2, max_length=2)
-    """Smallest and largest radius of the removed discs, as a share of the image's side."""
+    """Smallest and largest radius of the removed discs, as a share of the image's side; above 0."""
 
     @model_validator(mode="after")
     def _are_ranges(self) -> "ExchangeParams":
         for name, (low, high) in {"removed": self.removed, "radius": self.radius}.items():
             if not 0 <= low <= high <= 1:
                 raise ValueError(f"{name} is [{low}, {high}]: it must be two shares, 0 ≤ smallest ≤ largest ≤ 1")
+        if self.radius[0] == 0:
+            raise ValueError(
+                "radius begins with 0: a disc without a radius removes nothing (for that, set removed to 0)"
+            )
         return self
 
 
@@ -88,7 +95,7 @@ def exchange(
         seed: Seed of projections and noise.
     """
     generator = torch.Generator().manual_seed(seed)
-    size = batch_size(classifier)
+    size = min(MOST_WITH_GRADIENTS, batch_size(classifier))
     sources = torch.zeros(len(split), dtype=torch.bool)
     sources[torch.randperm(len(split), generator=generator)[:MOST_BACKGROUNDS]] = True
     packed, scenes, begin = [], [], 0

@@ -86,8 +86,9 @@ class Row(NamedTuple):
             lacks = "groups"
         if lacks:
             name = next((name for name, row in ROWS.items() if row is self), self.meaning)
+            known = "codebirds" if lacks == "parts" else "codebirds or waterbirds"
             raise UserError(
-                f"the row '{name}' needs data whose {lacks} are known (data.source: codebirds): leave it out of rows"
+                f"the row '{name}' needs data whose {lacks} are known (data.source: {known}): leave it out of rows"
             )
 
 
@@ -257,7 +258,7 @@ def goal_of(name: str, upstream: Upstream, recipe: Recipe, seed: int) -> Goal:
     filters = None
     if row.filters:
         filters = filters_of(name, upstream).global_filters(recipe.frequency_threshold)
-    elif upstream.watch_filters:
+    elif upstream.watch_filters and row.objective is None:  # an objective of its own records its own terms
         filters = upstream.filters.global_filters(recipe.frequency_threshold)
     if filters is not None and row.filters in ("random", "permuted"):
         filters = (random_like if row.filters == "random" else permuted)(filters, seed)

@@ -151,6 +151,15 @@ def test_the_own_fill_takes_its_colors_from_what_is_left() -> None:
     assert OwnScene().draw(images, removed, torch.tensor([0]), generator()).sub(60).abs().max() <= 1
 
 
+def test_the_own_fill_of_a_large_object_is_never_black() -> None:
+    images = torch.full((2, 3, 64, 64), 60, dtype=torch.uint8)
+    removed = torch.ones(2, 64, 64, dtype=torch.bool)
+    removed[0, :, :8] = False  # all that is kept lies at the left border; of the second image nothing is kept
+    filled = OwnScene().draw(images, removed, torch.tensor([0, 0]), generator())
+    assert filled[0].float().sub(60).abs().max() <= 1
+    assert filled[1].unique().tolist() == [128]
+
+
 def test_every_source_of_fill_is_at_hand(train: Split) -> None:
     statistics = Statistics((0.5,) * 3, (0.2,) * 3)
     kinds = {

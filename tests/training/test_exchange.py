@@ -1,5 +1,6 @@
 """Objects in scenes of other images."""
 
+import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
@@ -105,7 +106,22 @@ def test_a_seed_gives_the_same_images_again(train: Split, classifier: Classifier
     assert len(made.composed(empty, images[:0], labels[:0], generator())[0]) == 0
 
 
-@pytest.mark.parametrize("values", [{"removed": [0.5, 0.2]}, {"radius": [0.1, 1.2]}, {"removed": [0.1]}])
+@pytest.mark.parametrize(
+    "values", [{"removed": [0.5, 0.2]}, {"radius": [0.1, 1.2]}, {"removed": [0.1]}, {"radius": [0, 0.0]}]
+)
 def test_a_range_that_is_none_is_refused(values: dict) -> None:
     with pytest.raises(ValidationError):
         changed(**values)
+
+
+def test_few_images_at_once_are_passed_backward(
+    train: Split, classifier: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    monkeypatch.setattr("everycause.training.exchange.batch_size", lambda _classifier: 512)
+    monkeypatch.setattr(
+        "everycause.training.exchange.objects",
+        lambda _classifier, images, *_: sizes.append(len(images)) or images[:, 0] > 100,
+    )
+    exchange(classifier, train.subset(np.arange(len(train)).repeat(130 // len(train) + 1)), EXCHANGE, 1.0, 0)
+    assert max(sizes) == 64 and sum(sizes) >= 130

@@ -101,6 +101,17 @@ def test_every_term_of_a_row_is_recorded_by_name(small: Split, validation: Split
     assert set(epochs[0].measures) == {f"train/{name}" for name in expected} | {"validation/accuracy"}
 
 
+def test_a_row_with_an_objective_of_its_own_neither_reads_nor_records_filters(small: Split, validation: Split) -> None:
+    def absent() -> None:
+        raise UserError("they must not be read")
+
+    upstream = dataclasses.replace(invented_upstream(small, validation), open_filters=absent, watch_filters=True)
+    epochs = list(retrain("spectral_decoupling", upstream, recipe(smoke_data()), PARAMS, ROUNDS, 0))
+    assert set(epochs[0].measures) == {f"train/{name}" for name in ("loss", "cross_entropy", "logits")} | {
+        "validation/accuracy"
+    }
+
+
 def test_only_flipped_images_have_a_counterfactual_and_other_selectors_take_as_many_regions(
     small: Split, data_params: DataParams
 ) -> None:
@@ -350,7 +361,9 @@ def test_masked_distillation_sees_as_many_regions_of_other_images(small: Split, 
 
 def test_rows_that_need_groups_are_refused_where_there_are_none() -> None:
     photographs = smoke_data().model_copy(update={"source": "folder"})
-    with pytest.raises(UserError, match="the row 'group_dro' needs data whose groups are known"):
+    with pytest.raises(
+        UserError, match="the row 'group_dro' needs data whose groups are known .data.source: codebirds or waterbirds"
+    ):
         ROWS["group_dro"].check(photographs)
     ROWS["group_dro"].check(smoke_data())
     ROWS["continued"].check(photographs)
