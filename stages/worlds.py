@@ -4,7 +4,7 @@ with flipped training labels (`make noise`).
 Reads   params.yaml, of which `worlds` says which worlds, rows and seeds; the images are rendered.
 Writes  WORK: finished rows, and bases, filters and masks that they share. OUT/PLAN.csv (columns world, dominance,
         scene_correlation, row, seed, measure, value; that of noise also label_noise), OUT/differences.csv,
-        OUT/machine.json, a figure; a page but of the map; of the study the README's table.
+        OUT/machine.json, a page and a figure; of the study also the README's table.
         Stopped, it goes on with the rows that are missing.
 Paper   hypotheses and analysis stand in reports/log.md, written before the study ran.
         Cost: about 60 s a row on one core; it is said at the start.
@@ -29,11 +29,21 @@ from everycause.tuning.upstream import TrialParams
 from everycause.worlds.analysis import COLUMNS, differences, frame, table
 from everycause.worlds.cells import Cell, PlanName, cells
 from everycause.worlds.measurement import Laboratory, check_plan
-from everycause.worlds.page import map_figure, noise_figure, noise_page, readme_table, study_figure, study_page
+from everycause.worlds.page import (
+    map_figure,
+    map_page,
+    noise_figure,
+    noise_page,
+    readme_table,
+    study_figure,
+    study_page,
+)
 from stages.entry import run
 
 ROW_SECONDS = 60
 """About how long one row takes on one core, its share of base and masks included."""
+PATIENCE = 5.0
+"""Seconds that a worker has to end when it is asked to."""
 
 
 def main(plan: PlanName, out: Path, work: Path = Path("tuning/worlds"), workers: int = 0) -> None:
@@ -88,8 +98,12 @@ def train(laboratory: Laboratory, asked: list[Cell], rows: list[str], workers: i
                 if cell.where.images not in {other.where.images for other in running.values()}:
                     laboratory.forget(cell.where)
     except BaseException as error:
-        for worker in multiprocessing.active_children():
+        alive = multiprocessing.active_children()
+        for worker in alive:
             worker.terminate()  # finished rows are kept, the row that it was at is done again
+        for worker in alive:
+            worker.join(PATIENCE)
+            worker.kill()  # one that waits for a GPU does not hear the first request
         if isinstance(error, BrokenProcessPool):
             raise UserError(
                 f"a worker was killed: is there memory for {workers} of them? Run this again: it goes on"
@@ -119,7 +133,7 @@ def write(plan: PlanName, laboratory: Laboratory, asked: list[Cell], rows: list[
         (folder / "readme_table.md").write_text(readme_table(measured, found) + "\n", encoding="utf-8")
     elif plan == "map":
         save(map_figure(found), folder / "map.png")
-        return
+        lines = map_page(found, len({cell.seed for cell in asked}), " and ".join(machines))
     else:
         save(noise_figure(measured), folder / "noise.png")
         lines = noise_page(measured, " and ".join(machines))

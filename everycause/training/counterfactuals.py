@@ -52,7 +52,7 @@ class Upstream:
     open_filters: Callable[[], FilterBank]
     """Reads the filters of the base; raises UserError if there are none."""
     watch_filters: bool
-    """Whether rows without filter terms record the values of these terms; those with an objective of their own never do.
+    """Whether rows without filter terms record the values of these terms, but for rows with an objective of their own.
     """
 
     @cached_property

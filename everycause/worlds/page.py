@@ -179,6 +179,45 @@ def map_figure(found: list[Difference]) -> Figure:
     return figure
 
 
+def map_page(found: list[Difference], seeds: int, where: str) -> Iterator[str]:
+    """When each row helps and when it harms, in Markdown.
+
+    Args:
+        found: The differences between rows.
+        seeds: Number of training seeds in each cell.
+        where: On which machine it was measured.
+    """
+    cells = len({one.where for one in found})
+    yield "# Map of worlds: when does counterfactual training help?\n"
+    yield (
+        f"{cells} worlds × {seeds} training seeds, on {where}. Written by `make map`; every measure stands in "
+        "`map.csv`, every difference in `differences.csv`.\n"
+    )
+    yield "![Points gained over continued training in every world](map.png)\n"
+    yield (
+        "In how many of the worlds a row lies above / below the one in brackets, by 95 % intervals without 0. Less is "
+        "better in the scene gap alone.\n"
+    )
+    rows = list(dict.fromkeys((one.row, one.reference) for one in found))
+    lines = [[f"`{row}` ({other})", *(_score(found, row, other, name) for name in NAMES)] for row, other in rows]
+    yield markdown(["row", *NAMES.values()], lines)
+    for row in dict.fromkeys(one.row for one in found if one.reference == REFERENCE):
+        yield f"\n## Completeness of `{row}` − `{REFERENCE}`, in points\n"
+        here = [one for one in found if (one.row, one.reference, one.measure) == (row, REFERENCE, COMPLETE)]
+        gains = {(one.where.dominance, one.where.scene_correlation): _gain(one) for one in here}
+        across, down = sorted({scene for _, scene in gains}), sorted({strength for strength, _ in gains}, reverse=True)
+        table = [
+            [f"dominance {strength:g}", *(gains.get((strength, scene), "") for scene in across)] for strength in down
+        ]
+        yield markdown(["", *(f"scene {scene:g}" for scene in across)], table)
+
+
+def _score(found: list[Difference], row: str, reference: str, measure: str) -> str:
+    """In how many worlds a row is shown to be above and below another."""
+    here = [one.interval for one in found if (one.row, one.reference, one.measure) == (row, reference, measure)]
+    return f"{sum(one.low > 0 for one in here)} / {sum(one.high < 0 for one in here)}"
+
+
 def noise_figure(table: pd.DataFrame) -> Figure:
     """How each row's completeness and its reliance on the scene change with the share of flipped training labels.
 

@@ -18,7 +18,15 @@ from everycause.worlds.analysis import (
 )
 from everycause.worlds.cells import Cell, World
 from everycause.worlds.measurement import IMAGE_MEASURES
-from everycause.worlds.page import map_figure, noise_figure, noise_page, readme_table, study_figure, study_page
+from everycause.worlds.page import (
+    map_figure,
+    map_page,
+    noise_figure,
+    noise_page,
+    readme_table,
+    study_figure,
+    study_page,
+)
 
 IMAGES = 40
 GAINS = {"base": 0.0, "continued": 0.0, "masks_random": 0.1, "masks": 0.3}
@@ -104,6 +112,20 @@ def test_the_page_says_what_was_planted_and_the_figures_are_drawn(tmp_path: Path
     assert len(panels) == 2 * len(IMAGE_MEASURES)
     texts = {text.get_text(): text.get_fontweight() for text in panels[-5].texts}
     assert texts == {"+30": "bold", "+0": "normal"} or texts["+30"] == "bold"
+
+
+def test_the_page_of_a_map_counts_the_worlds_in_which_a_row_is_shown_to_gain() -> None:
+    cells = [
+        Cell(World("own", strength, scene), seed) for strength in (1.0, 0.5) for scene in (0.0, 0.9) for seed in (0, 1)
+    ]
+    page = "\n".join(map_page(differences(Planted(), cells, ROWS), 2, "a processor"))
+    assert "4 worlds × 2 training seeds, on a processor" in page
+    counts = next(line for line in page.splitlines() if line.startswith("| `masks` (continued)"))
+    assert [cell.strip() for cell in counts.split("|")[2:-1]] == ["4 / 0"] * len(IMAGE_MEASURES)
+    below = next(line for line in page.splitlines() if line.startswith("| dominance 1 "))
+    assert below.count("**+10.") + below.count("**+9.") == 2, (
+        "random regions come first, and gain 0.1 in planted results"
+    )
 
 
 def test_the_short_table_has_the_first_world_and_the_gain_in_every_world() -> None:
