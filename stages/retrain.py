@@ -54,6 +54,8 @@ def main(row: str, seed: int, base: Path, filters: Path, masks: Path, out: Path)
     )
     if row not in ROWS:
         raise UserError(f"'{row}' is not a retraining row (known: {', '.join(ROWS)})")
+    if out.resolve() in (place.resolve() for place in (base, filters, masks)):
+        raise UserError(f"--out '{out}' is what this stage reads: name another folder")
     device = start(params.run, seed)
     upstream = opened(params, base, filters, masks, device)
     classifier, data, threshold = upstream.base, params.data, params.filters.frequency_threshold

@@ -12,6 +12,7 @@ from everycause.device import start
 from everycause.models import framing_of
 from everycause.params import read
 from everycause.training.fit import train_base
+from everycause.weights import said
 from stages.entry import recorded, run
 
 
@@ -27,6 +28,8 @@ def main(seed: int, out: Path) -> None:
     train, validation = (open_split(data, name, params.run.threads) for name in ("train", "validation"))
     classifier, epochs = train_base(params.model, params.training, train, validation, seed, device)
     with recorded("train_base/base", params, out, seed, device, train.identity) as (folder, record):
+        if params.model.pretrained:
+            record.tag({"weights": said(params.model.name, params.model.weights)})
         for epoch in epochs:
             record(epoch.measures, epoch.number)
         classifier.save(folder)

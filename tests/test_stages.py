@@ -10,6 +10,7 @@ from pathlib import Path
 import mlflow
 import nbformat
 import pytest
+import timm
 import torch
 import yaml
 from nbclient import NotebookClient
@@ -339,6 +340,15 @@ def test_the_first_stage_refuses_what_a_later_one_could_not_do(
     assert [place.name for place in Path().iterdir()] == ["params.yaml"]
 
 
+def test_a_row_does_not_replace_what_it_is_retrained_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("params.yaml").write_text(yaml.safe_dump(smoke()))
+    places = {name: tmp_path / name for name in ("base", "filters", "masks")}
+    for place in places.values():
+        with pytest.raises(UserError, match="is what this stage reads"):
+            retrain.main("masks", 0, **places, out=place)
+
+
 def test_inputs_change_with_code_and_data_and_with_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -362,6 +372,24 @@ def test_inputs_change_with_code_and_data_and_with_nothing_else(
     (victim,) = sorted((tmp_path / "digits" / "test" / "digit-0").iterdir())[:1]
     Image.open(victim).rotate(90).save(victim)
     assert {stage for stage, content in inputs(raw).items() if content != photos[stage]} == set(check_inputs.EVALUATION)
+
+
+def test_other_pretrained_weights_train_another_base_and_change_no_other_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    raw = smoke()
+    raw["model"] |= {"pretrained": True, "weights": "weights.pth"}
+
+    def inputs(seed: int) -> dict[str, dict]:
+        torch.manual_seed(seed)
+        torch.save(timm.create_model(raw["model"]["name"]).state_dict(), "weights.pth")
+        Path("params.yaml").write_text(yaml.safe_dump(raw))
+        check_inputs.main(out=Path("inputs"))
+        return {path.stem: read_json(path, "") for path in Path("inputs").glob("*.json")}
+
+    one, other = inputs(1), inputs(2)
+    assert {stage for stage in one if one[stage] != other[stage]} == {"train_base"}
 
 
 NOTEBOOKS = {"00_results": 2, "01_explain_an_image": 5, "02_filters_of_a_class": 2}
