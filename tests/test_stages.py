@@ -392,7 +392,7 @@ def test_other_pretrained_weights_train_another_base_and_change_no_other_input(
     assert {stage for stage in one if one[stage] != other[stage]} == {"train_base"}
 
 
-NOTEBOOKS = {"00_results": 2, "01_explain_an_image": 5, "02_filters_of_a_class": 2}
+NOTEBOOKS = {"00_results": 2, "01_explain_an_image": 5, "02_filters_of_a_class": 2, "03_your_own_photographs": 3}
 """Name → the fewest pictures that it shows."""
 
 

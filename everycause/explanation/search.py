@@ -190,6 +190,10 @@ class Search:
             .sort(dim=1, descending=True, stable=True)
         )
         candidates, allowed = _shortlist(height, region, torch.zeros_like(rows), budget)
+        some = allowed.any(dim=1)  # a set of all regions leaves none to try
+        if not bool(some.any()):
+            return
+        rows, state, candidates, allowed = rows[some], state[some], candidates[some], allowed[some]
         trial = self._best_trial(rows, state, candidates, allowed, prefer_flips=True)
         sets = state.scatter(1, trial.region[:, None], True)
         kept = trial.flips.nonzero()[:, 0]
