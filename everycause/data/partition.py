@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from everycause.data.folder import check_distinct, class_folders
 from everycause.data.images import decoded, image_files
-from everycause.errors import UserError
+from everycause.errors import UserError, disk_errors
 from everycause.shapes import Bool, Int64
 
 SPLITS = ("train", "validation", "test")
@@ -33,7 +33,7 @@ def partition(photos: Path, out: Path, validation: float, test: float, seed: int
 
     Args:
         photos: A folder with one folder of images for each class.
-        out: Folder to make.
+        out: Folder to write into; it may exist, but may hold none of the splits.
         validation: Share of each class's images, above 0.
         test: The same; both together are below 1.
         seed: Of the random order.
@@ -42,15 +42,13 @@ def partition(photos: Path, out: Path, validation: float, test: float, seed: int
         Number of images of each split.
 
     Raises:
-        UserError: the shares leave nothing to train on, `out` exists, the folder is not as it should be, an image
-            cannot be read, near-duplicates stand in two classes, or a class has fewer than three different images.
+        UserError: the shares leave nothing to train on, `out` holds a split, one folder lies in the other, the
+            photographs are not as they should be, an image cannot be read, near-duplicates stand in two classes, or a
+            class has fewer than three different images.
     """
     if not (0 < validation < 1 and 0 < test < 1 and validation + test < 1):
         raise UserError(f"shares of {validation} and {test}: both must be above 0, and together below 1")
-    if out.exists():
-        raise UserError(f"'{out}' exists already: name a folder that does not, or remove it")
-    if photos.resolve() in (out.resolve(), *out.resolve().parents):
-        raise UserError(f"'{out}' lies in '{photos}', whose images it would be made of: name a folder elsewhere")
+    check_places(photos, out)
     folders = class_folders(photos.resolve().parent, photos.resolve().name)
     if len(folders) < 2:
         raise UserError(f"'{photos}' has one class: a classifier needs at least two")
@@ -58,17 +56,39 @@ def partition(photos: Path, out: Path, validation: float, test: float, seed: int
     files = [file for folder in folders for file in image_files(folder)]
     groups = near_duplicates(np.stack([hashed(file) for file in tqdm(files, desc="photographs", disable=None)]))
     placed = divided(files, groups, validation, test, seed)
-    partial = out.with_name(f"{out.name}.partial")
+    partial = out / ".split.partial"  # hidden: readers of the folder pass over it
     shutil.rmtree(partial, ignore_errors=True)
-    for file, split in placed.items():
-        place = partial / split / file.parent.name / file.name
-        place.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.link(file.resolve(), place)
-        except OSError:
-            shutil.copy2(file, place)
-    partial.rename(out)
+    with disk_errors(partial, sum(file.stat().st_size for file in placed)):
+        for file, split in placed.items():
+            _link_or_copy(file, partial / split / file.parent.name / file.name)
+        for split in SPLITS:
+            (partial / split).rename(out / split)
+        partial.rmdir()
     return {split: sum(one == split for one in placed.values()) for split in SPLITS}
+
+
+def _link_or_copy(file: Path, place: Path) -> None:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(file.resolve(), place)
+    except OSError:  # another file system, or one without hard links
+        shutil.copy2(file, place)
+
+
+def check_places(photos: Path, out: Path) -> None:
+    """Refuse to write splits over others, among the photographs, or beside them as if they were a split.
+
+    Raises:
+        UserError: as partition.
+    """
+    if out.exists() and not out.is_dir():
+        raise UserError(f"'{out}' is a file: name a folder")
+    if there := [split for split in SPLITS if (out / split).exists()]:
+        raise UserError(f"'{out}' holds '{there[0]}' already: name another folder, or remove its splits")
+    if photos.resolve() in (out.resolve(), *out.resolve().parents):
+        raise UserError(f"'{out}' lies in '{photos}', whose images it would be made of: name a folder elsewhere")
+    if out.resolve() in photos.resolve().parents:
+        raise UserError(f"'{photos}' lies in '{out}', where it would be taken for a shifted split: move it elsewhere")
 
 
 def hashed(file: Path) -> Bool[np.ndarray, "bits"]:

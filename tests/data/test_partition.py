@@ -100,7 +100,25 @@ def test_the_command_says_how_many_each_split_got(
     assert main(["split", str(photos), str(tmp_path / "data")]) == 0
     assert capsys.readouterr().out.startswith(f"{tmp_path / 'data'}: ")
     assert main(["split", str(photos), str(tmp_path / "data")]) == 1
-    assert "exists already" in capsys.readouterr().err
+    assert "holds 'train' already" in capsys.readouterr().err
+
+
+def test_splits_go_into_a_folder_that_exists_and_touch_nothing_in_it(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "README.md").write_text("mine")
+    partition(photos, tmp_path / "data", 0.2, 0.2, 0)
+    assert {entry.name for entry in (tmp_path / "data").iterdir()} == {*SPLITS, "README.md"}
+    assert (tmp_path / "data" / "README.md").read_text() == "mine"
+
+
+def test_folders_within_each_other_and_files_are_refused(photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="lies in .*, whose images it would be made of"):
+        partition(photos, photos / "data", 0.2, 0.2, 0)
+    with pytest.raises(UserError, match="would be taken for a shifted split"):
+        partition(photos, tmp_path, 0.2, 0.2, 0)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="is a file: name a folder"):
+        partition(photos, tmp_path / "file", 0.2, 0.2, 0)
 
 
 def spoiled(photos: Path, mistake: str) -> tuple[Path, float, str]:
