@@ -266,16 +266,14 @@ class Training:
             yield
 
     def _epoch(self, steps: Iterator[Step], goal: Goal) -> dict[str, float]:
-        """One epoch of optimizer steps; the mean of each loss term over the steps."""
-        sums: dict[str, float] = {}
+        """One epoch of optimizer steps; the mean of each loss term over the steps.
+
+        The terms are read once, at the end, so that no step waits for a GPU.
+        """
+        seen: dict[str, list[Tensor]] = {}
         title = f"{self.row} epoch {self.epoch}/{self.params.epochs}"
-        for number, step in enumerate(tqdm(steps, total=self.per_epoch, desc=title, disable=None, leave=False), 1):
+        for step in tqdm(steps, total=self.per_epoch, desc=title, disable=None, leave=False):
             terms = step_terms(self.classifier, step, goal, self.params.label_smoothing)
-            if not torch.isfinite(terms["loss"]):
-                raise UserError(
-                    f"row {self.row}: the loss is {terms['loss'].item()} at epoch {self.epoch}, batch {number}: "
-                    "lower the learning rate or the weights of the terms"
-                )
             self.optimizer.zero_grad(set_to_none=True)
             terms["loss"].backward()
             self.optimizer.step()
@@ -283,8 +281,15 @@ class Training:
             if self.average is not None:
                 self.average.update(self.classifier.network)
             for name, value in terms.items():
-                sums[name] = sums.get(name, 0.0) + value.item()
-        return {f"train/{name}": value / self.per_epoch for name, value in sums.items()}
+                seen.setdefault(name, []).append(value.detach())
+        values = {name: torch.stack(some).double().cpu() for name, some in seen.items()}
+        if len(diverged := (~values["loss"].isfinite()).nonzero()):
+            number = int(diverged[0, 0])
+            raise UserError(
+                f"row {self.row}: the loss is {float(values['loss'][number])} at epoch {self.epoch}, batch "
+                f"{number + 1}: lower the learning rate or the weights of the terms"
+            )
+        return {f"train/{name}": float(some.sum()) / self.per_epoch for name, some in values.items()}
 
     def state(self) -> dict[str, Any]:
         """Everything that the next epoch depends on, in a form that torch.save takes."""
