@@ -20,7 +20,7 @@ from everycause.inference import TIMM, logits_of_images, open_classifier
 from everycause.models import Classifier, ModelParams, load
 from everycause.networks import folded
 from everycause.params import read
-from everycause.weights import check_published
+from everycause.weights import published
 from stages.entry import recorded, run
 
 COLUMNS = ["model", "class", "measure", "value", "low", "high"]
@@ -73,7 +73,9 @@ def opened(place: str, params: ModelParams, device: torch.device) -> Classifier:
     if not place.startswith(TIMM) and (Path(place).is_dir() or not Path(place).suffix):
         return load(Path(place), device)
     name = place.removeprefix(TIMM) if place.startswith(TIMM) else params.name
-    described, names = check_published(name), tuple(ImageNetInfo("imagenet-1k").label_names())
+    described, names = published(name), tuple(ImageNetInfo("imagenet-1k").label_names())
+    if described is None:
+        raise UserError(f"--model: timm does not say which images {name} sees: name a network that it describes")
     if described.num_classes != len(names):
         raise UserError(
             f"--model: the published {name} has {described.num_classes} classes, not ImageNet's 1,000: "

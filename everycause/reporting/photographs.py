@@ -186,14 +186,17 @@ def _selectors(table: pd.DataFrame) -> Iterator[str]:
     yield """Each selector gives one order of the regions. Those that try regions out, and Captum's, saw the mean color
 in place of removed ones; every order is judged with the mean color and with the blurred photograph. Mean ± standard
 error over photographs. *Flips*: percent whose prediction changes; *regions*: removed until then, the largest set where
-it never does. *Passes* and *seconds* are those of the ranking; of the counterfactual search those of its set alone.
+it never does. *Passes* and *seconds* are those of the ranking; of the counterfactual search those of its set alone. A
+selector with fewer photographs has ranked the first of them.
 """
     means = _wide(table)
     judged = means.dropna(subset=["deletion_auc/mean"])
-    yield markdown(
-        ["selector", "passes", "seconds"],
-        [[f"`{name}`", f"{row.forward_passes:.0f}", f"{row.seconds:.2f}"] for name, row in judged.iterrows()],
-    )
+    costs = ("photographs", "forward_passes", "seconds")
+    lines = [
+        [f"`{name}`", *(f"{row[one]:.{2 if one == 'seconds' else 0}f}" for one in costs)]
+        for name, row in judged.iterrows()
+    ]
+    yield markdown(["selector", "photographs", "passes", "seconds"], lines)
     for baseline, said in (("mean", "the mean color"), ("blur", "the blurred photograph")):
         yield f"\nRemoved regions show {said}:\n"
         lines = [[f"`{name}`", *_cells(row, baseline)] for name, row in judged.iterrows()]

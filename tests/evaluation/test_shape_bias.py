@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import timm
 import torch
 import yaml
 from timm.data import ImageNetInfo
@@ -131,6 +132,26 @@ def test_the_protocol_writes_measures_and_the_decision_on_every_image(
     assert table[(table["class"] == ALL) & (table.measure == "shape")].value.item() == pytest.approx(share, abs=1e-4)
 
 
+def test_a_state_dict_of_imagenets_classes_is_measured_by_its_members(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raw: dict
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    raw["model"]["name"] = "test_resnet"
+    Path("params.yaml").write_text(yaml.safe_dump(raw))
+    network = timm.create_model("test_resnet")
+    with torch.no_grad():
+        network.get_classifier().weight.zero_()
+        network.get_classifier().bias[list(IMAGENET).index(MEMBERS["oven"][0])] = 9.0
+    torch.save(network.state_dict(), "weights.pth")
+    images = conflict_tree(Path("images"), ["airplane1-oven1", "bear1-truck1", "oven1-cat1"])
+    cue_conflict.main(row="x", seed=0, model="weights.pth", out=Path("out"), images=images)
+    table = pd.read_csv("out/shape_bias.csv").set_index(["class", "measure"]).value
+    assert set(pd.read_csv("out/decisions.csv").decision) == {"oven"}
+    assert (
+        table[ALL, "shape_bias"] == 0.5 and table["oven", "shape_bias"] == 1 and np.isnan(table["bear", "shape_bias"])
+    )
+
+
 def test_a_network_published_for_other_classes_is_refused(at_root: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="the published resnetv2_50x1_bit.goog_in21k has 21843 classes, not ImageNet's"):
         cue_conflict.main(row="x", seed=0, model="timm:resnetv2_50x1_bit.goog_in21k", out=tmp_path / "out")
@@ -139,7 +160,9 @@ def test_a_network_published_for_other_classes_is_refused(at_root: Path, tmp_pat
 def test_the_published_table_has_the_bias_that_was_measured_before() -> None:
     table = pd.read_csv(ROOT / "reports" / "photographs" / "cue_conflict.csv")
     lite = table[(table.model == LITE) & (table["class"] == ALL)].set_index("measure").value
-    assert lite["shape_bias"] == pytest.approx(0.239, abs=0.01) and lite["texture"] == pytest.approx(0.522, abs=0.01)
+    # measured before by a program of its own, whose mapping is not known: 16.4 % shape, 52.2 % texture, bias 23.9 %
+    assert lite["shape"] == pytest.approx(0.164, abs=0.003)
+    assert lite["texture"] == pytest.approx(0.522, abs=0.02) and lite["shape_bias"] == pytest.approx(0.239, abs=0.01)
 
 
 def test_efficientnet_follows_texture_on_real_images(at_root: Path, tmp_path: Path) -> None:
