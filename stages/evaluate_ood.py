@@ -8,6 +8,8 @@ Paper   the protocols stand in reports/deviations.md.  Cost: about 30 s on two c
 
 from itertools import chain
 from pathlib import Path
+from pkgutil import resolve_name
+from typing import Literal
 
 from everycause.artifacts import write_json
 from everycause.data.shifts import views
@@ -19,8 +21,20 @@ from everycause.inference import open_classifier
 from everycause.params import read
 from stages.entry import recorded, run
 
+PROTOCOLS = {"cue_conflict": "stages.cue_conflict:main"}
+"""Protocols with data of their own, imported when asked for: no other evaluation depends on them."""
 
-def main(row: str, seed: int, model: str, out: Path, cache: Path = Path(".cache/corruptions")) -> None:
+
+def main(
+    row: str,
+    seed: int,
+    model: str,
+    out: Path,
+    cache: Path = Path(".cache/corruptions"),
+    protocol: Literal["splits", "cue_conflict"] = "splits",
+    images: Path = Path("data/cue_conflict"),
+    weights: str | None = None,
+) -> None:
     """Evaluate one model.
 
     Args:
@@ -30,7 +44,14 @@ def main(row: str, seed: int, model: str, out: Path, cache: Path = Path(".cache/
             .safetensors).
         out: Folder to write.
         cache: Folder for corrupted images, where evaluation.keep_corrupted keeps them.
+        protocol: `splits`, the test splits of params.yaml; or `cue_conflict`, shape or texture (stages/cue_conflict).
+        images: Folder of the images of the other protocols.
+        weights: Where published weights are, for the other protocols: cache, package or a file; left out, as
+            model.weights says.
     """
+    if protocol in PROTOCOLS:
+        resolve_name(PROTOCOLS[protocol])(row=row, seed=seed, model=model, out=out, images=images, weights=weights)
+        return
     params = read("run", "tracking", "data", "model", "evaluation")
     device, evaluation, threads = start(params.run, seed), params.evaluation, params.run.threads
     names = class_names(params.data, threads)

@@ -102,3 +102,11 @@ def missing(what: str) -> None:
     if os.environ.get(REQUIRED):
         pytest.fail(f"{what} is not installed, and {REQUIRED} asks for it")
     pytest.skip(f"{what} is not installed")
+
+
+def shared_data(name: str) -> Path:
+    """The folder of a shared data set beside the repository, or a skip that says where it should be."""
+    for shared in (ROOT.parent / "shared" / "data", Path("/work/shared/data")):
+        if (shared / name).is_dir():
+            return shared / name
+    pytest.skip(f"the data set '{name}' is not in {ROOT.parent / 'shared' / 'data'}")

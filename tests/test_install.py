@@ -66,12 +66,13 @@ def test_the_wheel_holds_every_module_of_the_packages_and_no_tests(wheel: Path) 
 
 def test_the_package_needs_four_libraries_and_names_the_rest_as_extras(metadata: Message) -> None:
     assert set(requirements_of(metadata, "")) == BASE
-    assert set(metadata.get_all("Provides-Extra")) == {"pipeline", "test"}
+    assert set(metadata.get_all("Provides-Extra")) == {"pipeline", "photographs", "test"}
     assert metadata["Version"] == everycause.__version__ and metadata["License-Expression"] == "Apache-2.0"
 
 
 def test_every_library_that_the_packages_import_is_declared(metadata: Message) -> None:
     declared = set(requirements_of(metadata, "")) | set(requirements_of(metadata, "pipeline")) | set(COMES_WITH)
+    declared |= set(requirements_of(metadata, "photographs"))
     for brought, owner in COMES_WITH.items():
         assert brought in {canonicalize_name(Requirement(line).name) for line in requires(owner)}
     owners, local = packages_distributions(), {*PACKAGES, *sys.stdlib_module_names}

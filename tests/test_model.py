@@ -438,3 +438,44 @@ def test_images_that_a_model_was_not_made_for_are_refused(classifier: Classifier
         logits_of(classifier, split_of(classifier.class_names, 64))
     with pytest.raises(UserError, match="knows 4 classes, and they are not the 2 of 'test', such as 'dog'"):
         readout_of(classifier, split_of(("class-0", "dog"), 32))
+
+
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "mobilenetv3_small_050", "test_resnet"])
+def test_every_normalization_behind_a_convolution_is_folded_also_those_of_timms_own_kinds(name: str) -> None:
+    torch.manual_seed(0)
+    network = timm.create_model(name).eval()
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):  # as after training: every statistic and weight counts
+            module.running_mean.normal_(0, 0.2), module.running_var.uniform_(0.5, 2.0)
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5), torch.nn.init.normal_(module.bias, 0, 0.2)
+    images = torch.randn(2, 3, 64, 64)
+    copied = folded(network)
+    assert sum(isinstance(module, torch.nn.BatchNorm2d) for module in copied.modules()) == 0
+    with torch.no_grad():
+        expected = network(images)
+        assert expected.abs().max() > 1e-3 and torch.allclose(copied(images), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_a_convolution_that_standardizes_its_weights_is_not_folded() -> None:
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(timm.layers.StdConv2d(3, 4, 3), torch.nn.BatchNorm2d(4)).eval()
+    torch.nn.init.uniform_(network[1].weight, 2.0, 3.0)
+    images = torch.randn(2, 3, 8, 8)
+    assert torch.allclose(folded(network)(images), network(images), atol=1e-5)
+
+
+def test_an_output_that_is_used_twice_is_not_folded() -> None:
+    class Twice(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.convolution, self.normalization = torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            maps = self.convolution(images)
+            return maps + self.normalization(maps)
+
+    torch.manual_seed(0)
+    network = Twice().eval()
+    torch.nn.init.uniform_(network.normalization.weight, 2.0, 3.0)
+    images = torch.randn(2, 3, 8, 8)
+    assert torch.allclose(folded(network)(images), network(images), atol=1e-5)

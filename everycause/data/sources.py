@@ -41,6 +41,7 @@ SOURCES = {
     "cub": "everycause.data.cub",
     "imagenet": "everycause.data.imagenet",
     "waterbirds": "everycause.data.waterbirds",
+    "imagenet_samples": "everycause.data.imagenet_samples",
 }
 """Name of data.source → module that reads it."""
 DVC_COPIES = "/.dvc/tmp/exps/"

@@ -180,7 +180,7 @@ def grad_cam(request: Request) -> Ranking:
         maps.append(classifier.as_maps(read.output.detach()))
         gradients.append(classifier.as_maps(gradient))
     weights = torch.cat(gradients).mean(dim=(2, 3), keepdim=True)
-    return _by_map(request.task, (weights * torch.cat(maps)).sum(dim=1).relu(), GRADIENT)
+    return ranking_by_map(request.task, (weights * torch.cat(maps)).sum(dim=1).relu(), GRADIENT)
 
 
 def filter_cam(request: Request) -> Ranking:
@@ -202,7 +202,7 @@ def filter_cam(request: Request) -> Ranking:
         maps = torch.cat(
             [classifier.as_maps(classifier.layer_output(images).output) for images, _ in _batches(request)]
         )
-    return _by_map(request.task, torch.einsum("bkhw,bk->bhw", maps, chosen).relu(), 1)
+    return ranking_by_map(request.task, torch.einsum("bkhw,bk->bhw", maps, chosen).relu(), 1)
 
 
 SELECTORS: dict[str, Callable[[Request], Ranking]] = {
@@ -258,7 +258,7 @@ def _by_score(task: SearchInputs, score: Tensor, forwards: int) -> Ranking:
     return Ranking(order, score, torch.full_like(task.labels, forwards))
 
 
-def _by_map(task: SearchInputs, maps: Float[Tensor, "images rows columns"], forwards: int) -> Ranking:
+def ranking_by_map(task: SearchInputs, maps: Float[Tensor, "images rows columns"], forwards: int) -> Ranking:
     """A map of the explained layer, enlarged and averaged over each region."""
     size = task.masking.images.shape[-2:]
     enlarged = interpolate(maps[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
