@@ -54,7 +54,7 @@ def main(row: str, seed: int, base: Path, filters: Path, masks: Path, out: Path)
     )
     if row not in ROWS:
         raise UserError(f"'{row}' is not a retraining row (known: {', '.join(ROWS)})")
-    if out.resolve() in (place.resolve() for place in (base, filters, masks)):
+    if out.resolve() in {place.resolve() for place in (base, filters, masks)}:
         raise UserError(f"--out '{out}' is what this stage reads: name another folder")
     device = start(params.run, seed)
     upstream = opened(params, base, filters, masks, device)
@@ -67,8 +67,7 @@ def main(row: str, seed: int, base: Path, filters: Path, masks: Path, out: Path)
         rounds = []
         for epoch in retraining.epochs(folder, observer(params, seed)):
             record(epoch.measures, epoch.number)
-            if "round/round" in epoch.measures:
-                rounds.append(epoch.measures)
+            rounds += [epoch.measures] if "round/round" in epoch.measures else []
         if rounds:
             write_json(folder / "rounds.json", rounds)
         write_json(folder / "row.json", {"row": row, "meaning": ROWS[row].meaning})

@@ -10,19 +10,11 @@ Paper   hypotheses and analysis stand in reports/log.md, written before the stud
         Cost: about 60 s a row on one core; it is said at the start.
 """
 
-import multiprocessing
-import os
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from types import SimpleNamespace
-
-from tqdm import tqdm
 
 from everycause import tracking
 from everycause.artifacts import atomic_folder, write_json
 from everycause.device import start
-from everycause.errors import UserError
 from everycause.params import read
 from everycause.reporting.figures import save
 from everycause.tuning.upstream import TrialParams
@@ -39,11 +31,6 @@ from everycause.worlds.page import (
     study_page,
 )
 from stages.entry import run
-
-ROW_SECONDS = 60
-"""About how long one row takes on one core, its share of base and masks included."""
-PATIENCE = 5.0
-"""Seconds that a worker has to end when it is asked to."""
 
 
 def main(plan: PlanName, out: Path, work: Path = Path("tuning/worlds"), workers: int = 0) -> None:
@@ -67,55 +54,6 @@ def main(plan: PlanName, out: Path, work: Path = Path("tuning/worlds"), workers:
         with atomic_folder(out, f"worlds/{plan}") as folder:
             write(plan, laboratory, asked, chosen.rows, folder)
             record.artifacts(folder)
-
-
-def train(laboratory: Laboratory, asked: list[Cell], rows: list[str], workers: int) -> None:
-    """Measure every missing row, cell by cell, in several processes.
-
-    Raises:
-        UserError: a row cannot be trained, or a process was killed.
-    """
-    missing = {cell: laboratory.missing(cell, rows) for cell in asked}
-    todo = {cell: names for cell, names in missing.items() if names}
-    count = sum(map(len, todo.values()))
-    if not count:
-        return
-    hours = count * ROW_SECONDS / workers / 3600
-    tqdm.write(
-        f"{count} rows to train and measure in {len(todo)} cells: about {hours:.1f} hours with {workers} workers"
-    )
-    os.environ |= {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}  # for the workers alone: a bar of each would be a mess
-    pool = ProcessPoolExecutor(
-        workers, multiprocessing.get_context("spawn"), initializer=_begin, initargs=(laboratory.params,)
-    )
-    try:
-        with tqdm(total=count, desc="rows", disable=None) as bar:
-            running = {pool.submit(laboratory.measure, cell, rows): cell for cell in todo}
-            for done in as_completed(running):
-                done.result()
-                cell = running.pop(done)
-                bar.update(len(todo[cell]))
-                if cell.where.images not in {other.where.images for other in running.values()}:
-                    laboratory.forget(cell.where)
-    except BaseException as error:
-        alive = multiprocessing.active_children()
-        for worker in alive:
-            worker.terminate()  # finished rows are kept, the row that it was at is done again
-        for worker in alive:
-            worker.join(PATIENCE)
-            worker.kill()  # one that waits for a GPU does not hear the first request
-        if isinstance(error, BrokenProcessPool):
-            raise UserError(
-                f"a worker was killed: is there memory for {workers} of them? Run this again: it goes on"
-            ) from error
-        raise
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _begin(params: SimpleNamespace) -> None:
-    """Prepare a worker."""
-    start(params.run.model_copy(update={"threads": 1}), 0)
 
 
 def write(plan: PlanName, laboratory: Laboratory, asked: list[Cell], rows: list[str], folder: Path) -> None:

@@ -178,11 +178,11 @@ class Search:
     def swap(self, pair: tuple[int, int], budget: Budget) -> None:
         """Return two regions and try a few others in their place; where one flips, the set has shrunk by one."""
         least = self.log_odds_after_return.sort(dim=1, stable=True)
-        rows = (self.flipped & torch.isfinite(least.values[:, max(pair)])).nonzero()[:, 0]
+        others = (self.exists & ~self.removed).any(dim=1)  # a set of all regions leaves none to try
+        rows = (self.flipped & others & torch.isfinite(least.values[:, max(pair)])).nonzero()[:, 0]
         if len(rows) == 0:
             return
-        returned = least.indices[rows][:, list(pair)]
-        state = self.removed[rows].scatter(1, returned, False)
+        state = self.removed[rows].scatter(1, least.indices[rows][:, list(pair)], False)
         excluded = self.removed[rows] | ~self.exists[rows]
         height, region = (
             self._gradients(rows, state, budget.dimmed)
@@ -190,10 +190,6 @@ class Search:
             .sort(dim=1, descending=True, stable=True)
         )
         candidates, allowed = _shortlist(height, region, torch.zeros_like(rows), budget)
-        some = allowed.any(dim=1)  # a set of all regions leaves none to try
-        if not bool(some.any()):
-            return
-        rows, state, candidates, allowed = rows[some], state[some], candidates[some], allowed[some]
         trial = self._best_trial(rows, state, candidates, allowed, prefer_flips=True)
         sets = state.scatter(1, trial.region[:, None], True)
         kept = trial.flips.nonzero()[:, 0]

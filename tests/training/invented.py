@@ -13,8 +13,9 @@ from everycause.explanation.regions import grid
 from everycause.training.background import BackgroundParams
 from everycause.training.counterfactuals import Recipe, Upstream
 from everycause.training.exchange import ExchangeParams
-from everycause.training.fit import FitParams, OptimizerParams
+from everycause.training.fit import FitParams
 from everycause.training.loss import LossParams
+from everycause.training.optimizer import OptimizerParams
 from everycause.training.rounds import RoundsParams
 from everycause.training.steps import AugmentationParams
 from tests.conftest import make_classifier
