@@ -1,4 +1,4 @@
-"""Tables, figures and pages of what was measured on photographs: shape bias, and selectors and searches on ImageNet."""
+"""Tables, figures and pages of what was measured on photographs: shape bias, selectors and searches, rows on shifts."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -9,7 +9,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from everycause.reporting.figures import SELECTOR_COLORS
-from everycause.reporting.tables import markdown
+from everycause.reporting.results import REFERENCE, Results
+from everycause.reporting.tables import difference_table, main_table, markdown
 
 MODEL_COLORS = ("#0072b2", "#d98c00", "#009e73", "#b3005e", "#56b4e9", "#7a6a53")
 CAPTUM_COLORS = {
@@ -34,6 +35,31 @@ SEARCH_NAMES = {
 }
 SPEEDUP = "photographs.search_speedup"
 """Seconds of the published greedy search over those of ours, on the same photographs and network."""
+
+
+def accuracy_table(results: Results) -> pd.DataFrame:
+    """The accuracy of every row and seed on every split, as columns row, seed, split, accuracy from 0 to 1."""
+    lines = [
+        (row, seed, family, float(results.predictions[row, seed].correctness(family).mean()))
+        for row in results.rows
+        for seed in results.seeds
+        for family in results.families()
+    ]
+    return pd.DataFrame(lines, columns=pd.Index(["row", "seed", "split", "accuracy"]))
+
+
+def shifts_page(results: Results, title: str) -> Iterator[str]:
+    """The accuracy of every row on every split, and what it gains over continued training, in Markdown."""
+    first = results.predictions[results.rows[0], results.seeds[0]]
+    images = ", ".join(f"{family} {len(first.correctness(family))}" for family in results.families())
+    yield f"# {title}\n"
+    yield f"Training seeds: {len(results.seeds)}. Accuracies in percent; images: {images}.\n"
+    yield main_table(results)
+    yield (
+        f"\nDifferences from `{REFERENCE}` in points, with 95 % intervals over seeds and test images, bold where they "
+        "exclude 0:\n"
+    )
+    yield difference_table(results)
 
 
 def shape_bias_figure(table: pd.DataFrame) -> Figure:
