@@ -10,14 +10,16 @@ port ?= 5000
 name ?= lambdas
 workers ?= 1
 storage ?= tuning/journal.log
+decoder ?= artifacts/models/oracle_parts/seed-0
 # commands read these from the environment, in quotes: nothing that stands in them is run by the shell, nor by make
 override port := $(value port)
 override name := $(value name)
 override workers := $(value workers)
 override storage := $(value storage)
-export port name workers storage
+override decoder := $(value decoder)
+export port name workers storage decoder
 
-.PHONY: help setup repro publish test ui sync-tracking smoke sweep adopt dashboard ablation study map noise questions bench readme lock lint
+.PHONY: help setup repro publish test ui sync-tracking smoke sweep adopt dashboard ablation study map noise questions counterfactuals bench readme lock lint
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/ —/'
@@ -85,6 +87,12 @@ noise: setup  ## rows in one world with flipped training labels, three seeds; re
 
 questions: setup  ## three open questions of arXiv 2501.11087; about 45 minutes on two cores
 	python -m stages.questions
+
+counterfactuals: setup  ## images that the base sees as another class: ACE, CECAS, a pixel attack (decoder=…); resumable, about 50 minutes on two cores
+	dvc repro --quiet train_base retrain
+	python -m stages.train_prior --out artifacts/prior
+	python -m stages.generate_counterfactuals --base artifacts/models/base/seed-0 --prior artifacts/prior --out artifacts/counterfactuals
+	python -m stages.measure_counterfactuals --base artifacts/models/base/seed-0 --decoder "$$decoder" --images artifacts/counterfactuals
 
 bench: setup  ## one line per measure, and benchmarks/results.json
 	python -m benchmarks.run

@@ -27,14 +27,14 @@ TRAINING_STAGES = ("train_base", "accumulate_filters", "generate_masks", "retrai
 FORBIDDEN_WORDS = {"utils", "helpers", "common", "misc", "manager", "handler", "processor", "v2"}
 TIMMS = "get_classifier"
 """A name that timm calls: a network of ours must answer to it."""
-MOST_MODULES = 84
+MOST_MODULES = 96
 BUDGETS = {
     "codebirds": 1025,
-    "everycause.data": 2780,
-    "everycause.explanation": 2530,
+    "everycause.data": 2950,
+    "everycause.explanation": 3640,
     "everycause.training": 2045,
-    "everycause.evaluation": 1270,
-    "everycause.reporting": 1195,
+    "everycause.evaluation": 1660,
+    "everycause.reporting": 1250,
     "everycause.tuning": 1900,
     "everycause.worlds": 1030,
 }

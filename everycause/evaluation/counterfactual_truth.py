@@ -55,6 +55,7 @@ def image_truth(
     kinds = range(birds.num_classes)
     scenes = [birds.images(replace(factors, scene=np.full_like(factors.scene, kind))) for kind in kinds]
     scene = reading(scenes, originals, changed, factors.scene, target % birds.num_classes)
+    known = (~np.isnan(progress)).sum(axis=1)
     change = np.abs(changed.astype(float) - originals).sum(axis=1)
     whole = np.where((total := change.sum(axis=(1, 2))) > 0, total, np.nan)
     parts = birds.part_masks(factors).any(axis=1)
@@ -62,7 +63,7 @@ def image_truth(
     return {
         "parts_changed": other.sum(axis=1).astype(float),
         "parts_towards": (other & (shown == words[target])).sum(axis=1).astype(float),
-        "parts_progress": np.nanmean(progress, axis=1),
+        "parts_progress": np.where(known > 0, np.nansum(progress, axis=1) / np.maximum(known, 1), np.nan),
         "decodes": decodes(words, shown, target, birds.code.dimension),
         "scene_stayed": (scene.shown == factors.scene).astype(float),
         "scene_progress": scene.progress,

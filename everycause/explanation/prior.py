@@ -11,7 +11,7 @@ which is imported when one is built.
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from pydantic import Field, model_validator
@@ -78,6 +78,7 @@ class ImageNoise:
         return torch.stack(drawn).to(self._device)
 
 
+@runtime_checkable
 class Prior(Protocol):
     """A filter of changed images."""
 
