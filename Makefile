@@ -13,6 +13,7 @@ conflicts ?= data/cue_conflict
 name ?= lambdas
 workers ?= 1
 storage ?= tuning/journal.log
+decoder ?= artifacts/models/oracle_parts/seed-0
 # commands read these from the environment, in quotes: nothing that stands in them is run by the shell, nor by make
 override port := $(value port)
 override name := $(value name)
@@ -21,9 +22,10 @@ override storage := $(value storage)
 override every := $(value every)
 override photographs := $(value photographs)
 override conflicts := $(value conflicts)
-export port name workers storage every photographs conflicts
+override decoder := $(value decoder)
+export port name workers storage every photographs conflicts decoder
 
-.PHONY: help setup repro publish test ui sync-tracking smoke sweep adopt dashboard ablation study map noise questions cue-conflict imagenet-samples bench readme lock lint
+.PHONY: help setup repro publish test ui sync-tracking smoke sweep adopt dashboard ablation study map noise questions cue-conflict imagenet-samples counterfactuals bench readme lock lint
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/ —/'
@@ -99,6 +101,12 @@ cue-conflict: setup  ## shape or texture: EfficientNet-Lite0, 1 and 2 on the cue
 imagenet-samples: setup  ## selectors on ImageNet photographs (every=1, photographs=data/imagenet_samples); resumable; a day on one core
 	python -m stages.imagenet_samples --every "$$every" --images "$$photographs"
 	python -m stages.photographs
+
+counterfactuals: setup  ## images that the base sees as another class: ACE, CECAS, a pixel attack (decoder=…); resumable, about 50 minutes on two cores
+	dvc repro --quiet train_base retrain
+	python -m stages.train_prior --out artifacts/prior
+	python -m stages.generate_counterfactuals --base artifacts/models/base/seed-0 --prior artifacts/prior --out artifacts/counterfactuals
+	python -m stages.measure_counterfactuals --base artifacts/models/base/seed-0 --decoder "$$decoder" --images artifacts/counterfactuals
 
 bench: setup  ## one line per measure, and benchmarks/results.json
 	python -m benchmarks.run

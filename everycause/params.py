@@ -48,6 +48,8 @@ SECTIONS = {
     "faithfulness": "everycause.evaluation.faithfulness:FaithfulnessParams",
     "detection": "everycause.evaluation.detection:DetectionParams",
     "evaluation": "everycause.evaluation.ood:EvaluationParams",
+    "prior": "everycause.explanation.prior:PriorParams",
+    "counterfactuals": "everycause.explanation.steering:CounterfactualParams",
     "worlds": "everycause.worlds.cells:WorldsParams",
     "tuning": "everycause.tuning.space:TuningParams",
 }

@@ -15,6 +15,9 @@ from everycause.artifacts import HISTORY, atomic_folder, read_json, write_json
 from everycause.errors import UserError, disk_trouble
 from everycause.params import flattened
 
+KEY = ".key"
+"""File in the artifacts of stages outside of dvc.yaml: the fingerprint of what they are made from."""
+
 
 def run(main: Callable[..., None]) -> None:
     """Make a stage's signature its command line. A user's error, or that of a disk, becomes a sentence and status 1."""
@@ -40,6 +43,16 @@ def leave_out(out: Path, owner: str) -> None:
     """Write the artifact of a stage that params.yaml does not ask for: a summary that says so, and nothing else."""
     with atomic_folder(out, owner) as folder:
         write_json(folder / "summary.json", {"asked": False})
+
+
+def finished(out: Path, key: str) -> bool:
+    """Whether a stage outside of dvc.yaml has written OUT already, from what `key` is the fingerprint of."""
+    return (out / KEY).is_file() and (out / KEY).read_text(errors="replace") == key
+
+
+def finish(folder: Path, key: str) -> None:
+    """Note what an artifact is made from, as `finished` reads it."""
+    (folder / KEY).write_text(key)
 
 
 @contextmanager

@@ -5,7 +5,9 @@ from jaxtyping import install_import_hook
 import tests.typechecked  # noqa: F401 - the hook looks its checker up by name
 
 with install_import_hook(("everycause", "codebirds"), "tests.typechecked.checked"):
+    import everycause.evaluation.counterfactual_judgement
     import everycause.evaluation.predictions
+    import everycause.explanation.prior_training
     import everycause.params
     import everycause.reporting.pictures
     import everycause.training.rows  # noqa: F401

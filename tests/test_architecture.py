@@ -30,11 +30,11 @@ TIMMS = "get_classifier"
 MOST_MODULES = 96
 BUDGETS = {
     "codebirds": 1025,
-    "everycause.data": 3140,
-    "everycause.explanation": 2635,
+    "everycause.data": 3180,
+    "everycause.explanation": 3750,
     "everycause.training": 2115,
-    "everycause.evaluation": 1600,
-    "everycause.reporting": 1430,
+    "everycause.evaluation": 2000,
+    "everycause.reporting": 1500,
     "everycause.tuning": 1900,
     "everycause.worlds": 1125,
 }
