@@ -34,7 +34,7 @@ BUDGETS = {
     "everycause.explanation": 2630,
     "everycause.training": 2045,
     "everycause.evaluation": 1600,
-    "everycause.reporting": 1425,
+    "everycause.reporting": 1440,
     "everycause.tuning": 1900,
     "everycause.worlds": 1030,
 }

@@ -171,12 +171,13 @@ def samples_page(table: pd.DataFrame, described: dict[str, Any]) -> Iterator[str
     yield "# Selectors on photographs of ImageNet\n"
     part = "all of them" if every == 1 else f"each {every}th of them in the order of their names"
     largest = min(masks["max_regions"], masks["regions"] // 4)
-    yield f"""{described["right"]} photographs that {network} predicts rightly, of {described["photographs"]}. The
-sample has one photograph of each class; taken is {part}. Every photograph is a {masks["partition"]} of {masks["regions"]}
-regions, of which a set has at most {largest}. Masked images in {masks["precision"]}, on {described["device"]} with
-{described["threads"]} thread(s). Seconds are those that the processor worked for this (on a GPU: wall clock). The
-network was probably trained on these photographs: they tell about explanations, not about accuracy. Written by
-`python -m stages.photographs` from what `make imagenet-samples` measured.
+    yield f"""{described["right"]} photographs that {network} predicts rightly, of {described["photographs"]}.
+The sample has one photograph of each class; taken is {part}.
+Every photograph is a {masks["partition"]} of {masks["regions"]} regions, of which a set has at most {largest}.
+Masked images in {masks["precision"]}, on {described["device"]} with {described["threads"]} thread(s).
+Seconds are those that the processor worked for this (on a GPU: wall clock). The network was probably trained on these
+photographs: they tell about explanations, not about accuracy. Written by `python -m stages.photographs` from what
+`make imagenet-samples` measured.
 """
     yield from _selectors(table)
     yield "\n![Insertion, deletion and flips](imagenet_samples.png)\n"
@@ -235,8 +236,9 @@ def _searches(table: pd.DataFrame) -> Iterator[str]:
     speedup, fewer = means.loc["search_fast", SPEEDUP], means.loc["search_greedy", "fast_flip_rate_minus"]
     yield f"""
 `{SPEEDUP}`: {speedup:.1f}, the last column of the last line (bar: at least {BAR},
-{"met" if speedup >= BAR else "not met"}). Flips of ours minus those of greedy search with our objective: {100 * fewer:+.0f} points (bar: no fewer,
-{"met" if fewer >= 0 else "not met"}). Ratios compare the photographs that both have searched. The search as published
+{"met" if speedup >= BAR else "not met"}). Flips of ours minus those of greedy search with our objective:
+{100 * fewer:+.0f} points (bar: no fewer, {"met" if fewer >= 0 else "not met"}).
+Ratios compare the photographs that both have searched. The search as published
 asks the network twice for each candidate (four terms), uses it as it is stored, and takes one photograph at a time; the
 candidates of a step go through it together.
 """
