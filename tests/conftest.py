@@ -108,7 +108,7 @@ def missing(what: str) -> None:
 
 def shared_data(name: str) -> Path:
     """The folder of a shared data set beside the repository, or a skip that says where it should be."""
-    for shared in (ROOT.parent / "shared" / "data", Path("/work/shared/data")):
-        if (shared / name).is_dir():
-            return shared / name
-    pytest.skip(f"the data set '{name}' is not in {ROOT.parent / 'shared' / 'data'}")
+    folder = ROOT.parent / "shared" / "data" / name
+    if not folder.is_dir():
+        pytest.skip(f"the data set '{name}' is not at hand: {folder} is no folder")
+    return folder

@@ -47,7 +47,8 @@ SEARCHES = {
 """Ours; greedy search of our objective by our engine; greedy search as its authors run it: the four terms of their
 code, two forward passes for each candidate, the candidates of one photograph in a batch."""
 STRIDE = 4
-"""Beyond the largest set, p(y) is asked after every fourth region: half the passes, areas that differ by 0.003."""
+"""Beyond the largest set, p(y) is asked after every fourth region: half the passes. On three
+photographs areas differed by at most 0.03 (and by 0.02 between bfloat16 and float32)."""
 
 
 class Judgment(NamedTuple):
