@@ -18,6 +18,8 @@ from everycause.errors import UserError
 
 LARGEST = 2**32
 """Numbers beyond this are mistakes: no count, size, rate or seed of an experiment comes near it."""
+SEQUENCES = ("exchange.removed", "exchange.radius", "prior.channels")
+"""Lists in which a value may stand twice: the ends of a range, and one number for each layer."""
 LONGEST_LIST, LONGEST_TEXT = 1000, 250
 """Entries of a list and characters of a text beyond which they are mistakes; no file system takes longer names."""
 UNREADABLE = (yaml.YAMLError, ValueError, KeyError, AttributeError, TypeError, RecursionError)
@@ -190,7 +192,7 @@ def _implausible(path: str, value: Any) -> str:
             return f"'{path}' is {shown}, and every number must be finite and sensible"
         if isinstance(one, str) and not (one.isprintable() and len(one) <= LONGEST_TEXT):
             return f"'{path}' is {_short(repr(one))}: write one line of at most {LONGEST_TEXT} printable characters"
-        if one in values[:place]:
+        if one in values[:place] and path not in SEQUENCES:
             return f"{path}: {_short(repr(one))} is named twice"
     return ""
 

@@ -99,8 +99,9 @@ def check_network(params: SimpleNamespace, class_names: tuple[str, ...], filters
     size = params.data.image_size
     partitions(params.masks.partition, torch.zeros(1, 3, size, size, dtype=torch.uint8), params.masks.regions)
     if params.model.pretrained:
-        # whether they are in the cache matters to train_base alone
         weights.check(params.model.name, params.model.weights)
+        if params.model.weights != weights.CACHE:  # whether they are in the cache matters to train_base alone
+            weights.stored(params.model.name, params.model.weights, "model.weights")
     drawn = params.model.model_copy(update={"pretrained": False})
     classifier = Classifier(drawn, class_names, size, Statistics((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))).eval()
     for section in (params.training, params.retraining):

@@ -97,6 +97,14 @@ def test_a_wrong_value_is_one_sentence_with_its_dotted_path(raw: dict, path: str
     assert message in str(caught.value) and str(caught.value).isprintable()
 
 
+@pytest.mark.parametrize(
+    ("path", "value"), [("exchange.removed", [0.3, 0.3]), ("exchange.radius", [0.1, 0.1]), ("prior.channels", [32, 32])]
+)
+def test_ranges_and_sizes_of_layers_may_name_a_number_twice(raw: dict, path: str, value: list) -> None:
+    section, key = path.split(".")
+    assert getattr(getattr(validated(changed(raw, path, value), "params.yaml"), section), key) == value
+
+
 @pytest.mark.parametrize("path", ["seeds", "masks", "masks.regions", "data.codebirds.seed"])
 def test_a_missing_key_is_named(raw: dict, path: str) -> None:
     with pytest.raises(ValueError, match=f"the key '{path}' is missing"):

@@ -390,6 +390,10 @@ def test_other_pretrained_weights_train_another_base_and_change_no_other_input(
 
     one, other = inputs(1), inputs(2)
     assert {stage for stage in one if one[stage] != other[stage]} == {"train_base"}
+    raw["model"]["name"] = "test_resnet" if raw["model"]["name"] != "test_resnet" else "test_vit"
+    Path("params.yaml").write_text(yaml.safe_dump(raw | {"model": raw["model"] | {"explained_layer": "norm"}}))
+    with pytest.raises(UserError, match="'weights.pth' is no state dict of test_"):
+        check_inputs.main(out=Path("inputs"))
 
 
 NOTEBOOKS = {"00_results": 2, "01_explain_an_image": 5, "02_filters_of_a_class": 2, "03_your_own_photographs": 3}

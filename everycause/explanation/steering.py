@@ -100,7 +100,7 @@ def steering_weight(method: str) -> float:
     number = method.removeprefix(CECAS)
     if number == method or not number.replace(".", "", 1).isdecimal():
         raise UserError(
-            f"counterfactuals.methods: '{method}' is no method: name {PIXEL_ATTACK}, {ACE}, or {CECAS} and a number, "
+            f"'{method}' is no method of counterfactual images: name {PIXEL_ATTACK}, {ACE}, or {CECAS} and a number, "
             f"such as {CECAS}1"
         )
     return float(number)
