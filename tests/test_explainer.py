@@ -459,6 +459,24 @@ def test_a_prediction_that_only_the_whole_image_carries_is_not_flipped_and_no_er
         assert not explain(WholeImage(), image, **options).flipped
 
 
+class Misleading(torch.nn.Module):
+    """Says 0 unless the first of 64 regions is gone, which its gradient does not say: it points to the others."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        regions = torch.nn.functional.avg_pool2d(images.abs().mean(dim=1, keepdim=True), 8)[:, 0]
+        others = 0.01 * regions.flatten(1)[:, 1:].sum(dim=1)
+        left = torch.where(regions[:, 0, 0] > 0.01, 2.0, -2.0) + others
+        return torch.stack([left, torch.zeros_like(left)], dim=1)
+
+
+def test_what_the_derivative_misses_is_searched_for_in_every_region() -> None:
+    options = {"mean": [0.5] * 3, "standard_deviation": [0.5] * 3, "image_size": 64, "regions": 64}
+    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    fast, exhaustive = (explain(Misleading(), image, search=search, **options) for search in ("fast", "exhaustive"))
+    assert fast.flipped and fast.order == exhaustive.order == [0]
+    assert fast.forwards > exhaustive.forwards
+
+
 def test_the_package_offers_the_front_door() -> None:
     assert everycause.explain is explain and everycause.Explainer is Explainer
 

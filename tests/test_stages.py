@@ -411,7 +411,7 @@ def test_the_notebooks_show_what_the_stages_wrote_when_opened_from_their_folder(
     monkeypatch.delenv("PYTHONPATH", raising=False)
     notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
     notebook.cells.append(nbformat.v4.new_code_cell("import everycause; print(everycause.__file__)"))
-    done = NotebookClient(notebook, timeout=300, kernel_name="python3").execute(cwd=str(ROOT / "notebooks"))
+    done = NotebookClient(notebook, timeout=1200, kernel_name="python3").execute(cwd=str(ROOT / "notebooks"))
     outputs = [output for cell in done.cells for output in cell.get("outputs", [])]
     pictures = [output for output in outputs if "image/png" in output.get("data", {})]
     assert len(pictures) >= NOTEBOOKS[name]
