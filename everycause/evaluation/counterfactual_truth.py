@@ -13,6 +13,7 @@ import numpy as np
 
 from codebirds.birds import Codebirds
 from codebirds.factors import Factors
+from codebirds.glyphs import CUES
 from everycause.shapes import Float, Int64, UInt8
 
 Pictures = UInt8[np.ndarray, "images 3 height width"]
@@ -58,10 +59,10 @@ def image_truth(
     """What the changes of images really are; NaN where a measure has no meaning.
 
     `parts_changed`: number of parts that show another variant. `parts_towards`: of them, those that show the target's.
-    `parts_progress`: mean progress towards the target's parts. `decodes`: whether as many parts show the target's word
-    as determine a class, and more than show any other's. `scene_stayed`: whether the scene is still of its kind.
-    `scene_progress`: progress towards the scene that the target mostly has. `on_parts` and `on_scene`: shares of the
-    change that fall on the parts and beside the bird.
+    `parts_progress`: mean progress towards the target's parts, and `parts_progress/CUE` that of one. `decodes`: whether
+    as many parts show the target's word as determine a class, and more than show any other's. `scene_stayed`: whether
+    the scene is still of its kind. `scene_progress`: progress towards the scene that the target mostly has. `on_parts`
+    and `on_scene`: shares of the change that fall on the parts and beside the bird.
 
     Args:
         drawn: Drawings of the originals.
@@ -89,7 +90,7 @@ def image_truth(
         "scene_progress": scene.progress,
         "on_parts": (change * parts).sum(axis=(1, 2)) / whole,
         "on_scene": (change * beside).sum(axis=(1, 2)) / whole,
-    }
+    } | {f"parts_progress/{cue.name}": values for cue, values in zip(CUES, progress.T, strict=False)}
 
 
 def _other_variants(factors: Factors, part: int, order: int) -> Iterator[Factors]:

@@ -9,6 +9,7 @@ import torch
 from scipy.linalg import sqrtm
 
 from codebirds.birds import Codebirds
+from codebirds.glyphs import CUES
 from everycause.data.attributes import attribute
 from everycause.data.sources import DataParams, open_split
 from everycause.errors import UserError
@@ -128,6 +129,7 @@ def test_one_part_of_another_class_is_one_part_half_way(many: tuple) -> None:
         assert (truth["parts_changed"] == moved * differ).all()
         parts = (birds.code.words[target] != factors.variants).sum(axis=1)
         assert np.allclose(truth["parts_progress"], share * differ / parts, atol=0.05)
+        assert np.allclose(truth[f"parts_progress/{CUES[0].name}"][differ], share, atol=0.05)
 
 
 def test_a_word_is_decoded_when_it_is_nearest_alone_and_enough_is_there() -> None:
