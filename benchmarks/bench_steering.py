@@ -37,7 +37,7 @@ def attacks(model: Subject, params: CounterfactualParams) -> dict[str, Attack]:
 
 
 def seconds(attack: Attack, images: Tensor, targets: Tensor) -> float:
-    """Processor-independent duration of one run, a batch after the other."""
+    """Duration of one run, a batch after the other."""
     begin = time.perf_counter()
     for rows in torch.arange(len(images)).split(attack.params.batch_size):
         counterfactuals(attack, images[rows], targets[rows], rows.tolist())

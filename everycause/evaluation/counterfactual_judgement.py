@@ -19,7 +19,7 @@ from everycause.evaluation.counterfactual_images import (
     pooled_features,
     split_distance,
 )
-from everycause.evaluation.counterfactual_truth import ideal, image_truth, other_scene
+from everycause.evaluation.counterfactual_truth import Drawings, drawings, ideal, image_truth, other_scene
 from everycause.inference import logits_of_images
 from everycause.models import Classifier
 from everycause.shapes import Float, Int64
@@ -66,14 +66,20 @@ class Judge:
     birds: Codebirds | None
     """The renderer, where the truth is known."""
 
-    def measures(self, subject: Subject, changed: Images) -> dict[str, Float[np.ndarray, "images"]]:
+    def drawn(self, subject: Subject) -> Drawings | None:
+        """What the renderer can show in the place of the originals, where the truth is known."""
+        return None if self.birds is None else drawings(self.birds, self.factors(subject))
+
+    def measures(
+        self, subject: Subject, changed: Images, drawn: Drawings | None
+    ) -> dict[str, Float[np.ndarray, "images"]]:
         """Every measure of each image; NaN where it has no meaning."""
         originals = self.split.read(subject.index.numpy())
         found = image_measures(self.classifier, originals, changed, subject.prediction, subject.target)
         seen = logits_of_images(self.decoder, changed).argmax(dim=1)
         found["decoder_flip"] = (seen == subject.target).double().numpy()
-        if self.birds is not None:
-            truth = image_truth(self.birds, self.factors(subject), changed.numpy(), subject.target.numpy())
+        if drawn is not None:
+            truth = image_truth(drawn, changed.numpy(), subject.target.numpy())
             stayed, flipped = truth["scene_stayed"] == 1, found["flip"] == 1
             found |= truth | {"flip_without_decoding": (flipped & (truth["decodes"] == 0)).astype(float)}
             found["scene_changed_of_flips"] = np.where(flipped, (~stayed).astype(float), np.nan)
@@ -109,8 +115,8 @@ def table(judge: Judge, subject: Subject, changed: dict[str, Images]) -> Iterato
         subject: The images that all methods have changed.
         changed: Method → its counterfactual images.
     """
-    everything = changed | judge.rendered(subject)
-    found = {method: judge.measures(subject, images) for method, images in everything.items()}
+    everything, drawn = changed | judge.rendered(subject), judge.drawn(subject)
+    found = {method: judge.measures(subject, images, drawn) for method, images in everything.items()}
     for method, measures in found.items():
         for name, values in measures.items():
             yield Row(method, name, *mean_with_interval(values))

@@ -13,6 +13,7 @@ import numpy as np
 
 from codebirds.birds import Codebirds
 from codebirds.factors import Factors
+from codebirds.glyphs import CUES
 from everycause.shapes import Float, Int64, UInt8
 
 Pictures = UInt8[np.ndarray, "images 3 height width"]
@@ -28,33 +29,53 @@ class Reading(NamedTuple):
     way; NaN where the two are the same drawing."""
 
 
+class Drawings(NamedTuple):
+    """Everything that the renderer can show in the place of some images."""
+
+    birds: Codebirds
+    factors: Factors
+    """What the originals are made from."""
+    originals: Pictures
+    parts: list[list[Pictures]]
+    """For each part, the images with each of its variants."""
+    scenes: list[Pictures]
+    """The images in each kind of scene."""
+
+
+def drawings(birds: Codebirds, factors: Factors) -> Drawings:
+    """All drawings of some birds: one for each variant of each part, and for each kind of scene."""
+    parts = [
+        [birds.images(one) for one in _other_variants(factors, part, birds.code.order)]
+        for part in range(birds.code.length)
+    ]
+    kinds = range(birds.num_classes)
+    scenes = [birds.images(replace(factors, scene=np.full_like(factors.scene, kind))) for kind in kinds]
+    return Drawings(birds, factors, birds.images(factors), parts, scenes)
+
+
 def image_truth(
-    birds: Codebirds, factors: Factors, changed: Pictures, target: Int64[np.ndarray, "images"]
+    drawn: Drawings, changed: Pictures, target: Int64[np.ndarray, "images"]
 ) -> dict[str, Float[np.ndarray, "images"]]:
     """What the changes of images really are; NaN where a measure has no meaning.
 
     `parts_changed`: number of parts that show another variant. `parts_towards`: of them, those that show the target's.
-    `parts_progress`: mean progress towards the target's parts. `decodes`: whether as many parts show the target's word
-    as determine a class, and more than show any other's. `scene_stayed`: whether the scene is still of its kind.
-    `scene_progress`: progress towards the scene that the target mostly has. `on_parts` and `on_scene`: shares of the
-    change that fall on the parts and beside the bird.
+    `parts_progress`: mean progress towards the target's parts, and `parts_progress/CUE` that of one. `decodes`: whether
+    as many parts show the target's word as determine a class, and more than show any other's. `scene_stayed`: whether
+    the scene is still of its kind. `scene_progress`: progress towards the scene that the target mostly has. `on_parts`
+    and `on_scene`: shares of the change that fall on the parts and beside the bird.
 
     Args:
-        birds: The renderer.
-        factors: What the originals are made from.
+        drawn: Drawings of the originals.
         changed: The changed images.
         target: The class that each was to become.
     """
-    words, originals = birds.code.words, birds.images(factors)
+    birds, factors, originals, words = drawn.birds, drawn.factors, drawn.originals, drawn.birds.code.words
     shown, progress = factors.variants.copy(), np.full(factors.variants.shape, np.nan)
-    for part in range(birds.code.length):
-        drawn = [birds.images(one) for one in _other_variants(factors, part, birds.code.order)]
-        read = reading(drawn, originals, changed, factors.variants[:, part], words[target, part])
-        shown[:, part], progress[:, part] = read
+    for part, choices in enumerate(drawn.parts):
+        own, wanted = factors.variants[:, part], words[target, part]
+        shown[:, part], progress[:, part] = reading(choices, originals, changed, own, wanted)
     other = shown != factors.variants
-    kinds = range(birds.num_classes)
-    scenes = [birds.images(replace(factors, scene=np.full_like(factors.scene, kind))) for kind in kinds]
-    scene = reading(scenes, originals, changed, factors.scene, target % birds.num_classes)
+    scene = reading(drawn.scenes, originals, changed, factors.scene, target % birds.num_classes)
     known = (~np.isnan(progress)).sum(axis=1)
     change = np.abs(changed.astype(float) - originals).sum(axis=1)
     whole = np.where((total := change.sum(axis=(1, 2))) > 0, total, np.nan)
@@ -69,7 +90,7 @@ def image_truth(
         "scene_progress": scene.progress,
         "on_parts": (change * parts).sum(axis=(1, 2)) / whole,
         "on_scene": (change * beside).sum(axis=(1, 2)) / whole,
-    }
+    } | {f"parts_progress/{cue.name}": values for cue, values in zip(CUES, progress.T, strict=False)}
 
 
 def _other_variants(factors: Factors, part: int, order: int) -> Iterator[Factors]:
@@ -80,7 +101,7 @@ def _other_variants(factors: Factors, part: int, order: int) -> Iterator[Factors
 
 
 def reading(
-    drawings: list[Pictures],
+    choices: list[Pictures],
     originals: Pictures,
     changed: Pictures,
     own: Int64[np.ndarray, "images"],
@@ -89,14 +110,14 @@ def reading(
     """Which drawing changed images are nearest to, and how far they went towards the target's.
 
     Args:
-        drawings: Every choice, each drawn for every image.
+        choices: Every choice, each drawn for every image.
         originals: The images as they were.
         changed: The changed images.
         own: The choice that each original shows.
         target: The choice of the target's class.
     """
     rows = np.arange(len(originals))
-    stacked = np.stack(drawings).astype(np.float32)
+    stacked = np.stack(choices).astype(np.float32)
     differs = (stacked != stacked[:1]).any(axis=(0, 2))
     apart = ((stacked - changed.astype(np.float32)) ** 2).sum(axis=2) * differs
     distance = apart.sum(axis=(2, 3))

@@ -9,6 +9,7 @@ import torch
 from scipy.linalg import sqrtm
 
 from codebirds.birds import Codebirds
+from codebirds.glyphs import CUES
 from everycause.data.attributes import attribute
 from everycause.data.sources import DataParams, open_split
 from everycause.errors import UserError
@@ -20,7 +21,7 @@ from everycause.evaluation.counterfactual_images import (
     split_distance,
 )
 from everycause.evaluation.counterfactual_judgement import IDEAL, OTHER_SCENE, Judge, Subject, table
-from everycause.evaluation.counterfactual_truth import decodes, ideal, image_truth, other_scene
+from everycause.evaluation.counterfactual_truth import decodes, drawings, ideal, image_truth, other_scene
 from everycause.inference import logits_of_images
 from everycause.models import Classifier
 from tests.conftest import make_classifier
@@ -90,14 +91,14 @@ def many(default_birds: Codebirds) -> tuple[Codebirds, object, np.ndarray]:
 
 def test_originals_are_read_without_an_error(many: tuple) -> None:
     birds, factors, target = many
-    truth = image_truth(birds, factors, birds.images(factors), target)
+    truth = image_truth(drawings(birds, factors), birds.images(factors), target)
     assert truth["parts_changed"].sum() == truth["decodes"].sum() == 0 and (truth["scene_stayed"] == 1).all()
     assert (truth["parts_progress"] == 0).all() and np.isnan(truth["on_parts"]).all()
 
 
 def test_the_ideal_image_changes_the_parts_that_differ_and_no_scene(many: tuple) -> None:
     birds, factors, target = many
-    truth = image_truth(birds, factors, ideal(birds, factors, target), target)
+    truth = image_truth(drawings(birds, factors), ideal(birds, factors, target), target)
     differ = (birds.code.words[target] != factors.variants).sum(axis=1)
     assert (differ >= birds.code.distance).all()
     # a part that another one hides cannot be seen to change
@@ -109,7 +110,7 @@ def test_the_ideal_image_changes_the_parts_that_differ_and_no_scene(many: tuple)
 
 def test_another_scene_is_seen_as_another_scene_and_as_no_other_part(many: tuple) -> None:
     birds, factors, target = many
-    truth = image_truth(birds, factors, other_scene(birds, factors, target), target)
+    truth = image_truth(drawings(birds, factors), other_scene(birds, factors, target), target)
     changed = factors.scene != target
     assert (truth["parts_changed"] == 0).all() and (truth["scene_stayed"] == ~changed).all() and changed.sum() > 8
     assert np.allclose(truth["scene_progress"][changed], 1) and np.isnan(truth["scene_progress"][~changed]).all()
@@ -124,10 +125,11 @@ def test_one_part_of_another_class_is_one_part_half_way(many: tuple) -> None:
     third = np.round(own + (full.astype(float) - own) / 3).astype(np.uint8)
     differ = variants[:, 0] != factors.variants[:, 0]
     for shown, moved, share in ((third, 0, 1 / 3), (full, 1, 1)):
-        truth = image_truth(birds, factors, shown, target)
+        truth = image_truth(drawings(birds, factors), shown, target)
         assert (truth["parts_changed"] == moved * differ).all()
         parts = (birds.code.words[target] != factors.variants).sum(axis=1)
         assert np.allclose(truth["parts_progress"], share * differ / parts, atol=0.05)
+        assert np.allclose(truth[f"parts_progress/{CUES[0].name}"][differ], share, atol=0.05)
 
 
 def test_a_word_is_decoded_when_it_is_nearest_alone_and_enough_is_there() -> None:
