@@ -33,8 +33,8 @@ BUDGETS = {
     "everycause.data": 3180,
     "everycause.explanation": 3750,
     "everycause.training": 2115,
-    "everycause.evaluation": 2000,
-    "everycause.reporting": 1515,
+    "everycause.evaluation": 2015,
+    "everycause.reporting": 1525,
     "everycause.tuning": 1900,
     "everycause.worlds": 1125,
 }
