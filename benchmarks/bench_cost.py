@@ -19,7 +19,14 @@ OUT = Path(__file__).parents[1] / "reports" / "benchmarks" / "cost.md"
 
 def rates(device: str) -> tuple[float, float]:
     """Masked candidates per second of a ResNet-50 (untrained is as fast), and images of the bare model."""
-    params = ModelParams(name="resnet50", pretrained=False, explained_layer="layer4", head="published", dropout=0.0)
+    params = ModelParams(
+        name="resnet50",
+        pretrained=False,
+        weights="cache",
+        explained_layer="layer4",
+        head="published",
+        dropout=0.0,
+    )
     classifier = (
         Classifier(params, tuple(map(str, range(1000))), SIZE, Statistics((0.5,) * 3, (0.2,) * 3))
         .to(device, memory_format=torch.channels_last)

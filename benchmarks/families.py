@@ -67,7 +67,7 @@ def tried(name: str, head: str = "linear") -> str:
         UserError: the network cannot be used in this way.
     """
     side = side_of(name)
-    params = ModelParams(name=name, pretrained=False, explained_layer="maps", head=head, dropout=0.1)
+    params = ModelParams(name=name, pretrained=False, weights="cache", explained_layer="maps", head=head, dropout=0.1)
     torch.manual_seed(0)
     classifier = Classifier(params, CLASSES, side, Statistics((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))).train()
     images = torch.randn(2, 3, side, side)
