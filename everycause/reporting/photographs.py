@@ -57,10 +57,7 @@ def shifts_page(results: Results, title: str) -> Iterator[str]:
     yield f"# {title}\n"
     yield f"Training seeds: {len(results.seeds)}. Accuracies in percent; images: {images}.\n"
     yield main_table(results)
-    yield (
-        f"\nDifferences from `{REFERENCE}` in points, with 95 % intervals over seeds and test images, bold where they "
-        "exclude 0:\n"
-    )
+    yield f"\nDifferences from `{REFERENCE}` in points, with 95 % intervals over seeds and test images:\n"
     yield difference_table(results)
 
 
