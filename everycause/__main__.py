@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     explain.set_defaults(run=run_explain)
     split = commands.add_parser("split", help="divide class/image.jpg into train, validation and test")
     split.add_argument("photos", type=Path, help="a folder with one folder of images for each class")
-    split.add_argument("out", type=Path, help="the folder to make, such as data")
+    split.add_argument("out", type=Path, help="the folder to write into, such as data")
     split.add_argument("--validation", type=float, default=0.15, help="share of the validation images (0.15)")
     split.add_argument("--test", type=float, default=0.15, help="share of the test images (0.15)")
     split.add_argument("--seed", type=int, default=0, help="of the random order (0)")
