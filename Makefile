@@ -25,7 +25,7 @@ override conflicts := $(value conflicts)
 override decoder := $(value decoder)
 export port name workers storage every photographs conflicts decoder
 
-.PHONY: help setup repro publish test ui sync-tracking smoke sweep adopt dashboard ablation study map noise questions cue-conflict imagenet-samples counterfactuals bench readme lock lint
+.PHONY: help setup repro publish page test ui sync-tracking smoke sweep adopt dashboard ablation study map noise questions cue-conflict imagenet-samples counterfactuals bench readme lock lint
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/ —/'
@@ -49,6 +49,10 @@ publish: setup  ## make your last run the published one: reports/results and dvc
 	test -d reports/run || { echo "error: there is no run: make repro first" >&2; exit 1; }
 	git update-index --no-skip-worktree dvc.lock
 	rm -rf reports/results && cp -r reports/run reports/results
+	python -m stages.page
+
+page: setup  ## reports/index.html: everything that is published, as one page
+	python -m stages.page
 
 test: setup  ## the tests
 	python -m pytest

@@ -2,7 +2,8 @@
 
 Reads   artifacts/ alone: all evaluations; of the first seed also what was found about filters, masks and errors.
 Writes  OUT/results.md, OUT/table.md, OUT/metrics.json, OUT/rows/ROW.json (what `dvc metrics show` shows),
-        OUT/recall_by_class.csv, OUT/*.png.
+        OUT/recall_by_class.csv, OUT/*.png, OUT/gallery.json with OUT/gallery/*.png,
+        OUT/index.html (all of it as a page).
 Paper   none.  Cost: about 20 s on two cores.
 """
 
@@ -15,8 +16,10 @@ from everycause import tracking
 from everycause.artifacts import atomic_folder, write_json
 from everycause.params import read
 from everycause.reporting import figures, tables
+from everycause.reporting.examples import write_examples
 from everycause.reporting.page import document, drawn, texts
 from everycause.reporting.results import Findings, Results
+from everycause.reporting.site import page
 from stages.entry import run
 
 HEADLINE = ("test", "corruptions", "completeness")
@@ -50,6 +53,8 @@ def main(artifacts: Path, out: Path) -> None:
         folder.joinpath("rows").mkdir()
         for row, measures in headlines(results).items():
             write_json(folder / "rows" / f"{row}.json", measures)
+        write_examples(findings, folder)
+        folder.joinpath("index.html").write_text(page(folder, None, folder), encoding="utf-8")
         record.artifacts(folder)
 
 

@@ -4,9 +4,8 @@ Reads   the base classifier, the training and validation splits; its filters and
         without filter terms record the values of these terms if there are filters. Rows with rounds on Codebirds also
         read erasures of validation images, to record which causes the model uses.
 Writes  OUT/model.safetensors, OUT/row.json (what the row adds to the continued base), OUT/history.jsonl. A row with
-        counterfactual images also OUT/pictures.safetensors (tensors images, removed, counterfactuals; titles), a row
-        with rounds OUT/round-*.safetensors (Masks) and OUT/rounds.json; killed, it goes on after its last finished
-        round.
+        counterfactual images also OUT/pictures.safetensors (examples, everycause/training/examples.py), a row with
+        rounds OUT/round-*.safetensors (Masks) and OUT/rounds.json; killed, it goes on after its last finished round.
 Paper   arXiv 2511.12100 (counterfactual images), arXiv 2501.11087 (filter terms); rounds are this project's own.
         Cost: about 40 s on two cores, 110 s with rounds.
 """
@@ -16,7 +15,7 @@ from types import SimpleNamespace
 
 import torch
 
-from everycause.artifacts import code_fingerprint, fingerprint, save_tensors, write_json
+from everycause.artifacts import code_fingerprint, fingerprint, write_json
 from everycause.data.erasures import ValidationErasures
 from everycause.data.sources import SOURCES, open_split
 from everycause.device import start
@@ -28,12 +27,12 @@ from everycause.explanation.masks import Masks
 from everycause.inference import check_fits
 from everycause.models import Classifier, load, model_fingerprint
 from everycause.params import read
-from everycause.training.counterfactuals import Pictures, Recipe, Upstream
+from everycause.training.counterfactuals import Recipe, Upstream
+from everycause.training.examples import save_pictures
 from everycause.training.rounds import CHECKPOINT, Observe
 from everycause.training.rows import ROWS, retrain
 from stages.entry import recorded, run
 
-PICTURES = "pictures.safetensors"
 HEADLINE = ("masks", "joint")
 """Rows whose models are logged to MLflow, beside the base."""
 
@@ -72,7 +71,8 @@ def main(row: str, seed: int, base: Path, filters: Path, masks: Path, out: Path)
             write_json(folder / "rounds.json", rounds)
         write_json(folder / "row.json", {"row": row, "meaning": ROWS[row].meaning})
         if (pictures := retraining.pictures()) is not None:
-            save_pictures(folder, pictures)
+            models = {"base": load(base, device), row: classifier}
+            save_pictures(folder, pictures, models, params.data, params.run.threads)
         classifier.save(folder)
         for checkpoint in folder.glob(Path(CHECKPOINT).stem + ".*"):
             checkpoint.unlink()
@@ -118,12 +118,6 @@ def observer(params: SimpleNamespace, seed: int) -> Observe:
         return round_metrics(number, classifier, masks, data, erasures, threads, seed)
 
     return observe
-
-
-def save_pictures(folder: Path, pictures: Pictures) -> None:
-    """Write example pictures for the report."""
-    tensors = {name: getattr(pictures, name) for name in ("images", "removed", "counterfactuals")}
-    save_tensors(folder / PICTURES, tensors, {"titles": pictures.titles})
 
 
 if __name__ == "__main__":

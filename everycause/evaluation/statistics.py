@@ -1,5 +1,7 @@
 """Intervals and tests for differences between rows, paired by seed and by test image."""
 
+from collections.abc import Iterator
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -9,6 +11,8 @@ from everycause.shapes import Float, Int64
 
 RESAMPLES = 2000
 """Bootstrap samples of an interval."""
+BLOCK, MOST_KEPT = 100, 20_000_000
+"""Resamples at a time, and the most numbers of a draw that is kept for the next interval."""
 
 
 class Interval(NamedTuple):
@@ -34,17 +38,38 @@ def paired_interval(
             are not independent, such as the near-duplicates within a class of ImageNet-Sketch.
         seed: Of the random draws.
     """
-    generator = np.random.default_rng(seed)
     seeds, images = differences.shape
     members = np.arange(images) if clusters is None else np.unique(clusters, return_inverse=True)[1]
     count = int(members.max()) + 1
-    means = np.empty(RESAMPLES)
-    for resample in range(RESAMPLES):
-        chosen = differences[generator.integers(seeds, size=seeds)]
-        weights = np.bincount(generator.integers(count, size=count), minlength=count)[members]
-        means[resample] = (chosen @ weights).mean() / max(weights.sum(), 1)
+    sizes = np.bincount(members, minlength=count)
+    sums = np.stack([np.bincount(members, weights=line, minlength=count) for line in differences])
+    draws = _kept_draws(seeds, count, seed) if count * RESAMPLES <= MOST_KEPT else _draws(seeds, count, seed)
+    means = np.concatenate(
+        [
+            ((by_seed @ sums) * by_group).sum(axis=1) / (seeds * np.maximum(by_group @ sizes, 1))
+            for by_seed, by_group in draws
+        ]
+    )
     low, high = np.quantile(means, (0.025, 0.975))
     return Interval(float(differences.mean()), float(low), float(high))
+
+
+def _draws(seeds: int, count: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """How often each resample draws each seed and each group of images, in blocks of resamples."""
+    generator = np.random.default_rng(seed)
+    for start in range(0, RESAMPLES, BLOCK):
+        some = min(BLOCK, RESAMPLES - start)
+        by_seed, by_group = np.empty((some, seeds)), np.empty((some, count), dtype=np.uint16)
+        for line in range(some):
+            by_seed[line] = np.bincount(generator.integers(seeds, size=seeds), minlength=seeds)
+            by_group[line] = np.bincount(generator.integers(count, size=count), minlength=count)
+        yield by_seed, by_group
+
+
+@lru_cache(maxsize=4)
+def _kept_draws(seeds: int, count: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The same, kept: a report asks for hundreds of intervals over the same images."""
+    return list(_draws(seeds, count, seed))
 
 
 def sign_flip_p(differences: Float[np.ndarray, "seeds"]) -> float:

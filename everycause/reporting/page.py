@@ -2,20 +2,20 @@
 
 from matplotlib.figure import Figure
 
-from everycause.reporting import figures, pictures, tables
+from everycause.reporting import charts, figures, pictures, tables
 from everycause.reporting.results import REFERENCE, Findings, Results
 
 CAPTIONS = {
-    "completeness.png": "Accuracy after erasures: a classifier that has learned every cause follows the optimum.",
+    "completeness.png": "Accuracy with parts erased: a classifier that has learned every cause reaches the optimum.",
     "reliance.png": "The parts that a classifier's accuracy rests on (exact Shapley values over all subsets).",
     "scene_gap.png": "How much each row relies on the scene.",
     "accuracies.png": "Accuracy on every split.",
     "differences.png": "Differences from `continued` with 95 % intervals over seeds and test images, in points.",
-    "shift_scatter.png": "Accuracy under shift against accuracy on the test split, a point per row.",
-    "corruptions.png": "Accuracy per corruption and severity.",
+    "shift_scatter.png": "Accuracy under shift beside accuracy on the test split.",
+    "corruptions.png": "Accuracy under each corruption.",
     "rounds.png": "The rounds of `masks_rounds`: the parts that the model relies on, and the size of a flip.",
     "faithfulness.png": "Sets that flip a prediction, by every selector, for the base and retrained models.",
-    "filter_terms.png": "The filter terms, epoch by epoch; rows without them in their loss only compute them.",
+    "filter_terms.png": "The filter terms in the first and last epoch; rows without them only compute them.",
     "filter_heat_map.png": "The filters that each class needs, and how far classes share them.",
     "top_filters.png": "Images of some classes, the class activation map of their filters, and their top filters "
     "(number, share of the class's images that need it).",
@@ -58,28 +58,28 @@ def drawn(results: Results, findings: Findings) -> dict[str, Figure]:
     """Every figure that the stored results allow, by file name, in the order of the report."""
     code, filters = findings.code, findings.filter_pictures
     some: dict[str, Figure | None] = {
-        "accuracies.png": figures.accuracies(results),
-        "shift_scatter.png": figures.scatter_figure(results),
-        "differences.png": figures.difference_figure(results),
-        "filter_terms.png": figures.terms_figure(findings.histories),
+        "accuracies.png": charts.accuracies(results),
+        "shift_scatter.png": charts.scatter_figure(results),
+        "differences.png": charts.difference_figure(results),
+        "filter_terms.png": charts.terms_figure(findings.histories),
     }
     if results.has("accuracy/corruptions"):
-        some["corruptions.png"] = figures.corruption_figure(results)
+        some["corruptions.png"] = charts.corruption_figure(results)
     if code is not None:
-        some["completeness.png"] = figures.completeness_profiles(results, code)
-        some["reliance.png"] = figures.reliance(results, findings.cues)
-        some["scene_gap.png"] = figures.scene_gap(results, code["num_classes"])
+        some["completeness.png"] = charts.completeness_profiles(results, code)
+        some["reliance.png"] = charts.reliance(results, findings.cues)
+        some["scene_gap.png"] = charts.scene_gap(results, code["num_classes"])
     if findings.rounds:
         distance = None if code is None else code["distance"]
         some["rounds.png"] = figures.rounds_figure(findings.rounds, findings.cues, distance)
     if findings.faithfulness:
-        some["faithfulness.png"] = figures.faithfulness_figure(findings.faithfulness)
+        some["faithfulness.png"] = charts.faithfulness_figure(findings.faithfulness)
     if filters is not None:
         some["filter_heat_map.png"] = pictures.heat_map(filters, findings.class_names)
         some["top_filters.png"] = pictures.filters_on_images(filters) if "maps" in filters.tensors else None
     if findings.detection is not None:
         ordered = tables.in_order(findings.detection, results.views)
-        some["detection.png"] = figures.detection_figure(ordered)
+        some["detection.png"] = charts.detection_figure(ordered)
     if findings.gallery is not None:
         some["gallery.png"] = pictures.gallery(findings.gallery)
     if findings.exchange is not None:

@@ -14,7 +14,7 @@ from everycause.artifacts import HISTORY, load_tensors, read_json
 from everycause.errors import UserError
 from everycause.evaluation.predictions import Predictions
 from everycause.evaluation.statistics import Interval, paired_interval
-from everycause.shapes import Float
+from everycause.shapes import Float, Int64
 
 REFERENCE = "continued"
 """The row that every other one is compared with: the same schedule without a method."""
@@ -91,10 +91,18 @@ class Results:
         """The paired difference in accuracy from the reference, where the reference was evaluated."""
         if REFERENCE not in self.rows or row in (REFERENCE, "base"):
             return None
+        return paired_interval(self.differences(row, family), self._clusters(row, family))
+
+    def interval(self, row: str, family: str) -> Interval:
+        """The accuracy of a row on a view, or averaged over the views of a family, with its interval."""
+        correct = np.stack([self.predictions[row, seed].correctness(family) for seed in self.seeds])
+        return paired_interval(correct, self._clusters(row, family))
+
+    def _clusters(self, row: str, family: str) -> Int64[np.ndarray, "images"] | None:
+        """The groups that intervals draw as a whole, where there are any."""
         stored = self.predictions[row, self.seeds[0]]
         clustered = stored.conforms is None and family in CLUSTERED
-        clusters = stored.labels[stored.family(family)[0]].numpy() if clustered else None
-        return paired_interval(self.differences(row, family), clusters)
+        return stored.labels[stored.family(family)[0]].numpy() if clustered else None
 
     def differences(self, row: str, family: str) -> Float[np.ndarray, "seeds images"]:
         """The difference in correctness from the reference, for each seed and test image."""

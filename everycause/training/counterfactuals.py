@@ -27,12 +27,10 @@ from everycause.shapes import Bool, Float, Int64
 from everycause.training.background import Background, BackgroundParams, OtherImages, neighborhood
 from everycause.training.exchange import ExchangeParams
 from everycause.training.loss import LossParams
-from everycause.training.steps import Counterfactuals, seeded
+from everycause.training.steps import seeded
 
 PATCHES, PATCH_SHARES = 6, (0.1, 0.5)
 """Cells along a side, and the smallest and largest share of the cells that come from another image."""
-MOST_PICTURES = 10
-"""Example pictures of a row, each of another class."""
 
 
 @dataclass(frozen=True)
@@ -282,37 +280,3 @@ class OracleParts:
         scene = scene.astype(np.asarray(factors.scene).dtype)
         changed = replace(factors, present=factors.present & ~absent.numpy(), scene=scene)
         return torch.from_numpy(self.birds.images(changed)), labels
-
-
-class Pictures(NamedTuple):
-    """Training images beside one of their counterfactual images, for reports."""
-
-    images: Images
-    removed: Bool[Tensor, "batch height width"]
-    """The pixels that were replaced."""
-    counterfactuals: Images
-    titles: list[str]
-    """The class of each image."""
-
-
-def example_pictures(counterfactuals: Counterfactuals, split: Split, seed: int) -> Pictures | None:
-    """One counterfactual image for each of at most ten classes; None if no image has any.
-
-    They are drawn with a generator of their own, so that training is not affected.
-    """
-    first: dict[int, int] = {}
-    for index, label in enumerate(split.labels.tolist()):
-        if label not in first and counterfactuals.covers(index):
-            first[label] = index
-            if len(first) == MOST_PICTURES:
-                break
-    if not first:
-        return None
-    index = torch.tensor(list(first.values()))
-    images, labels = split.read(index.numpy()), split.labels[index]
-    replaced, _ = counterfactuals.composed(index, images, labels, torch.Generator().manual_seed(seed))
-    if isinstance(counterfactuals, Removals):
-        removed = counterfactuals.removed(index, torch.Generator().manual_seed(seed))  # the same draws again
-    else:
-        removed = (replaced != images).any(dim=1)
-    return Pictures(images, removed, replaced, [split.class_names[label] for label in first])

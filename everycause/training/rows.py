@@ -25,13 +25,12 @@ from everycause.training.counterfactuals import (
     Erasing,
     OracleParts,
     PatchReplacement,
-    Pictures,
     Pool,
     Recipe,
     Removals,
     Upstream,
-    example_pictures,
 )
+from everycause.training.examples import Pictures, example_pictures
 from everycause.training.exchange import ObjectExchange, exchange
 from everycause.training.fit import Epoch, FitParams, Goal, Training, fit
 from everycause.training.objectives import (

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from codebirds.glyphs import CUES
 from everycause.reporting.figures import color
+from everycause.reporting.panels import Mark, Panel, row_panels
 from everycause.reporting.results import REFERENCE
 from everycause.reporting.tables import markdown
 from everycause.worlds.analysis import BASE, Difference, correlation
@@ -132,26 +133,24 @@ def _difference_lines(found: list[Difference], world: str) -> Iterator[list[str]
 
 
 def study_figure(table: pd.DataFrame, found: list[Difference]) -> Figure:
-    """For each world the completeness of every row: one dot per seed, and the difference from `continued` beside it."""
-    worlds = list(table.world.unique())
-    figure, axes = plt.subplots(1, len(worlds), figsize=(4.2 * len(worlds), 4), sharex=True, squeeze=False)
-    for axis, world in zip(axes[0], worlds, strict=True):
-        here = table[(table.world == world) & (table.measure == "completeness")]
-        rows = list(here.row.unique())
-        for place, row in enumerate(rows):
-            values = here[here.row == row].value
-            axis.plot(values, [place] * len(values), "o", color=color(row), alpha=0.6, markersize=5)
-            axis.plot([values.mean()], [place], "|", color=color(row), markersize=18, markeredgewidth=2)
-        for one in found:
-            if (one.where.world, one.reference, one.measure) == (world, REFERENCE, "completeness"):
-                axis.annotate(
-                    f"{100 * one.interval.mean:+.1f}", (1.01, rows.index(one.row)), va="center", fontsize=8,
-                    xycoords=("axes fraction", "data"),
-                )  # fmt: skip
-        axis.set(title=world, xlabel="completeness", xlim=(0, 1))
-        axis.set_yticks(range(len(rows)), rows if axis is axes[0][0] else [""] * len(rows))
-        axis.invert_yaxis()
-    return figure
+    """For each world the completeness of every row, a small dot for each seed, and below it the gain over `continued`.
+
+    Gains have 95 % intervals over seeds and images.
+    """
+    panels = []
+    for world in table.world.unique():
+        here = table[(table.world == world) & (table.measure == COMPLETE)]
+        values = {str(row): values.value.to_numpy() for row, values in here.groupby("row", sort=False)}
+        panels.append(Panel(str(world), {row: Mark(float(one.mean()), dots=one) for row, one in values.items()}))
+    for world in table.world.unique():
+        gains = {
+            one.row: Mark(*one.interval)
+            for one in found
+            if (one.where.world, one.reference, one.measure) == (world, REFERENCE, COMPLETE)
+        }
+        panels.append(Panel(f"{world}: gain", gains, 0.0, digits=1, signed=True))
+    worlds = table.world.nunique()
+    return row_panels(panels, color, f"above: {COMPLETE}, percent; below: points gained over {REFERENCE}", worlds)
 
 
 def map_figure(found: list[Difference]) -> Figure:

@@ -93,7 +93,12 @@ def store_everything(artifacts: Path) -> None:
         (place("models", row) / "history.jsonl").write_text(epoch * 2)
         write_json(place("models", row) / "row.json", {"row": row, "meaning": f"what {row} adds"})
     example = {"images": images, "removed": images[:, 0] > 100, "counterfactuals": images}
+    parts = torch.full((2, 8, 8), 255, dtype=torch.uint8)
+    parts[:, :2] = 1
+    lost, kept = ({"probability": value, "class": name} for value, name in ((0.1, "other"), (0.9, "word-<b>$b$</b>")))
     for row in ("masks", "object_exchange"):
-        save_tensors(place("models", row) / "pictures.safetensors", example, {"titles": ["a → $b$", "c → d"]})
+        seen = {"base": {"images": kept, "counterfactuals": lost}, row: {"images": kept, "counterfactuals": kept}}
+        told = {"titles": ["word-<b>$b$</b>", "d"], "seen": {model: [one] * 2 for model, one in seen.items()}}
+        save_tensors(place("models", row) / "pictures.safetensors", example | {"parts": parts}, told)
     rounds = [{"round/round": 0.0}, {"round/round": 1.0, "round/regions_at_flip": 4.0}]
     write_json(place("models", "masks_rounds") / "rounds.json", rounds)

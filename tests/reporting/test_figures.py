@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from everycause.reporting import figures, pictures
+from everycause.reporting import charts, figures, panels, pictures
 from everycause.reporting.results import Pictures, Results
 from everycause.reporting.tables import DETECTORS, in_order
-from tests.reporting.stored import ROWS, VIEWS, detection, store_evaluations
+from tests.reporting.stored import ROWS, VIEWS, detection, predictions, store_evaluation, store_evaluations
 from tests.reporting.test_tables import history
 
 NO_FONT = "\U00012000"
@@ -24,67 +24,117 @@ def results(tmp_path: Path) -> Results:
     return Results.load(tmp_path / "evaluation", list(ROWS), [0])
 
 
-def tick_labels(axis: plt.Axes) -> list[str]:
-    return [label.get_text() for label in axis.get_xticklabels()]
+def side(axis: plt.Axes) -> list[str]:
+    """The names down the side."""
+    return [label.get_text() for label in axis.get_yticklabels()]
+
+
+def printed(axis: plt.Axes) -> list[str]:
+    """The values beside the marks."""
+    return [text.get_text() for text in axis.texts]
+
+
+def titles(figure: plt.Figure) -> list[str]:
+    return [title for axis in figure.axes if (title := axis.get_title(loc="left"))]
 
 
 def test_figures_have_reproducible_bytes(results: Results, tmp_path: Path) -> None:
     for name in ("one.png", "two.png"):
-        figures.save(figures.accuracies(results), tmp_path / name)
+        figures.save(charts.accuracies(results), tmp_path / name)
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
 
 
-def test_accuracies_have_a_bar_per_row_and_split_in_the_order_of_the_data(results: Results) -> None:
-    (axis,) = figures.accuracies(results).axes
-    assert tick_labels(axis) == ["test", "art painting", "cartoon", "sketch", "corruptions"]
-    assert [bars.get_label() for bars in axis.containers] == list(ROWS)
-    heights = [bar.get_height() for bar in axis.containers[2]]
-    assert heights == pytest.approx([8 / 12] * 5)
+def test_accuracies_have_a_panel_per_split_in_the_order_of_the_data_and_a_line_per_row(results: Results) -> None:
+    figure = charts.accuracies(results)
+    assert titles(figure) == ["test", "art painting", "cartoon", "sketch", "corruptions"]
+    first = figure.axes[0]
+    assert side(first) == list(ROWS) and printed(first) == ["42", "50", "67"]  # 5, 6 and 8 of 12
+    interval = results.interval("masks", "test")
+    assert interval.mean == pytest.approx(8 / 12) and interval.low < 8 / 12 < interval.high
 
 
-def test_corruptions_have_a_panel_each_and_a_line_per_row(results: Results) -> None:
-    results.frame["accuracy/corruptions/snow/3"] = 0.25
-    figure = figures.corruption_figure(results)
-    assert [axis.get_title() for axis in figure.axes] == ["fog", "snow"]
-    assert all(len(axis.lines) == len(ROWS) for axis in figure.axes)
-    assert figure.axes[1].lines[0].get_ydata().tolist() == pytest.approx([5 / 12, 0.25])
+def test_every_name_and_number_of_a_chart_is_legible_on_a_printed_page(results: Results) -> None:
+    for figure in (charts.accuracies(results), charts.corruption_figure(results), charts.difference_figure(results)):
+        assert figure.get_size_inches()[0] <= panels.WIDTH
+        texts = [text for text in figure.findobj(plt.Text) if text.get_text()]
+        assert texts and min(text.get_fontsize() for text in texts) >= 8
 
 
-def test_the_scatter_has_a_panel_per_shift_and_none_without_shifts(results: Results) -> None:
-    figure = figures.scatter_figure(results)
-    assert [axis.get_title() for axis in figure.axes] == ["art painting", "cartoon", "sketch", "corruptions"]
-    assert all(len(axis.collections) == len(ROWS) for axis in figure.axes)
+def test_a_tiny_difference_does_not_look_large() -> None:
+    narrow, wide = ({"a": panels.Mark(0.5), "b": panels.Mark(0.5 + gap)} for gap in (0.001, 0.4))
+    figure = panels.row_panels([panels.Panel("narrow", narrow), panels.Panel("wide", wide)], figures.color)
+    low, high = figure.axes[0].get_xlim()
+    assert high - low >= 5 and (low + high) / 2 == pytest.approx(50.05)
+    assert figure.axes[1].get_xlim()[1] - figure.axes[1].get_xlim()[0] > 40
+
+
+def test_of_three_hundred_names_the_extremes_are_shown() -> None:
+    marks = {f"name {number}": panels.Mark(number / 300) for number in range(300)}
+    shown = panels.shown_names([panels.Panel("one", marks)])
+    assert len(shown) == panels.MOST and shown[0] == "name 0" and shown[-1] == "name 299"
+    assert "name 19" in shown and "name 20" not in shown and "name 280" in shown and "name 279" not in shown
+
+
+def test_lines_without_a_value_stay_empty() -> None:
+    marks = {"a": panels.Mark(float("nan")), "b": panels.Mark(0.25, 0.2, 0.3, other=0.1, dots=(0.2, 0.3))}
+    (axis,) = panels.row_panels([panels.Panel("one", marks)], figures.color).axes
+    assert side(axis) == ["a", "b"] and printed(axis) == ["25"]
+    drawn = [
+        sorted(line.get_xdata()) for line in axis.lines if list(line.get_ydata()).count(1) == len(line.get_ydata())
+    ]
+    assert [20.0, 30.0] in drawn and [10.0, 25.0] in drawn and [10.0] in drawn and [25.0] in drawn
+
+
+def test_corruptions_have_a_column_each_and_a_line_per_row(results: Results) -> None:
+    (axis,) = charts.corruption_figure(results).axes
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["fog", "snow"] and side(axis) == list(ROWS)
+    assert printed(axis) == ["42", "42", "50", "50", "67", "67"]
+
+
+def test_a_grid_leaves_unknown_fields_empty_and_its_numbers_readable() -> None:
+    values = np.array([[0.0, np.nan], [50.0, 100.0]])
+    (axis,) = panels.number_grid(values, ["a", "b"], ["c", "d"], "title", "cividis", (0.0, 100.0)).axes
+    assert printed(axis) == ["0", "50", "100"]
+    assert [text.get_color() for text in axis.texts] == ["white", "black", "black"]
+
+
+def test_accuracy_under_shift_stands_beside_that_on_test_where_rows_differ_there(results: Results) -> None:
+    figure = charts.scatter_figure(results)
+    assert titles(figure) == ["art painting", "cartoon", "sketch", "corruptions"]
     for one in results.predictions.values():
         for view in VIEWS[1:]:
             del one.logits[view]
-    assert figures.scatter_figure(results) is None
+    assert charts.scatter_figure(results) is None
+
+
+def test_rows_that_are_alike_on_test_have_no_such_chart(tmp_path: Path) -> None:
+    for row in ROWS:
+        store_evaluation(tmp_path / row / "seed-0", predictions([True] * 12, VIEWS))
+    assert charts.scatter_figure(Results.load(tmp_path, list(ROWS), [0])) is None
 
 
 def test_differences_are_drawn_for_rows_that_have_a_reference(results: Results, tmp_path: Path) -> None:
-    figure = figures.difference_figure(results)
-    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["masks"]
-    point = figure.axes[0].lines[2].get_xdata()
-    assert point[0] == pytest.approx(100 * 2 / 12) and len(figure.axes) == 5
+    figure = charts.difference_figure(results)
+    assert side(figure.axes[0]) == ["masks"] and printed(figure.axes[0]) == [f"{100 * 2 / 12:+.1f}"]
+    assert len(titles(figure)) == 5
     alone = Results.load(tmp_path / "evaluation", ["base", "continued"], [0])
-    assert figures.difference_figure(alone) is None
+    assert charts.difference_figure(alone) is None
 
 
 def test_profiles_stand_beside_chance_and_optimum(results: Results) -> None:
     for erased in range(3):
         for kind, value in (("mean", 0.5), ("worst", 0.25), ("optimum", 1.0)):
             results.frame[f"erasures/{erased}/{kind}"] = value
-    left, right = figures.completeness_profiles(results, {"length": 3, "num_classes": 4}).axes
-    assert [line.get_label() for line in left.lines] == ["optimum (code)", "chance", *ROWS]
-    assert left.lines[2].get_ydata().tolist() == [0.5] * 3 and right.lines[2].get_ydata().tolist() == [0.25] * 3
-    assert left.lines[1].get_ydata() == [0.25, 0.25]
+    figure = charts.completeness_profiles(results, {"length": 3, "num_classes": 4})
+    assert titles(figure) == ["1 part erased", "2 parts erased"]
+    assert side(figure.axes[0]) == ["optimum", *ROWS] and printed(figure.axes[0]) == ["100", "50", "50", "50"]
+    assert list(figure.axes[0].lines[0].get_xdata()) == [25.0, 25.0]
 
 
 def test_reliance_on_the_scene_stands_beside_chance_and_small_values_look_small(results: Results) -> None:
     results.frame["scene_gap"], results.frame["accuracy/scene_shift/scene_only"] = 0.0, 0.06
-    axis = figures.scene_gap(results, 16).axes[0]
-    assert [*axis.lines[0].get_ydata()] == [1 / 16] * 2 and axis.get_ylim()[1] == 0.25
-    results.frame["scene_gap"] = 0.6
-    assert figures.scene_gap(results, 16).axes[0].get_ylim()[1] > 0.6
+    gap, alone = charts.scene_gap(results, 16).axes
+    assert [*alone.lines[0].get_xdata()] == [100 / 16] * 2 and np.ptp(gap.get_xlim()) >= 5
 
 
 @pytest.mark.parametrize("parts", ([], ["hue", "texture"]))
@@ -102,28 +152,26 @@ def test_the_rounds_are_drawn_with_and_without_known_parts(parts: list[str]) -> 
 
 def test_terms_are_drawn_for_rows_that_compute_them() -> None:
     histories = {"continued": history([0.4, 0.5]), "plain": [{"step": 1, "train/loss": 1.0}], "lost": []}
-    figure = figures.terms_figure(histories)
-    assert len(figure.axes) == 3 and [line.get_label() for line in figure.axes[0].lines] == ["continued"]
-    assert figure.axes[0].lines[0].get_ydata().tolist() == [0.4, 0.5]
-    assert figures.terms_figure({"plain": histories["plain"]}) is None
+    figure = charts.terms_figure(histories)
+    assert len(figure.axes) == 3 and side(figure.axes[0]) == ["continued"] and printed(figure.axes[0]) == ["0.5"]
+    assert charts.terms_figure({"plain": histories["plain"]}) is None
 
 
-def test_selectors_without_a_measure_have_no_bar() -> None:
+def test_selectors_without_a_measure_have_no_mark() -> None:
     found = {
         "base": {"counterfactual": {"flip_rate": 0.9}, "random": {}},
         "masks": {"counterfactual": {"flip_rate": 0.5}},
     }
-    axis = figures.faithfulness_figure(found).axes[0]
-    heights = [[bar.get_height() for bar in bars] for bars in axis.containers]
-    assert heights[0] == [0.9, 0.5] and np.isnan(heights[1]).all() and tick_labels(axis) == ["base", "masks"]
+    axis = charts.faithfulness_figure(found).axes[0]
+    assert side(axis) == ["counterfactual", "random"] and printed(axis) == ["90"]
 
 
 def test_detectors_are_drawn_on_splits_with_errors_alone() -> None:
     report = in_order(detection(), list(VIEWS))
-    upper, lower = figures.detection_figure(report).axes
-    assert tick_labels(lower) == ["test"] and [bars.get_label() for bars in upper.containers] == list(DETECTORS)
-    assert list(lower.lines[0].get_ydata()) == [1 / 8, 1 / 8] and list(upper.lines[0].get_ydata()) == [0.5, 0.5]
-    assert figures.detection_figure({"art_painting": report["art_painting"]}) is None
+    figure = charts.detection_figure(report)
+    assert titles(figure) == ["test"] and side(figure.axes[0]) == list(DETECTORS)
+    assert list(figure.axes[0].lines[0].get_xdata()) == [0.5, 0.5]
+    assert charts.detection_figure({"art_painting": report["art_painting"]}) is None
 
 
 def filters(classes: int) -> tuple[Pictures, list[str]]:

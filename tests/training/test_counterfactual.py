@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from codebirds.birds import Codebirds
-from everycause.data.images import Statistics
+from everycause.data.images import Statistics, normalized
 from everycause.data.sources import DataParams
 from everycause.data.split import Split
 from everycause.explanation.masks import Masks, searched
 from everycause.explanation.regions import grid
+from everycause.models import Classifier
 from everycause.training.background import (
     Bank,
     MeanColor,
@@ -28,8 +29,8 @@ from everycause.training.counterfactuals import (
     PatchReplacement,
     Pool,
     Removals,
-    example_pictures,
 )
+from everycause.training.examples import NO_PART, decisions, example_pictures, parts_of
 from everycause.training.steps import AugmentationParams, training_steps
 from tests.explanation.searching import PARAMS, always_right, undecided
 from tests.training.invented import BACKGROUND, invented_masks
@@ -350,6 +351,26 @@ def test_photograph_augmentation_is_checked() -> None:
     for changes in ({"resized_crop": 1.5}, {"color_jitter": -0.1}):
         with pytest.raises(ValueError, match="less than or equal to 1|greater than or equal to 0"):
             AugmentationParams(**{**TRAINING.augmentation.model_dump(), **changes})
+
+
+def test_pictures_tell_what_a_model_sees_and_where_the_parts_are(
+    train: Split, removals: Removals, classifier: Classifier, data_params: DataParams
+) -> None:
+    made = example_pictures(removals, train, 3)
+    assert made is not None
+    seen = decisions(classifier, made)
+    inputs = normalized(train.read(made.index.numpy()), classifier.statistics, classifier.device)
+    with torch.no_grad():
+        expected = torch.cat([classifier(one[None]).softmax(dim=1) for one in inputs])
+    for one, row, label in zip(seen, expected, made.labels.tolist(), strict=True):
+        assert one["images"]["probability"] == pytest.approx(float(row[label]), abs=1e-6)
+        assert one["images"]["class"] == classifier.class_names[int(row.argmax())]
+    parts = parts_of(made, data_params, 1)
+    birds = Codebirds(data_params.codebirds.settings)
+    masks = birds.part_masks(birds.factors("train", made.index.numpy()))
+    assert parts is not None and (parts.numpy() != NO_PART).sum() == masks.any(axis=1).sum()
+    for part in range(masks.shape[1]):  # where parts overlap the first one is shown
+        assert (parts.numpy()[masks[:, part] & ~masks[:, :part].any(axis=1)] == part).all()
 
 
 def test_pictures_show_what_was_replaced_one_image_a_class(train: Split, removals: Removals) -> None:

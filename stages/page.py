@@ -1,0 +1,34 @@
+"""The published page: one HTML file from all that stands in reports/.
+
+Reads   reports/ alone: the report of the published run, the study, the map, and what else was measured.
+Writes  REPORTS/paper.md (published figures beside ours) and OUT, one file that needs no network.
+Paper   none.  Cost: about 5 s.
+"""
+
+from pathlib import Path
+
+from everycause.reporting.published import paper
+from everycause.reporting.site import page
+from stages.entry import run
+
+
+def main(reports: Path = Path("reports"), out: Path = Path("reports/index.html")) -> None:
+    """Write the page.
+
+    Args:
+        reports: Folder of all reports.
+        out: File to write.
+    """
+    written(reports / "paper.md", paper(reports))
+    written(out, page(reports / "results", reports, out.parent))
+
+
+def written(file: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    partial = file.with_suffix(".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.rename(file)
+
+
+if __name__ == "__main__":
+    run(main)
