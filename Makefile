@@ -25,7 +25,7 @@ override conflicts := $(value conflicts)
 override decoder := $(value decoder)
 export port name workers storage every photographs conflicts decoder
 
-.PHONY: help setup repro publish page test ui sync-tracking smoke sweep adopt dashboard ablation study map noise questions cue-conflict imagenet-samples counterfactuals bench readme lock lint
+.PHONY: help setup repro publish page test ui sync-tracking smoke sweep adopt dashboard ablation study map noise questions cue-conflict imagenet-samples counterfactuals docs bench readme lock lint
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/ —/'
@@ -111,6 +111,9 @@ counterfactuals: setup  ## images that the base sees as another class: ACE, CECA
 	python -m stages.train_prior --out artifacts/prior
 	python -m stages.generate_counterfactuals --base artifacts/models/base/seed-0 --prior artifacts/prior --out artifacts/counterfactuals
 	python -m stages.measure_counterfactuals --base artifacts/models/base/seed-0 --decoder "$$decoder" --images artifacts/counterfactuals
+
+docs: setup  ## the documentation as a site in site/: README, docs/, reports, and a page for each module
+	python -m stages.docs
 
 bench: setup  ## one line per measure, and benchmarks/results.json
 	python -m benchmarks.run
