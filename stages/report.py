@@ -2,8 +2,8 @@
 
 Reads   artifacts/ alone: all evaluations; of the first seed also what was found about filters, masks and errors.
 Writes  OUT/results.md, OUT/table.md, OUT/metrics.json, OUT/rows/ROW.json (what `dvc metrics show` shows),
-        OUT/recall_by_class.csv, OUT/*.png, OUT/gallery.json with OUT/gallery/*.png,
-        OUT/index.html (all of it as a page).
+        OUT/splits.csv (what `dvc plots show` draws), OUT/recall_by_class.csv, OUT/*.png, OUT/gallery.json with
+        OUT/gallery/*.png, OUT/index.html (all of it as a page).
 Paper   none.  Cost: about 20 s on two cores.
 """
 
@@ -49,6 +49,7 @@ def main(artifacts: Path, out: Path) -> None:
         folder.joinpath("results.md").write_text(document(results, findings, list(shown)))
         recalls = {row: results.recalls(row, "test") for row in results.rows}
         pd.DataFrame(recalls, index=findings.class_names).to_csv(folder / "recall_by_class.csv")
+        splits(results).to_csv(folder / "splits.csv", index=False)
         write_json(folder / "metrics.json", results.means())
         folder.joinpath("rows").mkdir()
         for row, measures in headlines(results).items():
@@ -56,6 +57,17 @@ def main(artifacts: Path, out: Path) -> None:
         write_examples(findings, folder)
         folder.joinpath("index.html").write_text(page(folder, None, folder), encoding="utf-8")
         record.artifacts(folder)
+
+
+def splits(results: Results) -> pd.DataFrame:
+    """Accuracy of every row on every split, for `dvc plots show`; corruptions all together."""
+    metrics = [name for name in results.accuracy_metrics() if not name.startswith("accuracy/corruptions/")]
+    lines = [
+        (name.removeprefix("accuracy/"), row, round(float(results.values(row, name).mean()), 4))
+        for name in metrics
+        for row in results.rows
+    ]
+    return pd.DataFrame(lines, columns=pd.Index(["split", "row", "accuracy"]))
 
 
 def headlines(results: Results) -> dict[str, dict[str, float]]:

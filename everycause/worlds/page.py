@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from codebirds.glyphs import CUES
 from everycause.reporting.figures import color
-from everycause.reporting.panels import Mark, Panel, row_panels
+from everycause.reporting.panels import TYPE, WIDTH, Mark, Panel, row_panels
 from everycause.reporting.results import REFERENCE
 from everycause.reporting.tables import markdown
 from everycause.worlds.analysis import BASE, Difference, correlation
@@ -163,18 +163,19 @@ def map_figure(found: list[Difference]) -> Figure:
         list(dict.fromkeys(one.row for one in shown)),
         [name for name in NAMES if name in {one.measure for one in shown}],
     )
-    figure, axes = plt.subplots(
-        len(rows), len(measures), figsize=(2.6 * len(measures), 2.4 * len(rows)), squeeze=False, layout="constrained"
-    )
-    for across, row in zip(axes, rows, strict=True):
-        for axis, measure in zip(across, measures, strict=True):
+    size = (max(WIDTH, 1.9 * len(rows)), 1.7 * len(measures) + 0.5)
+    figure, axes = plt.subplots(len(measures), len(rows), figsize=size, squeeze=False, layout="constrained")
+    for across, measure in zip(axes, measures, strict=True):
+        for axis, row in zip(across, rows, strict=True):
             _panel(axis, [one for one in shown if (one.row, one.measure) == (row, measure)], measure == "scene_gap")
-            axis.set_title(f"{row}: {NAMES[measure]}", fontsize=9)
+            axis.set_title(f"{row}: {NAMES[measure]}", fontsize=TYPE + 1, loc="left")
+            axis.tick_params(labelsize=TYPE, length=2)
     for axis in axes[-1]:
-        axis.set_xlabel("scene correlation")
+        axis.set_xlabel("scene correlation", fontsize=TYPE)
     for axis in axes[:, 0]:
-        axis.set_ylabel("cue dominance")
-    figure.suptitle("Points gained over continued training (blue: better, red: worse; gray: no difference shown)")
+        axis.set_ylabel("cue dominance", fontsize=TYPE)
+    title = "Points gained over continued training (blue: better, red: worse; gray: no difference shown)"
+    figure.suptitle(title, fontsize=TYPE + 1)
     return figure
 
 
@@ -312,7 +313,7 @@ def _panel(axis: Axes, found: list[Difference], smaller_is_better: bool) -> None
         clear = one.interval.low > 0 or one.interval.high < 0
         dark = abs(values[place]) > STRONGEST / 2
         axis.text(
-            place[1], place[0], f"{round(values[place]) + 0:+d}", ha="center", va="center", fontsize=9,
+            place[1], place[0], f"{round(values[place]) + 0:+d}", ha="center", va="center", fontsize=TYPE,
             color="#888888" if not clear else "white" if dark else "black", fontweight="bold" if clear else "normal",
         )  # fmt: skip
     axis.imshow(

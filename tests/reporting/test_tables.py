@@ -11,7 +11,7 @@ from everycause.evaluation.predictions import Predictions
 from everycause.reporting import tables
 from everycause.reporting.page import MASKS
 from everycause.reporting.results import Results
-from stages.report import headlines
+from stages.report import headlines, splits
 from tests.reporting.stored import FEW, ROWS, VIEWS, detection, predictions, store_evaluation, store_evaluations
 
 SEEDS = [0, 1]
@@ -49,6 +49,14 @@ def test_experiments_are_compared_by_few_numbers_of_each_row(results: Results, t
     frame = results.frame.assign(completeness=1 / 3, scene_gap=0.1)
     known = dataclasses.replace(results, frame=frame)
     assert headlines(known)["base"] == {"test": 0.55, "completeness": 0.3333}
+
+
+def test_plots_have_a_line_for_each_row_and_split_corruptions_together(tmp_path: Path) -> None:
+    store_evaluations(tmp_path)
+    table = splits(Results.load(tmp_path / "evaluation", list(ROWS), [0]))
+    assert list(table.columns) == ["split", "row", "accuracy"] and len(table) == len(ROWS) * 5
+    assert table[table.row == "masks"].accuracy.tolist() == [0.6667] * 5
+    assert list(table.split.unique()) == ["test", "art_painting", "cartoon", "sketch", "corruptions"]
 
 
 def test_differences_are_paired_with_the_control_and_name_no_other_row(results: Results) -> None:

@@ -110,7 +110,7 @@ def test_the_page_says_what_was_planted_and_the_figures_are_drawn(tmp_path: Path
     assert len(study_figure(made, found).axes) == 2
     panels = map_figure(found).axes
     assert len(panels) == 2 * len(IMAGE_MEASURES)
-    texts = {text.get_text(): text.get_fontweight() for text in panels[-5].texts}
+    texts = {text.get_text(): text.get_fontweight() for text in panels[1].texts}
     assert texts == {"+30": "bold", "+0": "normal"} or texts["+30"] == "bold"
 
 
