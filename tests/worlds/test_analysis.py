@@ -107,7 +107,7 @@ def test_the_page_says_what_was_planted_and_the_figures_are_drawn(tmp_path: Path
     assert "6 training seeds in each world, on a processor" in page
     line = next(line for line in page.splitlines() if line.startswith("| `masks` ") and "`continued`" in line)
     assert "+30." in line or "+29." in line
-    assert len(study_figure(made, found).axes) == 2
+    assert len(study_figure(made, found).axes) == 4  # completeness and gain in two worlds
     panels = map_figure(found).axes
     assert len(panels) == 2 * len(IMAGE_MEASURES)
     texts = {text.get_text(): text.get_fontweight() for text in panels[1].texts}
