@@ -396,7 +396,13 @@ def test_other_pretrained_weights_train_another_base_and_change_no_other_input(
         check_inputs.main(out=Path("inputs"))
 
 
-NOTEBOOKS = {"00_results": 2, "01_explain_an_image": 5, "02_filters_of_a_class": 2, "03_your_own_photographs": 3}
+NOTEBOOKS = {
+    "00_results": 2,
+    "01_explain_an_image": 5,
+    "02_filters_of_a_class": 2,
+    "03_your_own_photographs": 3,
+    "04_all_explanations": 3,
+}
 """Name → the fewest pictures that it shows."""
 
 

@@ -22,8 +22,8 @@ from everycause.explanation.scoring import GRADIENT
 from everycause.shapes import Bool, Float
 
 OBJECT_ABOVE, CONTEXT_BELOW = 0.3, 0.5
-"""Shares of the map's maximum: what lies above the first is the object, below the second the context. The values of the
-authors' public code where another image fills the mask."""
+"""In a map from 0 to 1 the object lies above the first, the context below the second. The values of the authors' public
+code where another image fills the mask."""
 
 
 def grad_cam(request: Request) -> Ranking:
@@ -71,12 +71,16 @@ def cam_masks_context(request: Request) -> Ranking:
 
 
 def region_activations(request: Request) -> Float[Tensor, "images regions"]:
-    """The Grad-CAM map, averaged over each region, as a share of the image's largest: from 0 to 1."""
+    """The Grad-CAM map, averaged over each region and scaled from its smallest value to its largest: from 0 to 1.
+
+    A map without differences becomes 0: there is no object, and everything is context.
+    """
     masking = request.task.masking
     enlarged = interpolate(grad_cam_maps(request)[:, None], size=masking.images.shape[-2:], mode="nearest-exact")[:, 0]
     means = region_means(masking, enlarged)
-    largest = means.amax(dim=1, keepdim=True)
-    return means / torch.where(largest > 0, largest, torch.ones_like(largest))
+    smallest = means.masked_fill(~masking.exists, torch.inf).amin(dim=1, keepdim=True)
+    spread = means.amax(dim=1, keepdim=True) - smallest
+    return ((means - smallest) / torch.where(spread > 0, spread, torch.ones_like(spread))).clamp_min(0)
 
 
 def _mask_first(request: Request, chosen: Bool[Tensor, "images regions"]) -> Ranking:
