@@ -27,14 +27,14 @@ TRAINING_STAGES = ("train_base", "accumulate_filters", "generate_masks", "retrai
 FORBIDDEN_WORDS = {"utils", "helpers", "common", "misc", "manager", "handler", "processor", "v2"}
 TIMMS = "get_classifier"
 """A name that timm calls: a network of ours must answer to it."""
-MOST_MODULES = 109
+MOST_MODULES = 110
 BUDGETS = {
     "codebirds": 1025,
     "everycause.data": 3180,
-    "everycause.explanation": 4085,
-    "everycause.training": 2125,
+    "everycause.explanation": 4090,
+    "everycause.training": 2345,
     "everycause.evaluation": 2015,
-    "everycause.reporting": 1530,
+    "everycause.reporting": 1535,
     "everycause.tuning": 1900,
     "everycause.worlds": 1125,
 }

@@ -32,6 +32,12 @@ from everycause.training.counterfactuals import (
     Upstream,
     example_pictures,
 )
+from everycause.training.edits import (
+    counterfactual_images,
+    counterfactual_images_random,
+    counterfactual_pairs,
+    counterfactual_pairs_random,
+)
 from everycause.training.exchange import ObjectExchange, exchange
 from everycause.training.fit import Epoch, FitParams, Goal, Training, fit
 from everycause.training.objectives import (
@@ -133,6 +139,14 @@ ROWS = {
     "object_exchange": Row(
         "the object without random discs of it, in the scene of another image (ours)",
         augments=object_exchange, exchanges=True,
+    ),
+    "counterfactual_images": Row("edits of spurious factors, label kept (ours)", augments=counterfactual_images),
+    "counterfactual_pairs": Row("edits that show the base its runner-up, labelled so", augments=counterfactual_pairs),
+    "counterfactual_images_random": Row(
+        "control: random changes as large as those of counterfactual_images", augments=counterfactual_images_random
+    ),
+    "counterfactual_pairs_random": Row(
+        "control: random changes as large, the labels of counterfactual_pairs", augments=counterfactual_pairs_random
     ),
     "masks_random": Row("control: as many random regions replaced", removes="random"),
     "masks_grad_cam": Row("control: as many regions by Grad-CAM", removes="grad_cam"),
