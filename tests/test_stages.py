@@ -308,6 +308,8 @@ def test_several_seeds_are_averaged_and_told_apart(store: None, tmp_path: Path) 
         ("rows", ["continued", "everything"], "'everything' is not a retraining row"),
         ("evaluation.corruptions", ["rain"], "'rain' is not a corruption"),
         ("masks.selector", "filter_cam", "put 'filter_cam' into faithfulness.selectors"),
+        ("background.source", "prior", "prior.safetensors does not exist: train the prior first"),
+        ("masks.fido", {"infill": "none"}, "masks.fido"),
         ("model.name", "resnet_fifty", "is not a timm model"),
         ("data.codebirds.length", 9, "data.codebirds"),
         ("training.batch_size", 100_000, "training.batch_size is 100000, which needs more than"),

@@ -67,7 +67,10 @@ def shares(classifier: "Classifier", images: Float[Tensor, "images 3 height widt
     Raises:
         UserError: the logits are not linear in the averaged channels.
     """
-    weight, bias = classifier.head()
+    try:
+        weight, bias = classifier.head()
+    except UserError as error:
+        raise UserError(f"the selector 'cell_swap' reads the last layer as filters do: {error}") from error
     with evaluating(classifier):
         maps = torch.cat(
             [classifier.as_maps(classifier.layer_output(some).output) for some in images.split(batch_size)]

@@ -308,7 +308,8 @@ def counterfactuals_of(name: str, upstream: Upstream, recipe: Recipe, seed: int)
     sets = sets_of(row.removes, upstream, masks, recipe.masks, seed)
     background: Background = OtherImages(upstream.train)
     if not row.others:
-        background = background_of(upstream.masks, upstream.train, upstream.base.statistics, recipe.background)
+        statistics, open_prior = upstream.base.statistics, upstream.open_prior
+        background = background_of(upstream.masks, upstream.train, statistics, recipe.background, open_prior)
     probability = recipe.background.augment_rate
     return Removals(pool_of(masks, sets), background, probability, scene=row.extent == "scene")
 

@@ -184,6 +184,13 @@ def test_a_runner_up_without_an_image_is_one_sentence(request_: Request) -> None
         SELECTORS["cell_swap"](request_._replace(split=without))
 
 
+def test_a_network_without_a_linear_last_layer_is_one_sentence(request_: Request) -> None:
+    told = request_.classifier.params.model_copy(update={"explained_layer": "layer3"})
+    classifier = Classifier(told, request_.classifier.class_names, 32, request_.classifier.statistics).eval()
+    with pytest.raises(UserError, match="'cell_swap' reads the last layer as filters do"):
+        SELECTORS["cell_swap"](request_._replace(classifier=classifier))
+
+
 def test_object_and_context_masks_come_first_and_chance_decides_within(large: Request) -> None:
     activations = region_activations(large)
     maps = grad_cam_maps(large)  # 3 × 3 places for 3 × 3 regions of 32 pixels
