@@ -21,13 +21,14 @@ from everycause.data.images import Statistics
 from everycause.data.sources import SOURCES, check, files, open_split
 from everycause.device import check_batch, memory_mib, output_sizes, start
 from everycause.errors import UserError
+from everycause.explanation.prior_training import FILE, load_denoiser
 from everycause.explanation.regions import partitions
 from everycause.models import Classifier
 from everycause.params import SECTIONS, Matrix, read
 from everycause.training.fit import trainable_parameters
 from everycause.training.rows import ROWS
 from everycause.tuning.trial import check_plans
-from stages.entry import run
+from stages.entry import PRIOR, run
 from stages.generate_masks import check_selector
 
 TRAINING = ("train_base", "accumulate_filters", "generate_masks", "retrain", "measure_faithfulness")
@@ -54,11 +55,15 @@ def main(out: Path) -> None:
     unread = params.data.model_copy(update={"memory_mib": 0})
     train, validation = (open_split(unread, name, params.run.threads) for name in ("train", "validation"))
     asked = asked_for(params)
-    check_network(params, train.class_names, asked["accumulate_filters"], memory)
+    ranked_by = {params.masks.selector, *params.faithfulness.selectors, *(ROWS[name].removes for name in params.rows)}
+    check_network(params, train.class_names, asked["accumulate_filters"] or "cell_swap" in ranked_by, memory)
     training = fingerprint(train.identity, validation.identity)
     content = {stage: training for stage in TRAINING}
     if params.model.pretrained and (file := weights.file_of(params.model.name, params.model.weights)) is not None:
         content["train_base"] = fingerprint(training, content_digest([file]))
+    if params.background.source == "prior":
+        load_denoiser(PRIOR, train)  # so that a missing one is found before any work
+        content["retrain"] = fingerprint(training, content_digest([PRIOR / FILE]))
     content |= dict.fromkeys(EVALUATION, fingerprint(training, content_digest(files(params.data))))
     with atomic_folder(out, "check_inputs") as folder:
         for stage in (*TRAINING, *EVALUATION):

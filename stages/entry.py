@@ -15,6 +15,8 @@ from everycause.artifacts import HISTORY, atomic_folder, read_json, write_json
 from everycause.errors import UserError, disk_trouble
 from everycause.params import flattened
 
+PRIOR = Path("artifacts/prior")
+"""Where train_prior writes unless told otherwise; retrain reads it if background.source is `prior`."""
 KEY = ".key"
 """File in the artifacts of stages outside of dvc.yaml: the fingerprint of what they are made from."""
 

@@ -1,13 +1,12 @@
 """Stage 4, retrain: one row of the results table, trained from the base classifier on.
 
-Reads   the base classifier, the training and validation splits; its filters and masks if the row needs them. Rows
-        without filter terms record the values of these terms if there are filters. Rows with rounds on Codebirds also
-        read erasures of validation images, to record which causes the model uses.
+Reads   the base classifier, the training and validation splits; its filters and masks, and the prior, if the row needs
+        them. Rows without filter terms record the values of these terms if there are filters. Rows with rounds on
+        Codebirds also read erasures of validation images, to record which causes the model uses.
 Writes  OUT/model.safetensors, OUT/row.json (what the row adds to the continued base), OUT/history.jsonl. A row with
         counterfactual images also OUT/pictures.safetensors (examples, everycause/training/examples.py), a row with
         rounds OUT/round-*.safetensors (Masks) and OUT/rounds.json; killed, it goes on after its last finished round.
-Paper   arXiv 2511.12100 (counterfactual images), arXiv 2501.11087 (filter terms); rounds are this project's own.
-        Cost: about 40 s on two cores, 110 s with rounds.
+Paper   arXiv 2511.12100, 2501.11087; rounds are this project's own. Cost: about 40 s on two cores, 110 s with rounds.
 """
 
 from pathlib import Path
@@ -21,9 +20,9 @@ from everycause.data.sources import SOURCES, open_split
 from everycause.device import start
 from everycause.errors import UserError
 from everycause.evaluation.faithfulness import round_metrics
-from everycause.explanation.filters import FILE as FILTERS
-from everycause.explanation.filters import FilterBank
+from everycause.explanation.filters import FILE, FilterBank
 from everycause.explanation.masks import Masks
+from everycause.explanation.prior_training import inpainting_prior
 from everycause.inference import check_fits
 from everycause.models import Classifier, load, model_fingerprint
 from everycause.params import read
@@ -31,7 +30,7 @@ from everycause.training.counterfactuals import Recipe, Upstream
 from everycause.training.examples import save_pictures
 from everycause.training.rounds import CHECKPOINT, Observe
 from everycause.training.rows import ROWS, retrain
-from stages.entry import recorded, run
+from stages.entry import PRIOR, recorded, run
 
 HEADLINE = ("masks", "joint")
 """Rows whose models are logged to MLflow, beside the base."""
@@ -97,7 +96,8 @@ def opened(params: SimpleNamespace, base: Path, filters: Path, masks: Path, devi
         validation=validation,
         open_masks=lambda: Masks.load(masks, model, train.identity, len(train)),
         open_filters=lambda: FilterBank.load(filters, model),
-        watch_filters=(filters / FILTERS).is_file(),
+        watch_filters=(filters / FILE).is_file(),
+        open_prior=lambda: inpainting_prior(PRIOR, train, device),
     )
 
 
@@ -105,7 +105,7 @@ def resume_key(params: SimpleNamespace, upstream: Upstream, explained: tuple[Pat
     """A hash of everything that finished rounds were made from."""
     used = [section.model_dump_json() for name, section in vars(params).items() if name != "tracking"]
     made_from = (upstream.model, upstream.train.identity, upstream.validation.identity, str(seed))
-    files = [file for place in explained for file in sorted(place.glob("*.safetensors"))]
+    files = [file for place in (*explained, PRIOR) for file in sorted(place.glob("*.safetensors"))]
     return fingerprint(*made_from, code_fingerprint("stages.retrain", SOURCES[params.data.source]), *files, *used)
 
 

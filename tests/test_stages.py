@@ -308,6 +308,8 @@ def test_several_seeds_are_averaged_and_told_apart(store: None, tmp_path: Path) 
         ("rows", ["continued", "everything"], "'everything' is not a retraining row"),
         ("evaluation.corruptions", ["rain"], "'rain' is not a corruption"),
         ("masks.selector", "filter_cam", "put 'filter_cam' into faithfulness.selectors"),
+        ("background.source", "prior", "prior.safetensors does not exist: train the prior first"),
+        ("masks.fido", {"infill": "none"}, "masks.fido"),
         ("model.name", "resnet_fifty", "is not a timm model"),
         ("data.codebirds.length", 9, "data.codebirds"),
         ("training.batch_size", 100_000, "training.batch_size is 100000, which needs more than"),
@@ -396,7 +398,13 @@ def test_other_pretrained_weights_train_another_base_and_change_no_other_input(
         check_inputs.main(out=Path("inputs"))
 
 
-NOTEBOOKS = {"00_results": 2, "01_explain_an_image": 5, "02_filters_of_a_class": 2, "03_your_own_photographs": 3}
+NOTEBOOKS = {
+    "00_results": 2,
+    "01_explain_an_image": 5,
+    "02_filters_of_a_class": 2,
+    "03_your_own_photographs": 3,
+    "04_all_explanations": 3,
+}
 """Name → the fewest pictures that it shows."""
 
 

@@ -16,9 +16,9 @@ from everycause.data.sources import DataParams, SplitName, renderer
 from everycause.data.split import Split
 from everycause.errors import UserError
 from everycause.evaluation.completeness import completeness_score, effective_causes, profile, reliance
-from everycause.explanation.masks import MaskParams, Masks, orders, other_images, searched, select_images
+from everycause.explanation.masks import MaskParams, Masks, orders, searched, select_images
 from everycause.explanation.objectives import log_odds
-from everycause.explanation.regions import masked_images, partitions, random_sets
+from everycause.explanation.regions import masked_images, other_images, partitions, random_sets
 from everycause.explanation.scoring import Scorer
 from everycause.explanation.search import SearchInputs
 from everycause.explanation.selectors import SelectorName, area_under, curves

@@ -167,7 +167,9 @@ class Bench:
         whole = self.exact.logits(masking, everyone, torch.ones_like(masking.exists))
         task = SearchInputs(masking, labels, runner_up(whole, labels), log_odds(whole, labels))
         largest, objective = self.masks.largest_set, self.masks.objective
-        return Request(task, self.scorer, self.exact, self.classifier, index, largest, objective, None)
+        return Request(
+            task, self.scorer, self.exact, self.classifier, index, largest, objective, None, self.split, self.masks.fido
+        )
 
     def rankings(self, index: Int64[Tensor, "images"], selector: str) -> pd.DataFrame:
         """The order of one selector for some photographs, judged with every baseline.

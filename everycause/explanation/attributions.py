@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from everycause.errors import UserError
+from everycause.explanation.ranking import Ranking, Request, ranking_by_map
 from everycause.explanation.scoring import GRADIENT
-from everycause.explanation.selectors import Ranking, Request, ranking_by_map
 from everycause.networks import evaluating
 from everycause.shapes import Float, Int64
 

@@ -16,11 +16,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from everycause.artifacts import is_whole, load_explanation, load_tensors, part, save_tensors
-from everycause.data.images import Images
 from everycause.data.split import Split
 from everycause.errors import UserError
 from everycause.explanation.image_selection import select_images
 from everycause.explanation.objectives import ObjectiveName, log_odds, runner_up
+from everycause.explanation.ranking import FidoParams
 from everycause.explanation.regions import (
     BaselineName,
     PartitionKind,
@@ -28,6 +28,7 @@ from everycause.explanation.regions import (
     is_shared,
     largest_set,
     masked_images,
+    other_images,
     partitions,
 )
 from everycause.explanation.scoring import Precision, Scorer
@@ -72,6 +73,7 @@ class MaskParams(Section):
     """Of proposals: bfloat16 is faster on a GPU; every set is confirmed and pruned with the stored float32 model."""
     compiled: bool
     """Whether torch.compile is used, which pays from some ten thousand images on."""
+    fido: FidoParams
 
     @property
     def largest_set(self) -> int:
@@ -215,11 +217,6 @@ class Masks:
         return cls(**{name: parts[0] if name in whole else torch.cat(parts) for name, parts in columns.items()})
 
 
-def other_images(split: Split, index: Tensor, name: BaselineName) -> Images | None:
-    """For the baseline `background`: another image of the split for each image, the same one every time."""
-    return split.read(((index + len(split) // 2 + 1) % len(split)).numpy()) if name == "background" else None
-
-
 def scorers(classifier: Classifier, params: MaskParams) -> tuple[Scorer, Scorer]:
     """The accelerated scorer, which proposes, and the exact one, which confirms."""
     fast = Scorer(
@@ -282,7 +279,8 @@ def searched(
         everyone = torch.arange(len(rows), device=classifier.device)
         whole = exact.logits(masking, everyone, torch.ones_like(masking.exists))
         task = SearchInputs(masking, labels, runner_up(whole, labels), log_odds(whole, labels))
-        request = Request(task, scorer, exact, classifier, rows, params.largest_set, params.objective, filters)
+        largest, objective = params.largest_set, params.objective
+        request = Request(task, scorer, exact, classifier, rows, largest, objective, filters, split, params.fido)
         yield _masks(request, whole, params)
 
 
@@ -313,7 +311,7 @@ def orders(
         unknown = torch.zeros(len(rows), device=device)  # rankings do not read the log-odds of the whole image
         task = SearchInputs(masking, split.labels[index].to(device), part.runner_up.to(device), unknown)
         steps = masks.order.shape[1]
-        request = Request(task, scorer, exact, classifier, index, steps, params.objective, filters)
+        request = Request(task, scorer, exact, classifier, index, steps, params.objective, filters, split, params.fido)
         found.append(SELECTORS[selector](request).order.cpu())
     return torch.cat(found)
 

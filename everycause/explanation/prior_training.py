@@ -24,6 +24,8 @@ from everycause.weights import UNREADABLE, not_finite
 
 FILE = "prior.safetensors"
 TRAINED, NONE = "trained", "none"
+INPAINTING = (10, 8)
+"""Steps of the respaced chain that paints what is missing, and those of them that are taken: from strong noise on."""
 STEPS = 1000
 """Steps of the chain in training; noise variances grow linearly from 1e-4 to 0.02, as in Ho et al., section 4."""
 
@@ -223,6 +225,16 @@ def open_prior(
         denoiser, scheduler = pipeline(Path(prior.source), train.image_size)
     denoiser = denoiser.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
     return DiffusionPrior(denoiser, scheduler, params.chain, params.tau, params.eta, params.checkpointed)
+
+
+def inpainting_prior(folder: Path, train: Split, device: torch.device) -> DiffusionPrior:
+    """A trained prior that paints what is missing: it begins under much noise, in few large steps.
+
+    Raises:
+        UserError: as load_denoiser.
+    """
+    denoiser = load_denoiser(folder, train).to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+    return DiffusionPrior(denoiser, training_scheduler(), *INPAINTING, eta=1.0)
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from math import isqrt
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -18,6 +18,9 @@ from torchvision.transforms.v2.functional import gaussian_blur
 from everycause.data.images import Statistics, normalized
 from everycause.errors import UserError
 from everycause.shapes import Bool, Float, Int64, UInt8
+
+if TYPE_CHECKING:
+    from everycause.data.split import Split
 
 PartitionKind = Literal["grid", "slico"]
 BaselineName = Literal["mean", "zeros", "blur", "background"]
@@ -121,9 +124,19 @@ def baseline_pixels(
     if name == "zeros":
         return torch.zeros_like(images)
     if name == "blur":
-        side = images.shape[-1] // 4
-        return gaussian_blur(images, kernel_size=[2 * side + 1, 2 * side + 1], sigma=[side / 2, side / 2])
+        return gaussian_blur(images, *blur_widths(images.shape[-1]))
     return others
+
+
+def blur_widths(image_size: int) -> tuple[list[int], list[float]]:
+    """Kernel and standard deviation, in pixels, of the baseline `blur`."""
+    side = image_size // 4
+    return [2 * side + 1, 2 * side + 1], [side / 2, side / 2]
+
+
+def other_images(split: "Split", index: Tensor, name: BaselineName) -> UInt8[Tensor, "batch 3 height width"] | None:
+    """For the baseline `background`: another image of the split for each image, the same one every time."""
+    return split.read(((index + len(split) // 2 + 1) % len(split)).numpy()) if name == "background" else None
 
 
 @dataclass(frozen=True)

@@ -5,23 +5,21 @@ into the shortest set of its leading regions whose removal flips the prediction;
 insertion and deletion measures of an order.
 """
 
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
 
-from everycause.errors import UserError
+from everycause.explanation.activation_maps import cam_masks, cam_masks_context, filter_cam, grad_cam
+from everycause.explanation.cell_swap import cell_swap
+from everycause.explanation.fido import fido
 from everycause.explanation.objectives import OBJECTIVES, ObjectiveName
+from everycause.explanation.ranking import Ranking, Request, random_keys, ranked_by_score
 from everycause.explanation.regions import MaskedImages
-from everycause.explanation.scoring import GRADIENT, Scorer
+from everycause.explanation.scoring import Scorer
 from everycause.explanation.search import FAST, Search, SearchInputs, SearchResult
-from everycause.networks import evaluating
-from everycause.shapes import Bool, Float, Int64
-
-if TYPE_CHECKING:
-    from everycause.models import Classifier
+from everycause.shapes import Float, Int64
 
 PENDING = 12
 """Regions that are tried for the last place in each round of the bidirectional search; LIMA's value."""
@@ -111,37 +109,6 @@ def area_under(
     return torch.trapezoid(probabilities, share, dim=1)
 
 
-class Ranking(NamedTuple):
-    """The order that a selector gives the regions of each image."""
-
-    order: Int64[Tensor, "images regions"]
-    """All regions, the first to be removed first; numbers that an image does not use come last."""
-    score: Float[Tensor, "images regions"] | None
-    """The score of each region, from selectors that give scores."""
-    forwards: Int64[Tensor, "images"]
-    """Forward passes spent."""
-
-
-class Request(NamedTuple):
-    """Images whose regions are to be ranked."""
-
-    task: SearchInputs
-    scorer: Scorer
-    """The accelerated model."""
-    exact: Scorer
-    """The stored model."""
-    classifier: "Classifier"
-    """Gives the explained layer and the last layer, which CAM selectors read."""
-    index: Int64[Tensor, "images"]
-    """Index of each image in its split; random orders depend on it alone."""
-    leading: int
-    """How many regions at the front of the order are searched one by one."""
-    objective: ObjectiveName
-    """The set function that the selector `bidirectional` maximizes."""
-    filters: Bool[Tensor, "classes filters"] | None
-    """The filters of each class, for the selector `filter_cam`."""
-
-
 def counterfactual(request: Request) -> Ranking:
     """The order of the fast search by the deletion objective, carried on beyond the flip."""
     return _without_score(*leading(request.task, request.scorer, request.exact, "deletion", request.leading))
@@ -159,50 +126,7 @@ def both_ends(request: Request) -> Ranking:
 
 def random(request: Request) -> Ranking:
     """A random order: the control for every other selector."""
-    exists = request.task.masking.exists
-    keys = torch.stack(
-        [torch.rand(exists.shape[1], generator=torch.Generator().manual_seed(int(index))) for index in request.index]
-    )
-    return _by_score(request.task, keys.to(exists.device), 0)
-
-
-def grad_cam(request: Request) -> Ranking:
-    """Grad-CAM (Selvaraju et al., ICCV 2017) at the explained layer, averaged over each region.
-
-    Raises:
-        UserError: the explained layer gives no feature maps.
-    """
-    classifier, maps, gradients = request.classifier, [], []
-    for images, labels in _batches(request):
-        with torch.enable_grad():
-            read = classifier.layer_output(images)
-            gradient = torch.autograd.grad(read.logits.gather(1, labels[:, None]).sum(), read.output)[0]
-        maps.append(classifier.as_maps(read.output.detach()))
-        gradients.append(classifier.as_maps(gradient))
-    weights = torch.cat(gradients).mean(dim=(2, 3), keepdim=True)
-    return ranking_by_map(request.task, (weights * torch.cat(maps)).sum(dim=1).relu(), GRADIENT)
-
-
-def filter_cam(request: Request) -> Ranking:
-    """The class activation map of the class's counterfactual filters alone.
-
-    Raises:
-        UserError: there is no filter bank, or the logits are not linear in the averaged channels.
-    """
-    if request.filters is None:
-        raise UserError(
-            "the selector 'filter_cam' needs the filters of each class, and there are none here: "
-            "run the stage accumulate_filters and give its folder"
-        )
-    classifier = request.classifier
-    weight, _ = classifier.head()
-    labels = request.task.labels
-    chosen = weight[labels] * request.filters.to(weight.device)[labels]
-    with torch.no_grad():
-        maps = torch.cat(
-            [classifier.as_maps(classifier.layer_output(images).output) for images, _ in _batches(request)]
-        )
-    return ranking_by_map(request.task, torch.einsum("bkhw,bk->bhw", maps, chosen).relu(), 1)
+    return ranked_by_score(request.task, random_keys(request), 0)
 
 
 SELECTORS: dict[str, Callable[[Request], Ranking]] = {
@@ -212,6 +136,10 @@ SELECTORS: dict[str, Callable[[Request], Ranking]] = {
     "random": random,
     "grad_cam": grad_cam,
     "filter_cam": filter_cam,
+    "fido": fido,
+    "cell_swap": cell_swap,
+    "cam_masks": cam_masks,
+    "cam_masks_context": cam_masks_context,
 }
 """Name of a selector → its function. To add one, write a function above and name it here: params accept it then."""
 SelectorName = Literal[tuple(SELECTORS)]
@@ -238,30 +166,5 @@ def cut_at_flip(request: Request, ranking: Ranking, largest: int) -> SearchResul
     return SearchResult(order, flipped, effect, ranking.forwards + largest)
 
 
-def _batches(request: Request) -> Iterator[tuple[Tensor, Tensor]]:
-    """Images and labels, a batch at a time, in evaluation mode."""
-    with evaluating(request.classifier):
-        yield from zip(
-            request.task.masking.images.split(request.exact.batch_size),
-            request.task.labels.split(request.exact.batch_size),
-            strict=True,
-        )
-
-
 def _without_score(order: Tensor, forwards: Tensor) -> Ranking:
     return Ranking(order, None, forwards)
-
-
-def _by_score(task: SearchInputs, score: Tensor, forwards: int) -> Ranking:
-    """Descending scores; ties go to the lowest region."""
-    order = score.masked_fill(~task.masking.exists, -torch.inf).argsort(dim=1, descending=True, stable=True)
-    return Ranking(order, score, torch.full_like(task.labels, forwards))
-
-
-def ranking_by_map(task: SearchInputs, maps: Float[Tensor, "images rows columns"], forwards: int) -> Ranking:
-    """A map of the explained layer, enlarged and averaged over each region."""
-    size = task.masking.images.shape[-2:]
-    enlarged = interpolate(maps[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
-    everyone = torch.arange(len(maps), device=maps.device)
-    pixels = task.masking.areas * enlarged[0].numel()
-    return _by_score(task, task.masking.summed_over_regions(everyone, enlarged) / pixels.clamp_min(1), forwards)

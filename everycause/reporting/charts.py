@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from everycause.reporting.figures import DETECTOR_COLORS, OTHER, SELECTOR_COLORS, color, split_name
+from everycause.reporting.colors import OTHER, SELECTOR_COLORS
+from everycause.reporting.figures import DETECTOR_COLORS, color, split_name
 from everycause.reporting.panels import Mark, Panel, number_grid, row_panels
 from everycause.reporting.results import REFERENCE, DetectionReport, Faithfulness, Measures, Results
 

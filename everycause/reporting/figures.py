@@ -13,44 +13,12 @@ import numpy as np
 from matplotlib import font_manager
 from matplotlib.figure import Figure
 
+from everycause.reporting.colors import COLORS, OPTIMUM, OTHER
 from everycause.reporting.results import Measures
 from everycause.reporting.tables import DETECTORS
 
 log = logging.getLogger(__name__)
 DEFAULT_FONT = "DejaVu Sans"
-COLORS = {
-    "base": "#888888",
-    "continued": "#222222",
-    "filters": "#d98c00",
-    "filters_random": "#e8cf9f",
-    "filters_permuted": "#b9a57f",
-    "masks": "#0072b2",
-    "masks_scene": "#56b4a9",
-    "masks_random": "#a9c8e8",
-    "joint": "#b3005e",
-    "masks_rounds": "#5b2a86",
-    "object_exchange": "#00838f",
-    "oracle_parts": "#3a9d23",
-    "masks_grad_cam": "#7a6a53",
-    "masks_factual": "#c46a3f",
-    "erasing": "#c9b458",
-    "cutmix": "#8c8c3a",
-    "patch_replacement": "#a0522d",
-    "masked_distillation": "#6b8e23",
-    "self_challenging": "#cd5c5c",
-    "spectral_decoupling": "#4682b4",
-    "group_dro": "#9370db",
-}
-"""Row → color, the same in every figure."""
-OTHER, OPTIMUM = "#009e73", "#3a9d23"
-SELECTOR_COLORS = {
-    "counterfactual": "#0072b2",
-    "factual": "#d98c00",
-    "bidirectional": "#b3005e",
-    "grad_cam": "#009e73",
-    "filter_cam": "#56b4e9",
-    "random": "#999999",
-}
 DETECTOR_COLORS = dict(
     zip(DETECTORS, ("#d98c00", "#e8cf9f", "#b9a57f", "#7a6a53", "#b3005e", "#0072b2", "#56b4e9"), strict=True)
 )

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from everycause.reporting.figures import SELECTOR_COLORS
+from everycause.reporting.colors import SELECTOR_COLORS
 from everycause.reporting.results import REFERENCE, Results
 from everycause.reporting.tables import difference_table, main_table, markdown
 

@@ -7,6 +7,7 @@ nearly as often as any region does (reports/log.md), and a counterfactual image 
 that objects do not matter.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import isqrt
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
@@ -21,6 +22,7 @@ from everycause.data.images import Images, Statistics
 from everycause.data.split import Split
 from everycause.errors import UserError
 from everycause.explanation.masks import Masks
+from everycause.explanation.prior import ImageNoise, Prior
 from everycause.explanation.regions import grid
 from everycause.params import Section
 from everycause.shapes import Bool, Int64, UInt8
@@ -36,9 +38,9 @@ FEWEST_CELLS = 4
 class BackgroundParams(Section):
     """What replaces a removed region in a counterfactual image."""
 
-    source: Literal["bank", "own", "mean"]
+    source: Literal["bank", "own", "mean", "prior"]
     """`bank`: background of other training images; `own`: a blur of the rest of the same image; `mean`: the data set's
-    mean color."""
+    mean color; `prior`: what a trained diffusion model paints into the image, another time another thing."""
     source_classes: Literal["any_class", "other_class", "same_class"]
     """The classes from which the bank lends to an image: any, all but its own, or its own alone."""
     share: float = Field(gt=0, le=1)
@@ -87,6 +89,24 @@ class OwnScene(NamedTuple):
         count = kept.sum(dim=(2, 3), keepdim=True)
         plain = torch.where(count > 0, (images * kept).sum(dim=(2, 3), keepdim=True) / count.clamp_min(1), GRAY)
         return torch.where(weights > 1e-6, means, plain).round().clamp(0, 255).to(torch.uint8)
+
+
+class Inpainting(NamedTuple):
+    """What a diffusion prior paints where pixels were removed, given the pixels that are kept.
+
+    The prior sees neither class nor removed pixels: it begins with a blur of the rest, under noise. A draw costs τ
+    passes of its network for each image.
+    """
+
+    prior: Prior
+
+    def draw(self, images: Images, removed: Tensor, labels: Tensor, generator: torch.Generator) -> Images:
+        """Images as the prior goes on from what is kept, which stays as it is; drawn anew each time."""
+        begun = torch.where(removed[:, None], OwnScene().draw(images, removed, labels, generator), images)
+        seeds = torch.randint(2**31, (len(images),), generator=generator).tolist()
+        noise = ImageNoise(seeds, images.shape[-1], images.device)
+        painted = self.prior.refined(begun / 255, images / 255, ~removed, noise)
+        return (painted * 255).round().to(torch.uint8)
 
 
 class OtherImages(NamedTuple):
@@ -189,11 +209,26 @@ def neighborhood(pixels: Bool[Tensor, "batch height width"], across: int) -> Boo
     return max_pool2d(pixels[:, None].float(), 2 * reach + 1, stride=1, padding=reach)[:, 0] > 0
 
 
-def background_of(masks: Masks, train: Split, statistics: Statistics, params: BackgroundParams) -> Background:
+def no_prior() -> Prior:
+    """Where no prior can be opened.
+
+    Raises:
+        UserError: always.
+    """
+    raise UserError("background.source 'prior' is for the stage retrain alone: name another source")
+
+
+def background_of(
+    masks: Masks,
+    train: Split,
+    statistics: Statistics,
+    params: BackgroundParams,
+    open_prior: Callable[[], Prior] = no_prior,
+) -> Background:
     """What replaces removed regions, as background.source says.
 
     Raises:
-        UserError: as background_bank.
+        UserError: as background_bank; or there is no prior, where it is asked for.
     """
     match params.source:
         case "bank":
@@ -202,3 +237,5 @@ def background_of(masks: Masks, train: Split, statistics: Statistics, params: Ba
             return OwnScene()
         case "mean":
             return MeanColor(statistics)
+        case "prior":
+            return Inpainting(open_prior())

@@ -21,10 +21,11 @@ from everycause.data.sources import DataParams
 from everycause.data.split import Split
 from everycause.explanation.filters import FilterBank
 from everycause.explanation.masks import MaskParams, Masks
+from everycause.explanation.prior import Prior
 from everycause.explanation.regions import grid
 from everycause.models import Classifier
 from everycause.shapes import Bool, Float, Int64
-from everycause.training.background import Background, BackgroundParams, OtherImages, neighborhood
+from everycause.training.background import Background, BackgroundParams, OtherImages, neighborhood, no_prior
 from everycause.training.exchange import ExchangeParams
 from everycause.training.loss import LossParams
 from everycause.training.steps import seeded
@@ -52,6 +53,8 @@ class Upstream:
     watch_filters: bool
     """Whether rows without filter terms record the values of these terms, but for rows with an objective of their own.
     """
+    open_prior: Callable[[], Prior] = no_prior
+    """Opens the diffusion prior, for background.source `prior`; raises UserError if there is none."""
 
     @cached_property
     def masks(self) -> Masks:

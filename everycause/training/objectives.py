@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss, one_hot
 
+from everycause.data.sources import groups
 from everycause.errors import UserError
 from everycause.models import Classifier
 from everycause.networks import last_layers
 from everycause.shapes import Float, Int64
+from everycause.training.counterfactuals import Recipe, Upstream
 from everycause.training.steps import Step
 
 MUTED_FEATURES, MUTED_IMAGES = 1 / 3, 1 / 3
@@ -185,3 +187,23 @@ class GroupRobust:
         self._weights = (grown / grown.sum()).cpu()
         weighted = (self._weights.to(losses.device) * by_group).sum()
         return {"cross_entropy": losses.mean().detach(), "worst_group": by_group.max().detach(), "loss": weighted}
+
+
+def self_challenging(_upstream: Upstream, _recipe: Recipe) -> Objective:
+    """Representation self-challenging."""
+    return SelfChallenging()
+
+
+def spectral_decoupling(_upstream: Upstream, _recipe: Recipe) -> Objective:
+    """Spectral decoupling."""
+    return SpectralDecoupling()
+
+
+def masked_distillation(upstream: Upstream, _recipe: Recipe) -> Objective:
+    """Distillation from the base on masked images."""
+    return MaskedDistillation(upstream.base)
+
+
+def group_dro(_upstream: Upstream, recipe: Recipe) -> Objective:
+    """Group distributionally robust optimization."""
+    return GroupRobust(groups(recipe.data, "train"))

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor
 
-from everycause.data.sources import DataParams, groups, has_groups, renderer
+from everycause.data.sources import DataParams, has_groups, renderer
 from everycause.errors import UserError
 from everycause.explanation.filters import FilterBank, permuted, random_like
 from everycause.explanation.masks import MaskParams, Masks, orders
@@ -30,15 +30,21 @@ from everycause.training.counterfactuals import (
     Removals,
     Upstream,
 )
+from everycause.training.edits import (
+    counterfactual_images,
+    counterfactual_images_random,
+    counterfactual_pairs,
+    counterfactual_pairs_random,
+)
 from everycause.training.examples import Pictures, example_pictures
 from everycause.training.exchange import ObjectExchange, exchange
 from everycause.training.fit import Epoch, FitParams, Goal, Training, fit
 from everycause.training.objectives import (
-    GroupRobust,
-    MaskedDistillation,
     Objective,
-    SelfChallenging,
-    SpectralDecoupling,
+    group_dro,
+    masked_distillation,
+    self_challenging,
+    spectral_decoupling,
 )
 from everycause.training.rounds import Observe, Rounds, RoundsParams
 from everycause.training.steps import Counterfactuals
@@ -116,26 +122,6 @@ def patch_replacement(upstream: Upstream, recipe: Recipe, _seed: int) -> PatchRe
     return PatchReplacement(upstream.train, recipe.background.augment_rate)
 
 
-def self_challenging(_upstream: Upstream, _recipe: Recipe) -> Objective:
-    """Representation self-challenging."""
-    return SelfChallenging()
-
-
-def spectral_decoupling(_upstream: Upstream, _recipe: Recipe) -> Objective:
-    """Spectral decoupling."""
-    return SpectralDecoupling()
-
-
-def masked_distillation(upstream: Upstream, _recipe: Recipe) -> Objective:
-    """Distillation from the base on masked images."""
-    return MaskedDistillation(upstream.base)
-
-
-def group_dro(_upstream: Upstream, recipe: Recipe) -> Objective:
-    """Group distributionally robust optimization."""
-    return GroupRobust(groups(recipe.data, "train"))
-
-
 ROWS = {
     "continued": Row("control: the same steps and images, cross-entropy only"),
     "filters": Row("filter terms λ1, λ2 (arXiv 2501.11087)", filters="own"),
@@ -153,9 +139,20 @@ ROWS = {
         "the object without random discs of it, in the scene of another image (ours)",
         augments=object_exchange, exchanges=True,
     ),
+    "counterfactual_images": Row("edits of spurious factors, label kept (ours)", augments=counterfactual_images),
+    "counterfactual_pairs": Row("edits that show the base its runner-up, labelled so", augments=counterfactual_pairs),
+    "counterfactual_images_random": Row(
+        "control: random changes as large as those of counterfactual_images", augments=counterfactual_images_random
+    ),
+    "counterfactual_pairs_random": Row(
+        "control: random changes as large, the labels of counterfactual_pairs", augments=counterfactual_pairs_random
+    ),
     "masks_random": Row("control: as many random regions replaced", removes="random"),
     "masks_grad_cam": Row("control: as many regions by Grad-CAM", removes="grad_cam"),
     "masks_factual": Row("control: as many regions by LIMA's factual objective", removes="factual"),
+    "masks_fido": Row("control: as many regions by FIDO (arXiv 1807.08024)", removes="fido"),
+    "masks_cell_swap": Row("control: as many regions by cell swaps (arXiv 1904.07451)", removes="cell_swap"),
+    "masks_cam": Row("control: as many regions of CAM object masks (arXiv 2303.03052)", removes="cam_masks"),
     "joint": Row("both", removes="counterfactual", filters="own"),
     "erasing": Row("control: random erasing of every image", augments=erasing),
     "cutmix": Row("control: CutMix with another image of the batch", augments=cutmix),
@@ -310,7 +307,8 @@ def counterfactuals_of(name: str, upstream: Upstream, recipe: Recipe, seed: int)
     sets = sets_of(row.removes, upstream, masks, recipe.masks, seed)
     background: Background = OtherImages(upstream.train)
     if not row.others:
-        background = background_of(upstream.masks, upstream.train, upstream.base.statistics, recipe.background)
+        statistics, open_prior = upstream.base.statistics, upstream.open_prior
+        background = background_of(upstream.masks, upstream.train, statistics, recipe.background, open_prior)
     probability = recipe.background.augment_rate
     return Removals(pool_of(masks, sets), background, probability, scene=row.extent == "scene")
 

@@ -13,6 +13,7 @@ from everycause.errors import UserError
 from everycause.evaluation.rankings import BASELINES, SEARCHES, Bench, judged, logits_along, set_first, steps
 from everycause.explanation import attributions
 from everycause.explanation.masks import MaskParams
+from everycause.explanation.ranking import FidoParams
 from everycause.explanation.regions import baseline_pixels
 from everycause.explanation.selectors import SELECTORS, area_under, curves
 from everycause.models import Classifier
@@ -36,6 +37,7 @@ MASKS = MaskParams(
     batch_size=8,
     precision="float32",
     compiled=False,
+    fido=FidoParams(infill="baseline", steps=5, samples=2, learning_rate=0.05, sparsity=1e-3),
 )
 EVERYONE = torch.arange(6)
 

@@ -8,6 +8,7 @@ from everycause.data.images import normalized
 from everycause.data.split import Split
 from everycause.explanation.masks import MaskParams
 from everycause.explanation.objectives import log_odds
+from everycause.explanation.ranking import FidoParams
 from everycause.explanation.regions import MaskedImages, grid
 from everycause.explanation.search import SearchInputs
 from everycause.inference import logits_of
@@ -28,6 +29,7 @@ PARAMS = MaskParams(
     batch_size=32,
     precision="float32",
     compiled=False,
+    fido=FidoParams(infill="baseline", steps=5, samples=2, learning_rate=0.05, sparsity=1e-3),
 )
 
 

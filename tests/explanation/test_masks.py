@@ -11,6 +11,7 @@ from everycause.errors import UserError
 from everycause.explanation import masks as masks_module
 from everycause.explanation.image_selection import evenly_over_classes, select_images
 from everycause.explanation.masks import MaskParams, Masks, generate, scorers, searched
+from everycause.explanation.selectors import SELECTORS
 from everycause.inference import logits_of
 from everycause.models import Classifier, ModelParams
 from tests.conftest import STATISTICS
@@ -156,7 +157,7 @@ def test_every_baseline_and_partition_gives_flips(
     assert 0 < masks.summary()["area_at_flip"] < 1
 
 
-@pytest.mark.parametrize("selector", ("factual", "bidirectional", "random", "grad_cam"))
+@pytest.mark.parametrize("selector", [name for name in SELECTORS if name not in ("counterfactual", "filter_cam")])
 def test_other_selectors_come_as_masks_too(tmp_path: Path, classifier: Classifier, split: Split, selector: str) -> None:
     masks = generate(
         classifier, split, PARAMS.model_copy(update={"selector": selector, "max_regions": 4}), tmp_path, "model"

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
-from torch import nn
 
 from everycause.data.split import Split
 from everycause.errors import UserError
@@ -23,24 +22,9 @@ from everycause.explanation.prior_training import (
 from everycause.explanation.steering import CounterfactualParams
 from everycause.params import read
 from tests.conftest import ROOT
+from tests.explanation.painting import toy_prior
 
 CPU = torch.device("cpu")
-
-
-class Toy(nn.Module):
-    """A smooth denoiser that depends on the step."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.convolution = nn.Conv2d(3, 3, 3, padding=1)
-
-    def forward(self, images: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
-        return torch.tanh(self.convolution(images)) * (1 + step[:, None, None, None] / 1000)
-
-
-def toy_prior(tau: int = 3, chain: int = 50, eta: float = 1.0, **options: object) -> DiffusionPrior:
-    return DiffusionPrior(Toy(), training_scheduler(), chain, tau, eta, **options)
 
 
 def noise(count: int = 2, side: int = 8, dtype: torch.dtype = torch.float32) -> ImageNoise:

@@ -5,17 +5,28 @@ from torch.nn.functional import interpolate
 
 from everycause.data.split import Split
 from everycause.explanation.objectives import OBJECTIVES
+from everycause.explanation.ranking import Request
 from everycause.explanation.scoring import Scorer
 from everycause.explanation.search import SearchInputs
-from everycause.explanation.selectors import SELECTORS, Request, area_under, bidirectional, curves, cut_at_flip
+from everycause.explanation.selectors import SELECTORS, area_under, bidirectional, curves, cut_at_flip
 from everycause.models import Classifier, LayerOutput, ModelParams
 from tests.conftest import STATISTICS
-from tests.explanation.searching import task_of
+from tests.explanation.searching import PARAMS, task_of
 
 
 @pytest.fixture
 def task(classifier: Classifier, train: Split) -> SearchInputs:
     return task_of(classifier, train, cells=3, count=6)
+
+
+BLACK = Split(
+    "black",
+    torch.arange(8) % 4,
+    tuple("abcd"),
+    32,
+    lambda index: torch.zeros(len(index), 3, 32, 32, dtype=torch.uint8),
+    "black",
+)
 
 
 def request_of(classifier: Classifier, task: SearchInputs, filters: torch.Tensor | None = None) -> Request:
@@ -28,6 +39,8 @@ def request_of(classifier: Classifier, task: SearchInputs, filters: torch.Tensor
         2,
         "deletion",
         filters,
+        BLACK,
+        PARAMS.fido,
     )
 
 

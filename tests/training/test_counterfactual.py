@@ -9,11 +9,14 @@ from codebirds.birds import Codebirds
 from everycause.data.images import Statistics, normalized
 from everycause.data.sources import DataParams
 from everycause.data.split import Split
+from everycause.errors import UserError
 from everycause.explanation.masks import Masks, searched
+from everycause.explanation.prior import ImageNoise, LowPassPrior
 from everycause.explanation.regions import grid
 from everycause.models import Classifier
 from everycause.training.background import (
     Bank,
+    Inpainting,
     MeanColor,
     OwnScene,
     background_bank,
@@ -32,6 +35,7 @@ from everycause.training.counterfactuals import (
 )
 from everycause.training.examples import NO_PART, decisions, example_pictures, parts_of
 from everycause.training.steps import AugmentationParams, training_steps
+from tests.explanation.painting import toy_prior
 from tests.explanation.searching import PARAMS, always_right, undecided
 from tests.training.invented import BACKGROUND, invented_masks
 from tests.training.invented import PARAMS as TRAINING
@@ -170,6 +174,42 @@ def test_every_source_of_fill_is_at_hand(train: Split) -> None:
         for source in ("bank", "own", "mean")
     }
     assert kinds == {"bank": Bank, "own": OwnScene, "mean": MeanColor}
+    painted = BACKGROUND.model_copy(update={"source": "prior"})
+    assert isinstance(background_of(invented_masks(train), train, statistics, painted, LowPassPrior), Inpainting)
+    with pytest.raises(UserError, match="background.source 'prior' is for the stage retrain alone"):
+        background_of(invented_masks(train), train, statistics, painted)
+
+
+def test_a_prior_paints_what_was_removed_and_keeps_the_rest() -> None:
+    images = torch.randint(0, 256, (3, 3, 8, 8), generator=generator(), dtype=torch.uint8)
+    removed, labels = torch.zeros(3, 8, 8, dtype=torch.bool), torch.zeros(3, dtype=torch.int64)
+    removed[:2, 2:6, 1:5] = True  # the third image loses nothing
+    background, kept = Inpainting(toy_prior(tau=8, chain=10)), ~removed[:, None].expand_as(images)
+    drawn = background.draw(images, removed, labels, generator())
+    assert torch.equal(drawn[kept], images[kept]) and (drawn != images)[:2].flatten(1).any(dim=1).all()
+    assert torch.equal(drawn, background.draw(images, removed, labels, generator()))
+    once_more = background.draw(images, removed, labels, torch.Generator().manual_seed(5))
+    assert not torch.equal(drawn, once_more)
+    # the removed pixels are not looked at
+    other = torch.where(removed[:, None], 255 - images, images)
+    assert torch.equal(drawn, background.draw(other, removed, labels, generator()))
+
+
+def test_a_prior_that_takes_one_step_paints_what_its_formula_says() -> None:
+    prior = toy_prior(tau=1, chain=10, eta=0.0)
+    images = torch.randint(0, 256, (1, 3, 8, 8), generator=generator(), dtype=torch.uint8)
+    removed, labels = torch.ones(1, 8, 8, dtype=torch.bool), torch.zeros(1, dtype=torch.int64)
+    removed[0, :, 4:] = False
+    drawn = Inpainting(prior).draw(images, removed, labels, generator())
+    begun = OwnScene().draw(images, removed, labels, generator())
+    begun = torch.where(removed[:, None], begun, images) / 255
+    draws = ImageNoise(torch.randint(2**31, (1,), generator=generator()).tolist(), 8, torch.device("cpu"))
+    share = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000), dim=0)[0]  # the last step of the chain is step 0
+    noisy = share.sqrt() * (2 * begun - 1) + (1 - share).sqrt() * draws.draw()
+    with torch.no_grad():
+        clean = (noisy - (1 - share).sqrt() * prior.denoiser(noisy, torch.zeros(1))) / share.sqrt()
+    slow = torch.where(removed[:, None], ((clean.clamp(-1, 1) + 1) / 2 * 255).round(), images.float())
+    assert (drawn.float() - slow).abs().max() <= 1
 
 
 def test_a_pool_grows_by_new_sets_and_draws_each_of_them_or_none(train: Split) -> None:
