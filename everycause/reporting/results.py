@@ -68,7 +68,7 @@ class Results:
     @property
     def views(self) -> list[str]:
         """The names of all views, in the order of the data."""
-        return list(next(iter(self.predictions.values())).logits)
+        return list(next(iter(self.predictions.values())).views)
 
     def families(self) -> Iterator[str]:
         """The families of views, in the order of the data."""
@@ -93,7 +93,7 @@ class Results:
             return None
         stored = self.predictions[row, self.seeds[0]]
         clustered = stored.conforms is None and family in CLUSTERED
-        clusters = stored.labels[stored.family(family)[0]].numpy() if clustered else None
+        clusters = stored.labels(stored.family(family)[0]).numpy() if clustered else None
         return paired_interval(self.differences(row, family), clusters)
 
     def differences(self, row: str, family: str) -> Float[np.ndarray, "seeds images"]:
