@@ -136,10 +136,13 @@ class Predictions:
         Raises:
             UserError: there are none, or they are damaged.
         """
-        file = folder / FILE
-        tensors, description = load_tensors(
-            file, "evaluate_ood", lambda name: not name.startswith(("views/", "logits/"))
-        )
+        file, present = folder / FILE, set[str]()
+
+        def is_small(name: str) -> bool:
+            present.add(name)
+            return not name.startswith(("views/", "logits/"))
+
+        tensors, description = load_tensors(file, "evaluate_ood", is_small)
         if set(description) == {"views", "released"}:
             raise UserError(
                 f"{file} holds logits, which this version does not read: run the stage evaluate_ood again "
@@ -147,6 +150,9 @@ class Predictions:
             )
         try:
             names, classes, released = (description[key] for key in ("views", "classes", "released"))
+            needed = {f"views/{name}/{kind}" for name in names for kind in Answers._fields}
+            if not needed <= present:
+                raise KeyError(min(needed - present))
         except KeyError as error:
             raise UserError(f"{file} is damaged ({error} is missing): run the stage evaluate_ood again") from error
         among = {name: tensors[f"among/{name}"] for name in names if f"among/{name}" in tensors}
@@ -165,12 +171,7 @@ class StoredAnswers(Mapping[str, Answers]):
             raise KeyError(view)
         inside = f"views/{view}"
         tensors, _ = load_tensors(self._file, "evaluate_ood", lambda name: name.rpartition("/")[0] == inside)
-        try:
-            found = [tensors[f"{inside}/{kind}"] for kind in Answers._fields]
-        except KeyError as error:
-            raise UserError(
-                f"{self._file} is damaged ({error} is missing): run the stage evaluate_ood again"
-            ) from error
+        found = [tensors[f"{inside}/{kind}"] for kind in Answers._fields]
         return Answers(*(value if value.is_floating_point() else value.long() for value in found))
 
     def __iter__(self) -> Iterator[str]:
