@@ -288,13 +288,15 @@ def load_tensors(
         ) from error
 
 
-def load_explanation(path: Path, made_by: str, model: str, data: str | None = None) -> dict[str, Tensor]:
+def load_explanation(
+    path: Path, made_by: str, model: str, data: str | None = None, wanted: Callable[[str], bool] = lambda name: True
+) -> dict[str, Tensor]:
     """The tensors of an explanation, whose description names the model that it explains and the data it is made from.
 
     Raises:
         UserError: the file is missing or not readable, or explains a model or data with another fingerprint.
     """
-    tensors, description = load_tensors(path, made_by)
+    tensors, description = load_tensors(path, made_by, wanted)
     if description.get("model") != model:
         raise UserError(
             f"{path} was made for another model ({description.get('model')}, not {model}): "

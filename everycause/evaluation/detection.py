@@ -144,13 +144,9 @@ class Evidence(NamedTuple):
     @classmethod
     def joined(cls, parts: list["Evidence"]) -> "Evidence":
         """The evidence of several blocks of images."""
-
-        def together(values: list[Any]) -> Any:
-            if isinstance(values[0], dict):
-                return {name: torch.cat([one[name] for one in values]) for name in values[0]}
-            return torch.cat(values)
-
-        return cls(*(together(list(column)) for column in zip(*parts, strict=True)))
+        *plain, deviation, relabels = zip(*parts, strict=True)
+        named = ({name: torch.cat([one[name] for one in some]) for name in some[0]} for some in (deviation, relabels))
+        return cls(*map(torch.cat, plain), *named)
 
 
 def evidence(
@@ -312,10 +308,8 @@ def detect(
     found = detectors(told(validation), params.accept_above)
     report: DetectionReport = {}
     for name, known in _by_report(views, told):
-        detections, wrong = (
-            {detector: find(known) for detector, find in found.items()},
-            known.prediction != known.labels,
-        )
+        detections = {detector: find(known) for detector, find in found.items()}
+        wrong = known.prediction != known.labels
         report[name] = {
             "images": len(known.labels),
             "errors": int(wrong.sum()),

@@ -8,10 +8,10 @@ incorrect (MI) filters of class c:
 
     v = relu(V_c a + v_c),  a' = a + v,  L = CE(head(a'), c) + 0.001 · Σ|v|
 
-The classifier is frozen, so its activations are computed once. The heads of a block of classes are trained together: one
-step is one batched matrix product for all of them, with gradients written out by hand. The weights are those of
-torch.optim.SGD, one head after the other. A block is written before the next is trained, and heads are read back one by
-one: those of 1,000 classes and 2,048 filters take 17 GB.
+The classifier is frozen, so its activations are computed once. The heads of a block of classes are trained together:
+one step is one batched matrix product for all of them, with gradients written out by hand. The weights are those of
+torch.optim.SGD, one head after the other. A block is written before the next is trained, and heads are read back one
+by one: those of 1,000 classes and 2,048 filters take 17 GB.
 
 Source: Tariq, Zia, Ghafoor, Knowledge-Based Systems 257 (2022), arXiv 2501.06831; used by arXiv 2501.11087.
 """
