@@ -31,7 +31,7 @@ from everycause.explanation.filter_heads import FilterHeads
 from everycause.params import Section
 from everycause.shapes import Float, Int64
 
-MOST_BYTES = 2**27
+MOST_BYTES = 2**26
 """Weights of a block: training takes some three times as much."""
 MOMENTUM = 0.9
 PENALTY = 1e-3

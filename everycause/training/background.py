@@ -167,7 +167,8 @@ def background_bank(split: Split, masks: Masks, params: BackgroundParams) -> Ban
         first = priority[sources].argsort(stable=True)[:MOST_BACKGROUNDS].sort().values
         sources, background = sources[first], background[first]
     index = masks.index[sources]
-    made = background_images(split.read(index.numpy()), background, cells)
+    kept = zip(index.split(JUDGED_TOGETHER), background.split(JUDGED_TOGETHER), strict=True)
+    made = torch.cat([background_images(split.read(some.numpy()), own, cells) for some, own in kept])
     return Bank(made, split.labels[index], params.source_classes, split.num_classes)
 
 
