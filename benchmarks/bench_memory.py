@@ -42,6 +42,13 @@ STAGES = {
     "detect_misclassifications": f"--seed 0 --base {BASE} --filters {FILTERS} --out artifacts/detection/base/seed-0",
     "report": "--artifacts artifacts --out reports/run",
 }
+LAUNCHER = """
+import resource, subprocess, sys
+status = subprocess.run(sys.argv[1:]).returncode
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+sys.exit(status)
+"""
+"""A small process between: Linux counts the memory of the process that starts another as that one's own."""
 PARTS = {"answers": (5_000, 50_000), "heads": (20, 200), "bank": (500, 5_000)}
 """Images, classes, searched images."""
 
@@ -109,13 +116,8 @@ def peak(arguments: list[str], folder: Path) -> float:
         RuntimeError: it failed.
     """
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
-    with tempfile.TemporaryFile() as output:
-        process = subprocess.Popen(
-            [sys.executable, *arguments], cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT
-        )
-        _, status, used = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            output.seek(0)
-            raise RuntimeError(f"{' '.join(arguments)} failed:\n{output.read().decode()[-3000:]}")
-    return used.ru_maxrss / 1024
+    command = [sys.executable, "-c", LAUNCHER, sys.executable, *arguments]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(arguments)} failed:\n{done.stderr[-3000:]}")
+    return int(done.stdout.splitlines()[-1]) / 1024
