@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -265,8 +265,10 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], description: dict[str, 
     path.chmod(0o666 & ~mask)  # save_file makes files that only their owner can read
 
 
-def load_tensors(path: Path, made_by: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and description as save_tensors wrote them.
+def load_tensors(
+    path: Path, made_by: str, wanted: Callable[[str], bool] = lambda name: True
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and description as save_tensors wrote them; only the tensors with a wanted name are read.
 
     Raises:
         UserError: the file is missing or not readable; the sentence names the stage that makes it.
@@ -275,7 +277,7 @@ def load_tensors(path: Path, made_by: str) -> tuple[dict[str, Tensor], dict[str,
         raise UserError(f"{path} does not exist: run the stage {made_by} first (`dvc repro {made_by}`)")
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            tensors = {name: file.get_tensor(name) for name in file.keys() if wanted(name)}
             description = json.loads(file.metadata()["description"])
         if not isinstance(description, dict):
             raise ValueError("its description is no mapping")
@@ -286,13 +288,15 @@ def load_tensors(path: Path, made_by: str) -> tuple[dict[str, Tensor], dict[str,
         ) from error
 
 
-def load_explanation(path: Path, made_by: str, model: str, data: str | None = None) -> dict[str, Tensor]:
+def load_explanation(
+    path: Path, made_by: str, model: str, data: str | None = None, wanted: Callable[[str], bool] = lambda name: True
+) -> dict[str, Tensor]:
     """The tensors of an explanation, whose description names the model that it explains and the data it is made from.
 
     Raises:
         UserError: the file is missing or not readable, or explains a model or data with another fingerprint.
     """
-    tensors, description = load_tensors(path, made_by)
+    tensors, description = load_tensors(path, made_by, wanted)
     if description.get("model") != model:
         raise UserError(
             f"{path} was made for another model ({description.get('model')}, not {model}): "

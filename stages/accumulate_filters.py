@@ -1,26 +1,28 @@
 """Stage 2, accumulate_filters: the filters that the images of each class need.
 
 Reads   the base classifier, the training split, and the validation split, on which every generator is judged.
-Writes  OUT/filters.safetensors (a FilterBank), OUT/incorrect_heads.safetensors, OUT/summary.json,
+Writes  OUT/filters.safetensors (the counts of a FilterBank), OUT/heads-*.safetensors and
+        OUT/incorrect_heads-*.safetensors (a block of classes per file), OUT/summary.json,
         OUT/pictures.safetensors (what figures of the filters are drawn from), OUT/history.jsonl.
         Where params.yaml asks for no filters, OUT/summary.json alone, which says so.
 Paper   arXiv 2501.11087, section 4.1, with the heads of arXiv 2501.06831.  Cost: about 30 s on two cores.
 """
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from everycause.artifacts import save_tensors, write_json
 from everycause.data.sources import open_split
 from everycause.device import start
 from everycause.evaluation.class_filters import PICTURES, filter_pictures, overlap_measures
+from everycause.explanation.filter_heads import INCORRECT, StoredHeads
 from everycause.explanation.filters import (
-    INCORRECT,
     accumulate,
     filter_generator,
     filter_quality,
     incorrect_filter_quality,
 )
-from everycause.explanation.heads import LastLayer, train_incorrect_heads
+from everycause.explanation.heads import LastLayer, incorrect_head_blocks
 from everycause.inference import readout_of
 from everycause.models import load, model_fingerprint
 from everycause.params import read
@@ -49,17 +51,20 @@ def main(seed: int, base: Path, out: Path, inputs: Path | None = None) -> None:
     head = LastLayer(*classifier.head()).to("cpu")
     with recorded(NAME, params, out, seed, device, train.identity) as (folder, record):
         seen, held_out = readout_of(classifier, train), readout_of(classifier, validation)
-        generators = {
-            name: filter_generator(name, seen, train.labels, head, filters.heads, seed, device)
-            for name in dict.fromkeys([filters.generator, *filters.compared])
-        }
-        local, confidence = generators[filters.generator], filters.confidence_threshold
-        bank = accumulate(local, head, seen, train.labels, confidence, model)
-        incorrect = train_incorrect_heads(
+        trained_on = (seen, train.labels, head, filters.heads, seed, device)
+        judged, measured = (head, held_out, validation.labels, filters.confidence_threshold, seed), {}
+        local = filter_generator(filters.generator, *trained_on, kept=(folder, model))
+        measured[filters.generator] = filter_quality(local, *judged)
+        for name in filters.compared:
+            if name != filters.generator:
+                with TemporaryDirectory(dir=folder) as scratch:  # one after the other: heads of many classes are large
+                    other = filter_generator(name, *trained_on, kept=(Path(scratch), model))
+                    measured[name] = filter_quality(other, *judged)
+        bank = accumulate(local, head, seen, train.labels, filters.confidence_threshold, model)
+        blocks = incorrect_head_blocks(
             seen.activations.to(device), train.labels.to(device), head.to(device), filters.heads, seed
         )
-        judged = (head, held_out, validation.labels, confidence, seed)
-        measured = {name: filter_quality(generator, *judged) for name, generator in generators.items()}
+        incorrect = StoredHeads.written(blocks, folder, model, INCORRECT)
         measured["minimum_incorrect"] = incorrect_filter_quality(incorrect, *judged)
         summary = bank.summary(filters) | {
             f"{name}/{measure}": value for name, measures in measured.items() for measure, value in measures.items()
@@ -69,7 +74,6 @@ def main(seed: int, base: Path, out: Path, inputs: Path | None = None) -> None:
             summary |= overlap_measures(bank.global_filters(threshold), params.data.code)
         record(summary, 0)
         bank.save(folder)
-        save_tensors(folder / INCORRECT, {"weight": incorrect.weight, "bias": incorrect.bias}, {"model": model})
         save_tensors(folder / PICTURES, *filter_pictures(classifier, bank, train, threshold))
         told = {"filters_are": classifier.filters_are(), "frequency_threshold": threshold}
         write_json(folder / "summary.json", summary | told)

@@ -1,7 +1,7 @@
 """Stage 6, evaluate_ood: one model on the test split and on every shifted one.
 
 Reads   a classifier and the test splits, which no stage before this one touches.
-Writes  OUT/predictions.safetensors (the logits of every view), OUT/metrics.json, OUT/data.json (class names, and the
+Writes  OUT/predictions.safetensors (the answers on every view), OUT/metrics.json, OUT/data.json (class names, and the
         code of rendered images), OUT/history.jsonl; for the base also OUT/pictures.safetensors (the contact sheet).
 Paper   the protocols stand in reports/deviations.md.  Cost: about 30 s on two cores.
 """

@@ -105,7 +105,8 @@ def resume_key(params: SimpleNamespace, upstream: Upstream, explained: tuple[Pat
     """A hash of everything that finished rounds were made from."""
     used = [section.model_dump_json() for name, section in vars(params).items() if name != "tracking"]
     made_from = (upstream.model, upstream.train.identity, upstream.validation.identity, str(seed))
-    files = [file for place in (*explained, PRIOR) for file in sorted(place.glob("*.safetensors"))]
+    places = (*explained, PRIOR)
+    files = [file for place in places for file in sorted(place.glob("*.safetensors")) if "heads-" not in file.name]
     return fingerprint(*made_from, code_fingerprint("stages.retrain", SOURCES[params.data.source]), *files, *used)
 
 

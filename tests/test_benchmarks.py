@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import broken_params, families
+from benchmarks import bench_memory, broken_params, families
 from everycause.errors import UserError
 from tests.imports import ROOT, libraries
 
@@ -33,6 +33,13 @@ def test_benchmarks_can_be_imported_and_those_of_the_mathematics_need_no_tracker
     importlib.import_module(f"benchmarks.{name}")
     if name not in ("bench_sweep", "broken_params"):
         assert not {"mlflow", "optuna", "dvc"} & libraries(f"benchmarks.{name}")
+
+
+def test_the_peak_memory_of_a_process_is_its_own_and_a_failed_one_is_reported(tmp_path: Path) -> None:
+    small, large = (bench_memory.peak(["-c", f"held = b'x' * ({mib} << 20)"], tmp_path) for mib in (1, 201))
+    assert large - small == pytest.approx(200, abs=20)
+    with pytest.raises(RuntimeError, match="no such thing"):
+        bench_memory.peak(["-c", "raise ValueError('no such thing')"], tmp_path)
 
 
 @pytest.mark.parametrize(

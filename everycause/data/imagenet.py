@@ -140,6 +140,16 @@ def open_split(root: Path, name: str, params: ImageNetParams, threads: int) -> S
     return _of_files(root, name, [images[i] for i in index], labels[index], params, threads)
 
 
+def test_view(root: Path, params: ImageNetParams, threads: int) -> View:
+    """The test split, to be answered among the classes of ImageNet-R as well where params name its folder.
+
+    Raises:
+        UserError: the tree is not as it should be.
+    """
+    split = open_split(root, "test", params, threads)
+    return View(split, compared=None if params.renditions is None else among_renditions(split.class_names))
+
+
 def shifted_views(root: Path, params: ImageNetParams, threads: int) -> Iterator[View]:
     """ImageNet-R and ImageNet-Sketch, if params name their folders."""
     for kind in ("renditions", "sketch"):

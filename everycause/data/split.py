@@ -104,6 +104,8 @@ class View(NamedTuple):
     """The group of each image, where the data set names groups."""
     among: Int64[Tensor, "answers"] | None = None
     """The classes among which the answer is sought; None for all."""
+    compared: Int64[Tensor, "answers"] | None = None
+    """Classes among which the answer is sought a second time, for comparison with a view that knows these alone."""
     released: bool = False
     """Whether these are published corrupted images rather than images corrupted here."""
 

@@ -10,7 +10,7 @@ entropy. Its controls use as many random filters, and the filters of another cla
 Paper: arXiv 2501.11087, section on detection.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
@@ -24,7 +24,7 @@ from everycause.data.shifts import View
 from everycause.data.split import Split
 from everycause.explanation.filters import FilterBank, FilterGenerator, FilterParams, confident, permuted, random_like
 from everycause.explanation.heads import LastLayer
-from everycause.inference import readout_of
+from everycause.inference import readouts
 from everycause.models import Classifier, Readout
 from everycause.params import Section
 from everycause.shapes import Bool, Float, Int64
@@ -84,29 +84,37 @@ class FilterAgreement:
         return 2 * recall * precision / (recall + precision).clamp_min(1e-12)
 
 
-def filter_agreement(
+Readouts = Iterable[tuple[Readout, Int64[Tensor, "images"]]]
+"""Readouts of some images with their labels, block by block."""
+
+
+def filter_agreements(
     bank: FilterBank,
-    filters: Bool[Tensor, "classes filters"],
+    sets: dict[str, Bool[Tensor, "classes filters"]],
     head: LastLayer,
-    seen: Readout,
-    labels: Int64[Tensor, "images"],
+    seen: Readouts,
     threshold: float,
     measure: Agreement,
-) -> FilterAgreement:
-    """The agreement with some filters, its thresholds taken from the readout of a training split.
+) -> dict[str, FilterAgreement]:
+    """The agreement with several choices of filters, with thresholds from the readouts of a training split.
 
     Images count as in the bank: those that are predicted correctly and confidently, and still are when only the local
     filters remain.
     """
-    rows = confident(seen, labels, threshold).nonzero()[:, 0]
-    activations, own = seen.activations[rows], labels[rows]
-    kept = head.predictions(activations * bank.local.minimum_correct(activations, own)) == own
-    activations, own = activations[kept], own[kept]
-    blank = FilterAgreement(
-        bank.local, filters, bank.magnitude / bank.support.clamp_min(1)[:, None], measure, torch.zeros(len(filters))
-    )
-    sums = torch.zeros(len(filters)).index_add_(0, own, blank.agreement(activations, own))
-    return replace(blank, threshold=sums / torch.bincount(own, minlength=len(filters)).clamp_min(1))
+    magnitude, support = bank.magnitude / bank.support.clamp_min(1)[:, None], torch.zeros(len(bank.support)).long()
+    blank = {
+        name: FilterAgreement(bank.local, filters, magnitude, measure, torch.zeros(len(filters)))
+        for name, filters in sets.items()
+    }
+    for readout, labels in seen:
+        rows = confident(readout, labels, threshold).nonzero()[:, 0]
+        activations, own = readout.activations[rows], labels[rows]
+        kept = head.predictions(activations * bank.local.minimum_correct(activations, own)) == own
+        activations, own = activations[kept], own[kept]
+        support += torch.bincount(own, minlength=len(support))
+        for one in blank.values():
+            one.threshold.index_add_(0, own, one.agreement(activations, own))
+    return {name: replace(one, threshold=one.threshold / support.clamp_min(1)) for name, one in blank.items()}
 
 
 class Detection(NamedTuple):
@@ -118,38 +126,72 @@ class Detection(NamedTuple):
     """Larger is more suspicious."""
 
 
-Detector = Callable[[Readout], Detection]
+class Evidence(NamedTuple):
+    """What detectors are told of some images: a few numbers of each, not its logits and activations."""
+
+    labels: Int64[Tensor, "images"]
+    """The true classes, by which detectors are judged."""
+    prediction: Int64[Tensor, "images"]
+    probability: Float[Tensor, "images"]
+    """The softmax probability of each prediction."""
+    entropy: Float[Tensor, "images"]
+    """The entropy of each prediction, in nats."""
+    deviation: dict[str, Float[Tensor, "images"]]
+    """By choice of filters, by how much each image agrees less with those of its prediction than the class's own."""
+    relabels: dict[str, Int64[Tensor, "images"]]
+    """By way of relabelling, the label of each image after predictions that the paper's rule flags have new ones."""
+
+    @classmethod
+    def joined(cls, parts: list["Evidence"]) -> "Evidence":
+        """The evidence of several blocks of images."""
+        *plain, deviation, relabels = zip(*parts, strict=True)
+        named = ({name: torch.cat([one[name] for one in some]) for name in some[0]} for some in (deviation, relabels))
+        return cls(*map(torch.cat, plain), *named)
 
 
-def detectors(agreements: dict[str, FilterAgreement], validation: Readout, accept_above: float) -> dict[str, Detector]:
+def evidence(
+    shown: Readout, labels: Int64[Tensor, "images"], agreements: dict[str, FilterAgreement], params: DetectionParams
+) -> Evidence:
+    """The evidence of the images of one readout."""
+    prediction, probability = shown.logits.argmax(dim=1), largest(shown)
+    deviation = {name: one.deviation(shown.activations, prediction) for name, one in agreements.items()}
+    flagged = (probability <= params.accept_above) & (deviation[RULE] > 0)
+    new = {judge: relabelled(agreements[judge], shown, flagged, params.candidates) for judge in (RULE, RANDOM)}
+    new["runner_up"] = torch.where(flagged, shown.logits.topk(2, dim=1).indices[:, 1], prediction)
+    return Evidence(labels, prediction, probability, entropy(shown), deviation, new)
+
+
+Detector = Callable[[Evidence], Detection]
+
+
+def detectors(validation: Evidence, accept_above: float) -> dict[str, Detector]:
     """The paper's rule, its controls and the usual scores, by name.
 
     Softmax and entropy flag from the value at which they flag as many validation images as the paper's rule does.
     """
     found: dict[str, Detector] = {
-        name: lambda shown, one=one: gated(one, shown, accept_above) for name, one in agreements.items()
+        name: lambda seen, name=name: gated(seen, name, accept_above) for name in validation.deviation
     }
-    found["filters_ungated"] = lambda shown: gated(agreements[RULE], shown, 1.0)
-    found["gate"] = lambda shown: Detection(largest(shown) <= accept_above, -largest(shown))
+    found["filters_ungated"] = lambda seen: gated(seen, RULE, 1.0)
+    found["gate"] = lambda seen: Detection(seen.probability <= accept_above, -seen.probability)
     rate = float(found[RULE](validation).flagged.double().mean())
-    found["max_softmax"] = flagging_share(lambda shown: -largest(shown), validation, rate)
-    found["entropy"] = flagging_share(entropy, validation, rate)
+    found["max_softmax"] = flagging_share(lambda seen: -seen.probability, validation, rate)
+    found["entropy"] = flagging_share(lambda seen: seen.entropy, validation, rate)
     return found
 
 
-def gated(agreement: FilterAgreement, shown: Readout, accept_above: float) -> Detection:
-    """The paper's rule. Accepted predictions all get one score, below that of every other."""
-    deviation = agreement.deviation(shown.activations, shown.logits.argmax(dim=1))
-    doubted = largest(shown) <= accept_above
+def gated(seen: Evidence, filters: str, accept_above: float) -> Detection:
+    """The paper's rule with some filters. Accepted predictions all get one score, below that of every other."""
+    deviation, doubted = seen.deviation[filters], seen.probability <= accept_above
     return Detection(doubted & (deviation > 0), torch.where(doubted, deviation, deviation.min() - 1))
 
 
-def flagging_share(score: Callable[[Readout], Tensor], validation: Readout, share: float) -> Detector:
+def flagging_share(score: Callable[[Evidence], Tensor], validation: Evidence, share: float) -> Detector:
     """A detector by a score, with the threshold at which it flags this share of the validation images."""
     threshold = score(validation).double().quantile(1 - share)
 
-    def detect(shown: Readout) -> Detection:
-        scores = score(shown)
+    def detect(seen: Evidence) -> Detection:
+        scores = score(seen)
         return Detection(scores > threshold, scores)
 
     return detect
@@ -204,31 +246,23 @@ def relabelled(
     return labels
 
 
-def relabelling(
-    detection: Detection,
-    relabels: dict[str, Int64[Tensor, "images"]],
-    shown: Readout,
-    labels: Int64[Tensor, "images"],
-) -> dict[str, float]:
+def relabelling(detection: Detection, seen: Evidence) -> dict[str, float]:
     """Accuracy before and after, and how many predictions each way of relabelling corrects and breaks."""
-    before = shown.logits.argmax(dim=1) == labels
+    before = seen.prediction == seen.labels
     result = {"accuracy": float(before.double().mean()), "flagged": float(detection.flagged.sum())}
-    for name, new in relabels.items():
-        after = new == labels
+    for name, new in seen.relabels.items():
+        after = new == seen.labels
         result[f"{name}/accuracy"] = float(after.double().mean())
         result[f"{name}/corrected"] = float((after & ~before).sum())
         result[f"{name}/broken"] = float((before & ~after).sum())
     return result
 
 
-def by_class(
-    detection: Detection, shown: Readout, labels: Int64[Tensor, "images"], class_names: tuple[str, ...]
-) -> Iterator[dict[str, str | int]]:
+def by_class(detection: Detection, seen: Evidence, class_names: tuple[str, ...]) -> Iterator[dict[str, str | int]]:
     """For each predicted class how many of its predictions are wrong, flagged, and both."""
-    prediction = shown.logits.argmax(dim=1)
-    wrong = prediction != labels
+    wrong = seen.prediction != seen.labels
     for number, name in enumerate(class_names):
-        given = prediction == number
+        given = seen.prediction == number
         yield {
             "class": name,
             "predicted": int(given.sum()),
@@ -263,30 +297,27 @@ def detect(
     """
     classifier, bank, train, validation = explained
     head = LastLayer(*classifier.head()).to("cpu")
-    seen, held_out = readout_of(classifier, train), readout_of(classifier, validation)
     own = bank.global_filters(filters.detection_frequency_threshold)
     sets = {RULE: own, RANDOM: random_like(own, seed), PERMUTED: permuted(own, seed)}
-    agreements = {
-        name: filter_agreement(bank, some, head, seen, train.labels, filters.confidence_threshold, params.agreement)
-        for name, some in sets.items()
-    }
-    found = detectors(agreements, held_out, params.accept_above)
+    seen = readouts(classifier, train)
+    agreements = filter_agreements(bank, sets, head, seen, filters.confidence_threshold, params.agreement)
+
+    def told(split: Split) -> Evidence:
+        return Evidence.joined([evidence(*block, agreements, params) for block in readouts(classifier, split)])
+
+    found = detectors(told(validation), params.accept_above)
     report: DetectionReport = {}
-    for name, shown, labels in _readouts(classifier, views):
-        prediction = shown.logits.argmax(dim=1)
-        detections = {detector: find(shown) for detector, find in found.items()}
-        flagged = detections[RULE].flagged
-        new = {judge: relabelled(agreements[judge], shown, flagged, params.candidates) for judge in (RULE, RANDOM)}
-        new["runner_up"] = torch.where(flagged, shown.logits.topk(2, dim=1).indices[:, 1], prediction)
-        wrong = prediction != labels
+    for name, known in _by_report(views, told):
+        detections = {detector: find(known) for detector, find in found.items()}
+        wrong = known.prediction != known.labels
         report[name] = {
-            "images": len(labels),
+            "images": len(known.labels),
             "errors": int(wrong.sum()),
             "detectors": {detector: detection_measures(one, wrong) for detector, one in detections.items()},
-            "relabelling": relabelling(detections[RULE], new, shown, labels),
+            "relabelling": relabelling(detections[RULE], known),
         }
         if name == "test":
-            report[name]["by_class"] = list(by_class(detections[RULE], shown, labels, classifier.class_names))
+            report[name]["by_class"] = list(by_class(detections[RULE], known, classifier.class_names))
     return report
 
 
@@ -300,17 +331,15 @@ def flat(report: DetectionReport) -> dict[str, float]:
     }
 
 
-def _readouts(classifier: Classifier, views: Iterator[View]) -> Iterator[tuple[str, Readout, Int64[Tensor, "images"]]]:
-    """The readout and labels of every split; all corruptions together, at the end."""
-    corrupted: list[tuple[Readout, Tensor]] = []
+def _by_report(views: Iterator[View], told: Callable[[Split], Evidence]) -> Iterator[tuple[str, Evidence]]:
+    """The evidence of every split; all corruptions together, at the end."""
+    corrupted: list[Evidence] = []
     for view in tqdm(views, desc="detecting", disable=None):
         if view.name.startswith("erasures/"):
             continue
-        shown = readout_of(classifier, view.split)
         if view.name.startswith("corruptions/"):
-            corrupted.append((shown, view.split.labels))
+            corrupted.append(told(view.split))
         else:
-            yield view.name, shown, view.split.labels
+            yield view.name, told(view.split)
     if corrupted:
-        together = Readout(*(torch.cat([getattr(shown, field) for shown, _ in corrupted]) for field in Readout._fields))
-        yield "corruptions", together, torch.cat([labels for _, labels in corrupted])
+        yield "corruptions", Evidence.joined(corrupted)

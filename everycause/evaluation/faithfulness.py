@@ -18,6 +18,7 @@ from everycause.errors import UserError
 from everycause.evaluation.completeness import completeness_score, effective_causes, profile, reliance
 from everycause.explanation.masks import MaskParams, Masks, orders, searched, select_images
 from everycause.explanation.objectives import log_odds
+from everycause.explanation.partitions import numbers
 from everycause.explanation.regions import masked_images, other_images, partitions, random_sets
 from everycause.explanation.scoring import Scorer
 from everycause.explanation.search import SearchInputs
@@ -131,7 +132,9 @@ def areas_under_curves(
     """The mean areas, in [0, 1], under p(y) over the share of the image that is inserted, or deleted, in an order."""
     scorer, device = Scorer(classifier.network, params.batch_size, fast=True), classifier.device
     images, regions = split.read(masks.index.numpy()), masks.effect.shape[1]
-    masking = masked_images(images, classifier.statistics, device, masks.partition, regions, "mean", masks.shared)
+    masking = masked_images(
+        images, classifier.statistics, device, numbers(masks.partition), regions, "mean", masks.shared
+    )
     labels, order = split.labels[masks.index].to(device), order.to(device)
     inserted, deleted = (area_under(*curves(scorer, masking, labels, order, way)) for way in (True, False))
     return {"insertion_auc": float(inserted.mean()), "deletion_auc": float(deleted.mean())}

@@ -8,9 +8,8 @@ Sources: arXiv 1903.12261 (mCE), 1706.04599 (expected calibration error), 1911.0
 
 from math import isnan, nan
 
-import numpy as np
 import torch
-from sklearn.metrics import recall_score, top_k_accuracy_score
+from sklearn.metrics import recall_score
 from torch import Tensor
 
 from codebirds.birds import erasure_name
@@ -18,8 +17,8 @@ from codebirds.codes import Code
 from everycause.data.corruptions import group_of
 from everycause.errors import UserError
 from everycause.evaluation.completeness import completeness_score, effective_causes, profile, reliance
-from everycause.evaluation.predictions import Predictions
-from everycause.shapes import Bool, Float, Int64
+from everycause.evaluation.predictions import Answers, Predictions
+from everycause.shapes import Bool, Int64
 
 ALEXNET = {
     "gaussian_noise": 0.886428,
@@ -49,14 +48,14 @@ TOP = 5
 
 def metrics(predictions: Predictions, code: Code | None) -> dict[str, float]:
     """All metrics by name: accuracies and shares in [0, 1], mCE in percent. The causal ones need the code."""
-    views = [view for view in predictions.logits if not view.startswith("erasures/")]
+    views = [view for view in predictions.views if not view.startswith("erasures/")]
     result = {f"accuracy/{view}": predictions.accuracy(view) for view in views}
     for view in (view for view in views if view.count("/") < 2):
-        scores, labels = predictions.scores(view), predictions.labels[view]
-        result[f"macro/{view}"] = mean_recall(scores.argmax(dim=1), labels)
-        result[f"calibration_error/{view}"] = calibration_error(scores, labels)
-        if scores.shape[1] > TOP:
-            result[f"top5/{view}"] = top_accuracy(scores, labels, TOP)
+        answered = predictions.views[view]
+        result[f"macro/{view}"] = mean_recall(answered.predicted, answered.labels)
+        result[f"calibration_error/{view}"] = calibration_error(answered)
+        if predictions.classes > TOP:
+            result[f"top5/{view}"] = top_accuracy(answered, TOP)
     if predictions.family("corruptions"):
         result |= corruption_metrics(predictions)
     if "renditions" in predictions.among:
@@ -75,18 +74,17 @@ def mean_recall(prediction: Int64[Tensor, "images"], labels: Int64[Tensor, "imag
     return float(recall_score(labels, prediction, labels=labels.unique(), average="macro"))
 
 
-def top_accuracy(scores: Float[Tensor, "images classes"], labels: Int64[Tensor, "images"], count: int) -> float:
-    """The share of images whose label is among the `count` largest scores."""
-    finite = scores.nan_to_num(neginf=torch.finfo(scores.dtype).min)  # scikit-learn refuses minus infinity
-    return float(top_k_accuracy_score(labels, finite, k=count, labels=np.arange(scores.shape[1])))
+def top_accuracy(answered: Answers, count: int) -> float:
+    """The share of images whose label is among the `count` largest logits."""
+    return float((answered.rank < count).double().mean())
 
 
-def calibration_error(scores: Float[Tensor, "images classes"], labels: Int64[Tensor, "images"]) -> float:
+def calibration_error(answered: Answers) -> float:
     """The expected calibration error: |accuracy − mean confidence| in bins of equal width, weighted by their images."""
-    confidence, prediction = scores.double().softmax(dim=1).max(dim=1)
+    confidence = answered.confidence
     bins = (confidence * BINS).ceil().long().sub(1).clamp(0, BINS - 1)
-    gap = torch.zeros(BINS, dtype=torch.float64).index_add_(0, bins, (prediction == labels).double() - confidence)
-    return float(gap.abs().sum() / len(labels))
+    gap = torch.zeros(BINS, dtype=torch.float64).index_add_(0, bins, answered.correct.double() - confidence)
+    return float(gap.abs().sum() / len(confidence))
 
 
 def group_accuracies(correct: Bool[Tensor, "images"], groups: Int64[Tensor, "images"]) -> dict[int, float]:
@@ -127,10 +125,10 @@ def mean_corruption_error(errors: dict[str, float], clean: float | None = None) 
 
 def rendition_metrics(predictions: Predictions) -> dict[str, float]:
     """The clean accuracy on the 200 classes of ImageNet-R, with answers among these alone, and the loss from there."""
-    classes = predictions.among["renditions"]
-    rows = torch.isin(predictions.labels["test"], classes)
-    clean = classes[predictions.logits["test"][rows][:, classes].argmax(dim=1)] == predictions.labels["test"][rows]
-    accuracy = float(clean.double().mean())
+    assert predictions.compared is not None
+    labels = predictions.labels("test")
+    rows = torch.isin(labels, predictions.among["renditions"])
+    accuracy = float((predictions.compared == labels)[rows].double().mean())
     return {"accuracy/test_200": accuracy, "rendition_gap": accuracy - predictions.accuracy("renditions")}
 
 
@@ -146,7 +144,7 @@ def causal_metrics(predictions: Predictions, code: Code) -> dict[str, float]:
         result[f"erasures/{erased}/worst"] = curve.worst[erased]
         result[f"erasures/{erased}/optimum"] = curve.optimum[erased]
     result |= {f"reliance/{part}": share for part, share in enumerate(shares)}
-    sizes = [size for size in (1, 2) if f"swaps/{size}" in predictions.logits]
+    sizes = [size for size in (1, 2) if f"swaps/{size}" in predictions.views]
     result |= {f"optimum/swaps/{size}": code.swap_optimum(size) for size in sizes}
     gap = predictions.accuracy("test") - predictions.accuracy("scene_shift/independent")
     own = {"scene_gap": gap, "counter_gap": counter_gap(predictions), "worst_group": worst_group(predictions)}
@@ -161,7 +159,7 @@ def counter_gap(predictions: Predictions) -> float:
     """
     assert predictions.conforms is not None
     lost = predictions.correct("test").double() - predictions.correct("scene_shift/opposed").double()
-    labels = predictions.labels["test"]
+    labels = predictions.labels("test")
     means = [lost[predictions.conforms & (labels == label)] for label in labels.unique()]
     known = [float(values.mean()) for values in means if len(values)]
     return sum(known) / len(known) if known else nan
@@ -170,7 +168,7 @@ def counter_gap(predictions: Predictions) -> float:
 def worst_group(predictions: Predictions) -> float:
     """The lowest accuracy of a class whose scene conforms, or is opposed. All groups have the size of a class."""
     assert predictions.conforms is not None
-    labels = predictions.labels["test"]
+    labels = predictions.labels("test")
     conforming = predictions.correct("test")[predictions.conforms], labels[predictions.conforms]
     opposed = predictions.correct("scene_shift/opposed"), labels
     return min(

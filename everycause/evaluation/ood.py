@@ -1,4 +1,4 @@
-"""Evaluation on the test split and on every shifted split: one pass, which stores the logits of all views."""
+"""Evaluation on the test split and on every shifted split: one pass, which keeps what is said of each image."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,12 +17,12 @@ from everycause.data.images import Images
 from everycause.data.shifts import View
 from everycause.data.sources import DataParams
 from everycause.data.split import Split
-from everycause.evaluation.predictions import Predictions
-from everycause.inference import logits_of
+from everycause.evaluation.predictions import Answers, Predictions, answers, restricted
+from everycause.inference import logit_batches
 from everycause.models import Classifier
 from everycause.networks import folded
 from everycause.params import Section
-from everycause.shapes import Float
+from everycause.shapes import Float, Int64
 
 PICTURES = "pictures.safetensors"
 SHOWN = 16
@@ -48,24 +48,41 @@ class EvaluationParams(Section):
         return self
 
 
-def predictions(views: Iterator[View], predict: Callable[[View], Float[Tensor, "images classes"]]) -> Predictions:
-    """The logits of every view by any predictor."""
-    stored = Predictions({}, {}, None)
-    conforms, groups, released = None, None, False
+Predict = Callable[[View], Iterator[Float[Tensor, "batch classes"]]]
+"""The logits of the images of a view, in order, a batch at a time."""
+
+
+def predictions(views: Iterator[View], predict: Predict) -> Predictions:
+    """What any predictor answers on every view. The logits of a batch are dropped before the next batch."""
+    stored: dict[str, Answers] = {}
+    among, known, classes, released = {}, {}, 0, False
     for view in tqdm(views, desc="evaluating", disable=None):
-        stored.logits[view.name], stored.labels[view.name] = predict(view), view.split.labels
-        released |= view.released
+        stored[view.name], compared = answers_on(view, predict)
+        classes, released = view.split.num_classes, released | view.released
         if view.among is not None:
-            stored.among[view.name] = view.among
+            among[view.name] = view.among
         if view.name == "test":
-            groups = view.groups
-            if view.factors is not None:
-                conforms = torch.from_numpy(view.factors.conforms(view.split.num_classes))
-    return Predictions(stored.logits, stored.labels, conforms, groups, stored.among, released)
+            conforms = None if view.factors is None else torch.from_numpy(view.factors.conforms(classes))
+            known = {"groups": view.groups, "conforms": conforms, "compared": compared}
+    return Predictions(stored, classes, **known, among=among, released=released)
+
+
+def answers_on(view: View, predict: Predict) -> tuple[Answers, Int64[Tensor, "images"] | None]:
+    """What a predictor answers on one view; its predictions among the classes of `compared` where the view has them."""
+    parts: list[Answers] = []
+    compared: list[Tensor] = []
+    begin = 0
+    for logits in predict(view):
+        labels = view.split.labels[begin : begin + len(logits)]
+        parts.append(answers(restricted(logits, view.among), labels))
+        if view.compared is not None:
+            compared.append(restricted(logits, view.compared).argmax(dim=1))
+        begin += len(logits)
+    return Answers.joined(parts), torch.cat(compared) if compared else None
 
 
 def evaluate(classifier: Classifier, views: Iterator[View]) -> Predictions:
-    """The logits of a classifier on every view.
+    """What a classifier answers on every view.
 
     The network runs with batch normalization folded into its convolutions: the same logits up to rounding, about 1.4
     times as fast on a CPU.
@@ -74,7 +91,7 @@ def evaluate(classifier: Classifier, views: Iterator[View]) -> Predictions:
         UserError: the images or the classes of a view are not those that the classifier was made for.
     """
     network = folded(classifier.network)
-    return predictions(views, lambda view: logits_of(classifier, view.split, network))
+    return predictions(views, lambda view: logit_batches(classifier, view.split, network))
 
 
 def data_description(data: DataParams, test: Split) -> dict[str, Any]:

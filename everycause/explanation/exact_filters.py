@@ -28,7 +28,10 @@ from everycause.shapes import Bool, Float, Int64
 LEAD = 1e-6
 """Logits by which the class must lead in the integer programs, whose own tolerance is smaller."""
 CHUNK = 64
-"""Images whose margins over all rivals are held at once."""
+"""Most images whose margins over all rivals are held at once."""
+MOST_BYTES = 2**26
+"""Most bytes of these margins, where one image does not have more: those of 1,000 classes and 2,048 filters are 16 MB
+per image."""
 
 
 class Sets(NamedTuple):
@@ -62,22 +65,27 @@ def margins(
     return activations.double()[:, None] * (weight[classes][:, None] - weight), bias[classes][:, None] - bias
 
 
+def chunks(
+    activations: Float[Tensor, "images filters"], classes: Int64[Tensor, "images"], head: LastLayer
+) -> list[tuple[Float[Tensor, "chunk filters"], Int64[Tensor, "chunk"]]]:
+    """Images and their classes, as many at once as their margins allow."""
+    size = max(1, min(CHUNK, MOST_BYTES // (8 * head.weight.numel())))
+    return list(zip(activations.split(size), classes.split(size), strict=True))
+
+
 def necessary(activations: Float[Tensor, "images filters"], classes: Int64[Tensor, "images"], head: LastLayer) -> Sets:
     """The smallest sets whose removal makes the class lose.
 
     Of rivals with equally small sets, the set of the one that then leads by most is taken.
     """
-    parts = [
-        _necessary(*margins(a, c, head), c) for a, c in zip(activations.split(CHUNK), classes.split(CHUNK), strict=True)
-    ]
+    parts = [_necessary(*margins(a, c, head), c) for a, c in chunks(activations, classes, head)]
     return Sets(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
 
 def sufficient(activations: Float[Tensor, "images filters"], classes: Int64[Tensor, "images"], head: LastLayer) -> Sets:
     """The smallest sets that alone keep the class ahead of every rival."""
     parts = []
-    chunks = list(zip(activations.split(CHUNK), classes.split(CHUNK), strict=True))
-    for a, c in tqdm(chunks, desc="smallest sufficient sets", disable=None, leave=False):
+    for a, c in tqdm(chunks(activations, classes, head), desc="smallest sufficient sets", disable=None, leave=False):
         margin, lead = margins(a, c, head)
         lead[torch.arange(len(c)), c] = 1.0  # the class is no rival of its own
         chosen, exists = _greedy(margin, lead)

@@ -18,13 +18,15 @@ from torch import Tensor
 from everycause.artifacts import load_explanation, save_tensors
 from everycause.errors import UserError
 from everycause.explanation.exact_filters import ExactFilters
-from everycause.explanation.heads import FilterHeads, HeadParams, LastLayer, Variant, train_heads
+from everycause.explanation.filter_heads import FilterHeads, Heads, StoredHeads
+from everycause.explanation.heads import HeadParams, LastLayer, Variant, head_blocks, together
 from everycause.models import Readout
 from everycause.params import Section
 from everycause.shapes import Bool, Float, Int64
 
 FILE = "filters.safetensors"
-INCORRECT = "incorrect_heads.safetensors"
+COUNTED_TOGETHER = 4096
+"""Images whose filters are held at once."""
 GeneratorName = Variant | Literal["exact_sufficient", "exact_necessary"]
 
 
@@ -63,8 +65,20 @@ def filter_generator(
     params: HeadParams,
     seed: int,
     device: torch.device,
+    kept: tuple[Path, str] | None = None,
 ) -> FilterGenerator:
-    """A generator by name; heads are trained on the device, on a split's readout.
+    """A generator by name.
+
+    Args:
+        name: The generator.
+        readout: Of the split that heads are trained on.
+        labels: Its labels.
+        head: The classifier's last layer.
+        params: How heads are trained.
+        seed: Of the heads.
+        device: Where heads are trained.
+        kept: A folder in which the heads are written as they are trained, and the fingerprint of the model; None holds
+            them in memory.
 
     Raises:
         UserError: the loss of the heads is not finite, or a class that needs images has none.
@@ -73,7 +87,8 @@ def filter_generator(
         return ExactFilters("sufficient", head)
     if name == "exact_necessary":
         return ExactFilters("necessary", head)
-    return train_heads(readout.activations.to(device), labels.to(device), head.to(device), params, seed, name)
+    blocks = head_blocks(readout.activations.to(device), labels.to(device), head.to(device), params, seed, name)
+    return together(blocks) if kept is None else StoredHeads.written(blocks, *kept)
 
 
 @dataclass(frozen=True)
@@ -113,35 +128,39 @@ class FilterBank:
         return sizes | {"smallest_support": float(self.support.min()), "filters": float(self.histogram.shape[1])}
 
     def save(self, folder: Path) -> None:
-        """Write everything into a folder, as one file."""
-        kind, (weight, bias) = (
-            ("heads", (self.local.weight, self.local.bias))
-            if isinstance(self.local, FilterHeads)
-            else (self.local.kind, self.local.head)
-        )
-        tensors = {
-            "histogram": self.histogram,
-            "magnitude": self.magnitude,
-            "support": self.support,
-            f"{kind}/weight": weight,
-            f"{kind}/bias": bias,
-        }
+        """Write everything into a folder: the counts as one file, heads as files of their own beside it.
+
+        Heads that were written into this folder as they were trained stay as they are.
+        """
+        tensors = {"histogram": self.histogram, "magnitude": self.magnitude, "support": self.support}
+        if isinstance(self.local, FilterHeads):
+            StoredHeads.written([self.local], folder, self.model)
+        elif isinstance(self.local, ExactFilters):
+            kind, (weight, bias) = self.local.kind, self.local.head
+            tensors |= {f"{kind}/weight": weight, f"{kind}/bias": bias}
+        else:
+            assert isinstance(self.local, StoredHeads) and self.local.folder == folder, "the heads lie elsewhere"
         save_tensors(folder / FILE, tensors, {"model": self.model})
 
     @classmethod
     def load(cls, folder: Path, model: str) -> "FilterBank":
-        """A saved bank of the model with this fingerprint.
+        """A saved bank of the model with this fingerprint. Files of heads are opened when a head is asked for.
 
         Raises:
-            UserError: there is none, it is damaged, or it belongs to another model.
+            UserError: there is none, it is damaged, it belongs to another model, or another version wrote it.
         """
         tensors = load_explanation(folder / FILE, "accumulate_filters", model)
+        if "heads/weight" in tensors:
+            raise UserError(
+                f"{folder / FILE} holds heads, which now lie in files of their own: run the stage accumulate_filters "
+                "again (`dvc repro accumulate_filters`)"
+            )
         kind = next((name.removesuffix("/weight") for name in tensors if name.endswith("/weight")), "")
-        if set(tensors) == {"histogram", "magnitude", "support", f"{kind}/weight", f"{kind}/bias"}:
-            weight, bias = tensors.pop(f"{kind}/weight"), tensors.pop(f"{kind}/bias")
-            shape = (*tensors["support"].shape, *weight.shape[-1:])
+        head = {name: tensors.pop(f"{kind}/{name}") for name in ("weight", "bias") if f"{kind}/{name}" in tensors}
+        if set(tensors) == {"histogram", "magnitude", "support"} and len(head) in (0, 2):
+            shape = (*tensors["support"].shape, *tensors["histogram"].shape[-1:])
             if len(shape) == 2 and tensors["histogram"].shape == tensors["magnitude"].shape == shape:
-                local = FilterHeads(weight, bias) if kind == "heads" else ExactFilters(kind, LastLayer(weight, bias))
+                local = ExactFilters(kind, LastLayer(**head)) if head else StoredHeads(folder)
                 return cls(**tensors, local=local, model=model)
         raise UserError(
             f"{folder / FILE} is damaged (its tensors do not fit together): "
@@ -160,13 +179,16 @@ def accumulate(
     """Count the filters of each class over a split's readout. A class none of whose images counts has support 0."""
     classes, filters = head.weight.shape
     sure = confident(readout, labels, threshold).nonzero()[:, 0]
-    activations, own = readout.activations[sure], labels[sure]
-    chosen = local.minimum_correct(activations, own)
-    kept = head.predictions(activations * chosen) == own
-    activations, own, chosen = activations[kept], own[kept], chosen[kept]
-    histogram = torch.zeros(classes, filters, dtype=torch.int64).index_add_(0, own, chosen.long())
-    magnitude = torch.zeros(classes, filters).index_add_(0, own, activations * chosen)
-    support = torch.bincount(own, minlength=classes)
+    histogram, magnitude = torch.zeros(classes, filters, dtype=torch.int64), torch.zeros(classes, filters)
+    support = torch.zeros(classes, dtype=torch.int64)
+    for rows in sure.split(COUNTED_TOGETHER):
+        activations, own = readout.activations[rows], labels[rows]
+        chosen = local.minimum_correct(activations, own)
+        kept = head.predictions(activations * chosen) == own
+        activations, own, chosen = activations[kept], own[kept], chosen[kept]
+        histogram.index_add_(0, own, chosen.long())
+        magnitude.index_add_(0, own, activations * chosen)
+        support += torch.bincount(own, minlength=classes)
     return FilterBank(histogram, magnitude, support, local, model)
 
 
@@ -202,7 +224,7 @@ def filter_quality(
 
 
 def incorrect_filter_quality(
-    heads: FilterHeads, head: LastLayer, readout: Readout, labels: Int64[Tensor, "images"], threshold: float, seed: int
+    heads: Heads, head: LastLayer, readout: Readout, labels: Int64[Tensor, "images"], threshold: float, seed: int
 ) -> dict[str, float]:
     """How often minimum-incorrect filters turn an image into its runner-up class, beside the same amounts elsewhere."""
     rows = confident(readout, labels, threshold)

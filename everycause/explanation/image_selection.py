@@ -51,9 +51,12 @@ def evenly_over_classes(
 
     The first image of every class is taken, then the second of every class, and so on.
     """
-    own = labels[index]
-    by_class = own.argsort(stable=True)
-    sizes = torch.bincount(own, minlength=int(labels.max()) + 1)
-    rank_in_class = torch.empty_like(index)
-    rank_in_class[by_class] = torch.arange(len(index)) - (sizes.cumsum(dim=0) - sizes)[own[by_class]]
-    return index[rank_in_class.argsort(stable=True)[:count]].sort().values
+    return index[rank_in_class(labels[index]).argsort(stable=True)[:count]].sort().values
+
+
+def rank_in_class(labels: Int64[Tensor, "images"]) -> Int64[Tensor, "images"]:
+    """How many images of its own class stand before each image."""
+    by_class, sizes = labels.argsort(stable=True), torch.bincount(labels)
+    rank = torch.empty_like(labels)
+    rank[by_class] = torch.arange(len(labels)) - (sizes.cumsum(dim=0) - sizes)[labels[by_class]]
+    return rank

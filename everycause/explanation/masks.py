@@ -7,7 +7,7 @@ Paper: arXiv 2511.12100 (SS-CA, Counterfactual LIMA); differences are listed in 
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,11 +15,12 @@ from pydantic import Field
 from torch import Tensor
 from tqdm import tqdm
 
-from everycause.artifacts import is_whole, load_explanation, load_tensors, part, save_tensors
+from everycause.artifacts import is_whole, part
 from everycause.data.split import Split
-from everycause.errors import UserError
 from everycause.explanation.image_selection import select_images
+from everycause.explanation.mask_sets import FILE, Masks
 from everycause.explanation.objectives import ObjectiveName, log_odds, runner_up
+from everycause.explanation.partitions import numbers
 from everycause.explanation.ranking import FidoParams
 from everycause.explanation.regions import (
     BaselineName,
@@ -36,9 +37,8 @@ from everycause.explanation.search import Method, SearchInputs, search
 from everycause.explanation.selectors import SELECTORS, Request, SelectorName, cut_at_flip
 from everycause.models import Classifier
 from everycause.params import Section
-from everycause.shapes import Bool, Float, Int64
+from everycause.shapes import Float, Int64
 
-FILE = "masks-{:05d}.safetensors"
 SEARCHED_TOGETHER = 512
 """Images per search: more are not faster, and memory grows with them."""
 
@@ -79,142 +79,6 @@ class MaskParams(Section):
     def largest_set(self) -> int:
         """min(max_regions, ⌊N/4⌋), but at least one."""
         return largest_set(self.regions, self.max_regions)
-
-
-WHOLE = ("shared", "selection_counts")
-"""Fields of Masks that do not have a row for each image."""
-
-
-@dataclass(frozen=True)
-class Masks:
-    """The set of each searched image, one row per image."""
-
-    index: Int64[Tensor, "images"]
-    """Index of the image in the split."""
-    order: Int64[Tensor, "images steps"]
-    """The regions in the order of their removal; −1 after the end."""
-    flipped: Bool[Tensor, "images"]
-    """Whether the removal changes the prediction."""
-    runner_up: Int64[Tensor, "images"]
-    """The second most probable class of the whole image, c."""
-    before: Float[Tensor, "images 2"]
-    """p(y) and p(c) of the whole image."""
-    after: Float[Tensor, "images 2"]
-    """p(y) and p(c) with the set removed."""
-    effect: Float[Tensor, "images regions"]
-    """|change of the log-odds of y| when the region alone is removed; to first order by the fast search."""
-    areas: Float[Tensor, "images regions"]
-    """Share of the image that each region covers; 0 for a number that the image does not use."""
-    forwards: Int64[Tensor, "images"]
-    """Forward passes spent."""
-    partition: Int64[Tensor, "partitions height width"]
-    """The region of each pixel: one partition for all images, or one for each image."""
-    shared: bool
-    """Whether there is one partition for all images."""
-    selection_counts: Int64[Tensor, "3"]
-    """Images looked at, predicted wrongly, predicted rightly but without confidence."""
-
-    @property
-    def removed(self) -> Bool[Tensor, "images regions"]:
-        """The sets as indicators."""
-        return as_sets(self.order, self.effect.shape[1])
-
-    @property
-    def sizes(self) -> Int64[Tensor, "images"]:
-        """Number of regions in each set."""
-        return (self.order >= 0).sum(dim=1)
-
-    def pixels(self, sets: Bool[Tensor, "images regions"]) -> Bool[Tensor, "images height width"]:
-        """Sets of regions as pixel masks."""
-        partition = self.partition.expand(len(sets), -1, -1)
-        return sets.gather(1, partition.flatten(1)).view(partition.shape)
-
-    def rows(self, index: Tensor) -> "Masks":
-        """Some of the images."""
-        whole = self._fields_without_rows(self.shared)
-        return Masks(**{name: value if name in whole else value[index] for name, value in vars(self).items()})
-
-    @staticmethod
-    def _fields_without_rows(shared: bool) -> tuple[str, ...]:
-        return (*WHOLE, "partition") if shared else WHOLE
-
-    def summary(self) -> dict[str, float]:
-        """The search in a few numbers; areas are shares of the image."""
-        flipped = self.sizes[self.flipped].double()
-        area = (self.removed * self.areas).sum(dim=1)[self.flipped].double()
-        looked, wrong, unsure = self.selection_counts.tolist()
-        return {
-            "screened": looked,
-            "misclassified": wrong,
-            "not_confident": unsure,
-            "searched": float(len(self.index)),
-            "flip_rate": float(self.flipped.double().mean()),
-            "regions_at_flip": float(flipped.mean()) if len(flipped) else 0.0,
-            "area_at_flip": float(area.mean()) if len(flipped) else 0.0,
-            "forwards_per_image": float(self.forwards.double().mean()),
-        }
-
-    def save(self, path: Path, model: str, data: str) -> None:
-        """Write everything into one file.
-
-        Args:
-            path: The file.
-            model: Fingerprint of the explained model.
-            data: Identity of the split.
-        """
-        save_tensors(path, vars(self) | {"shared": torch.tensor(self.shared)}, {"model": model, "data": data})
-
-    @classmethod
-    def load(cls, folder: Path, model: str, data: str, images: int | None = None) -> "Masks":
-        """All shards in a folder, of the model and the data with these fingerprints; the data have `images` images.
-
-        Raises:
-            UserError: there are none, they are damaged, or they belong to another model or to other data.
-        """
-        files = sorted(folder.glob(FILE.format(0).replace("00000", "*"))) or [folder / FILE.format(0)]
-        loaded = [load_explanation(file, "generate_masks", model, data) for file in files]
-        return cls.joined([cls._of(one, file, images) for one, file in zip(loaded, files, strict=True)])
-
-    @classmethod
-    def read(cls, path: Path) -> "Masks":
-        """One file, whatever model and data it belongs to."""
-        return cls._of(load_tensors(path, "generate_masks")[0], path)
-
-    @classmethod
-    def _of(cls, tensors: dict[str, Tensor], path: Path, images: int | None = None) -> "Masks":
-        if set(tensors) != {field.name for field in fields(cls)}:
-            raise UserError(f"{path} was written by another version of the search: run the stage generate_masks again")
-        shared = bool(tensors["shared"].all())
-        if not cls._are_sound(tensors, cls._fields_without_rows(shared), images):
-            raise UserError(
-                f"{path} is damaged (its tensors do not fit together, or name images or regions that do not exist): "
-                "delete its folder and run the stage generate_masks again"
-            )
-        return cls(**tensors | {"shared": shared})
-
-    @staticmethod
-    def _are_sound(tensors: dict[str, Tensor], whole: tuple[str, ...], images: int | None) -> bool:
-        """Whether the tensors fit together and every number names something; a damaged file may hold anything."""
-        index, order, partition, effect = (tensors[name] for name in ("index", "order", "partition", "effect"))
-        rows = {value.shape[:1] for name, value in tensors.items() if name not in whole}
-        if (
-            rows != {(len(effect),)}
-            or effect.ndim != 2
-            or partition.ndim != 3
-            or tensors["flipped"].dtype != torch.bool
-        ):
-            return False
-        if any(one.dtype != torch.int64 or not one.numel() for one in (index, order, partition)):
-            return False
-        bounds = ((index, 0, images or 2**62), (order, -1, effect.shape[1]), (partition, 0, effect.shape[1]))
-        return all(low <= one.min() and one.max() < high for one, low, high in bounds)
-
-    @classmethod
-    def joined(cls, shards: list["Masks"]) -> "Masks":
-        """The rows of several shards of one search."""
-        first, columns = shards[0], {field.name: [vars(shard)[field.name] for shard in shards] for field in fields(cls)}
-        whole = cls._fields_without_rows(first.shared)
-        return cls(**{name: parts[0] if name in whole else torch.cat(parts) for name, parts in columns.items()})
 
 
 def scorers(classifier: Classifier, params: MaskParams) -> tuple[Scorer, Scorer]:
@@ -306,7 +170,14 @@ def orders(
         images, others = split.read(index.numpy()), other_images(split, index, params.baseline)
         regions = part.effect.shape[1]
         masking = masked_images(
-            images, classifier.statistics, device, part.partition, regions, params.baseline, part.shared, others
+            images,
+            classifier.statistics,
+            device,
+            numbers(part.partition),
+            regions,
+            params.baseline,
+            part.shared,
+            others,
         )
         unknown = torch.zeros(len(rows), device=device)  # rankings do not read the log-odds of the whole image
         task = SearchInputs(masking, split.labels[index].to(device), part.runner_up.to(device), unknown)
@@ -338,7 +209,7 @@ def _masks(request: Request, whole: Float[Tensor, "images classes"], params: Mas
         effect=found.effect.cpu(),
         areas=task.masking.areas.contiguous().cpu(),
         forwards=(found.forwards + 2).cpu(),  # the whole image and the final set
-        partition=task.masking.partition.cpu(),
+        partition=task.masking.partition.cpu().to(torch.uint16),
         shared=task.masking.shared,
         selection_counts=torch.zeros(3, dtype=torch.int64),
     )

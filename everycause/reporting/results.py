@@ -68,7 +68,7 @@ class Results:
     @property
     def views(self) -> list[str]:
         """The names of all views, in the order of the data."""
-        return list(next(iter(self.predictions.values())).logits)
+        return list(next(iter(self.predictions.values())).views)
 
     def families(self) -> Iterator[str]:
         """The families of views, in the order of the data."""
@@ -102,7 +102,7 @@ class Results:
         """The groups that intervals draw as a whole, where there are any."""
         stored = self.predictions[row, self.seeds[0]]
         clustered = stored.conforms is None and family in CLUSTERED
-        return stored.labels[stored.family(family)[0]].numpy() if clustered else None
+        return stored.labels(stored.family(family)[0]).numpy() if clustered else None
 
     def differences(self, row: str, family: str) -> Float[np.ndarray, "seeds images"]:
         """The difference in correctness from the reference, for each seed and test image."""

@@ -21,14 +21,18 @@ from torchvision.transforms.v2.functional import gaussian_blur
 from everycause.data.images import Images, Statistics
 from everycause.data.split import Split
 from everycause.errors import UserError
+from everycause.explanation.image_selection import rank_in_class
 from everycause.explanation.masks import Masks
+from everycause.explanation.partitions import numbers
 from everycause.explanation.prior import ImageNoise, Prior
 from everycause.explanation.regions import grid
 from everycause.params import Section
-from everycause.shapes import Bool, Int64, UInt8
+from everycause.shapes import Bool, Float, Int64, UInt8
 
 MOST_BACKGROUNDS = 1200
 """Most background images of a bank: with more, backgrounds do not become less predictable."""
+JUDGED_TOGETHER = 256
+"""Searched images whose pixels are looked at at once."""
 GRAY = 127.5
 """What an image of which nothing is kept is filled with."""
 FEWEST_CELLS = 4
@@ -158,7 +162,8 @@ def background_bank(split: Split, masks: Masks, params: BackgroundParams) -> Ban
     """Background images made from the searched images.
 
     A place shows background if it is one of those that matter least on average over all searched images, and is neither
-    in the image's own set nor next to it. The other places are replaced by background places of the same image.
+    in the image's own set nor next to it. The other places are replaced by background places of the same image. Of more
+    images than a bank holds, those are taken that come first in their class, so that every class lends some.
 
     Raises:
         UserError: hardly any image shows background, or none of the classes that `source_classes` asks for.
@@ -166,17 +171,31 @@ def background_bank(split: Split, masks: Masks, params: BackgroundParams) -> Ban
     across = isqrt(masks.effect.shape[1])
     cells = grid(split.image_size, across)
     indicator = one_hot(cells.flatten(), across**2).float()
-    by_pixel = masks.effect.gather(1, masks.partition.expand(len(masks.index), -1, -1).flatten(1))
-    by_cell = by_pixel @ (indicator / indicator.sum(dim=0))
-    rank = by_cell.mean(dim=0).argsort(stable=True).argsort()
-    unimportant = rank < round(params.share * across**2)
-    near = (neighborhood(masks.pixels(masks.removed), across).flatten(1).float() @ indicator) > 0
-    background = unimportant & ~near
-    enough = background.sum(dim=1) >= min(FEWEST_CELLS, int(unimportant.sum()))
-    sources = enough.nonzero()[:MOST_BACKGROUNDS, 0]
+    parts = torch.arange(len(masks.index)).split(JUDGED_TOGETHER)
+    effect = torch.zeros(across**2, dtype=torch.float64)
+    for part in parts:
+        effect += effect_by_cell(masks.rows(part), indicator).double().sum(dim=0)
+    unimportant = effect.argsort(stable=True).argsort() < round(params.share * across**2)
+    priority = rank_in_class(split.labels)[masks.index]
+    sources, background = torch.zeros(0, dtype=torch.int64), torch.zeros(0, across**2, dtype=torch.bool)
+    for part in parts:
+        some = masks.rows(part)
+        near = (neighborhood(some.pixels(some.removed), across).flatten(1).float() @ indicator) > 0
+        own = unimportant & ~near
+        enough = own.sum(dim=1) >= min(FEWEST_CELLS, int(unimportant.sum()))
+        sources, background = torch.cat([sources, part[enough]]), torch.cat([background, own[enough]])
+        first = priority[sources].argsort(stable=True)[:MOST_BACKGROUNDS].sort().values
+        sources, background = sources[first], background[first]
     index = masks.index[sources]
-    made = background_images(split.read(index.numpy()), background[sources], cells)
+    kept = zip(index.split(JUDGED_TOGETHER), background.split(JUDGED_TOGETHER), strict=True)
+    made = torch.cat([background_images(split.read(some.numpy()), own, cells) for some, own in kept])
     return Bank(made, split.labels[index], params.source_classes, split.num_classes)
+
+
+def effect_by_cell(masks: Masks, indicator: Float[Tensor, "pixels cells"]) -> Float[Tensor, "images cells"]:
+    """The mean effect of the pixels of each cell of a grid, whatever regions the images were searched with."""
+    by_pixel = masks.effect.gather(1, numbers(masks.partition).expand(len(masks.index), -1, -1).flatten(1))
+    return by_pixel @ (indicator / indicator.sum(dim=0))
 
 
 def background_images(

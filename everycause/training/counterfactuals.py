@@ -21,6 +21,7 @@ from everycause.data.sources import DataParams
 from everycause.data.split import Split
 from everycause.explanation.filters import FilterBank
 from everycause.explanation.masks import MaskParams, Masks
+from everycause.explanation.partitions import Partitions, joined, numbers
 from everycause.explanation.prior import Prior
 from everycause.explanation.regions import grid
 from everycause.models import Classifier
@@ -94,7 +95,7 @@ class Pool(NamedTuple):
 
     sets: dict[int, Bool[Tensor, "sets regions"]]
     """Index of an image in the training split → its sets. Images without a set are absent."""
-    partition: Int64[Tensor, "partitions height width"]
+    partition: Partitions
     """The region of each pixel: one partition for all images, or one for each."""
     place: dict[int, int]
     """Index of an image → row of its partition; unused if one partition serves all images."""
@@ -122,7 +123,7 @@ class Pool(NamedTuple):
         self, index: Int64[Tensor, "batch"], sets: Bool[Tensor, "batch regions"]
     ) -> Bool[Tensor, "batch height width"]:
         """Sets of regions as pixel masks."""
-        partition = self.partition[[0 if self.shared else self.place[image] for image in index.tolist()]]
+        partition = numbers(self.partition[[0 if self.shared else self.place[image] for image in index.tolist()]])
         return sets.gather(1, partition.flatten(1)).view(partition.shape)
 
     def joined(self, masks: Masks) -> "Pool":
@@ -133,7 +134,7 @@ class Pool(NamedTuple):
             place.setdefault(image, len(partition) + row)
             known = sets.get(image)
             sets[image] = chosen[None] if known is None else torch.cat([known, chosen[None]]).unique(dim=0)
-        partition = partition if self.shared else torch.cat([partition, flips.partition])
+        partition = partition if self.shared else joined([partition, flips.partition])
         return Pool(sets, partition, place, self.shared)
 
 

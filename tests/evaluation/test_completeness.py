@@ -25,6 +25,7 @@ from everycause.evaluation.completeness import (
 from everycause.evaluation.metrics import counter_gap, metrics
 from everycause.evaluation.ood import predictions
 from everycause.evaluation.predictions import Predictions
+from tests.evaluation.answered import predictions_of
 
 Reader = Callable[[View], np.ndarray]
 
@@ -42,7 +43,8 @@ def evaluated(birds: Codebirds, reader: Reader) -> dict[str, float]:
             )
         )
     stored = predictions(
-        iter(views), lambda view: torch.nn.functional.one_hot(torch.from_numpy(reader(view)), birds.num_classes).float()
+        iter(views),
+        lambda view: iter([torch.nn.functional.one_hot(torch.from_numpy(reader(view)), birds.num_classes).float()]),
     )
     return metrics(stored, birds.code)
 
@@ -141,7 +143,7 @@ def test_chance_has_score_zero_and_the_optimum_one(default_birds: Codebirds) -> 
 
 
 def test_predictions_are_stored_whole(tmp_path, default_birds: Codebirds) -> None:
-    stored = Predictions(
+    stored = predictions_of(
         {"test": torch.eye(3), "shift/a": torch.eye(3)},
         {"test": torch.arange(3), "shift/a": torch.tensor([0, 0, 2])},
         torch.tensor([True, False, True]),
@@ -149,15 +151,16 @@ def test_predictions_are_stored_whole(tmp_path, default_birds: Codebirds) -> Non
     stored.save(tmp_path)
     loaded = Predictions.load(tmp_path)
     assert (
-        list(loaded.logits) == ["test", "shift/a"]
+        list(loaded.views) == ["test", "shift/a"]
         and loaded.correctness("shift").tolist() == [1, 0, 1]
         and torch.equal(loaded.conforms, stored.conforms)
     )
     with pytest.raises(ValueError, match="run the stage evaluate_ood first"):
         Predictions.load(tmp_path / "nowhere")
+    described = {"views": ["test"], "classes": 3, "released": False}
     for tensors, description in (
-        ({}, {"views": ["test"], "released": False}),
-        ({"logits/test": torch.eye(3)}, {"views": ["test"], "released": False}),
+        ({}, described),
+        ({"views/test/labels": torch.arange(3)}, described),
         ({}, {"released": False}),
         ({}, {"views": []}),
     ):
@@ -166,6 +169,9 @@ def test_predictions_are_stored_whole(tmp_path, default_birds: Codebirds) -> Non
             UserError, match="predictions.safetensors is damaged .* is missing.: run the stage evaluate_"
         ):
             Predictions.load(tmp_path)
+    save_tensors(tmp_path / "predictions.safetensors", {"logits/test": torch.eye(3)}, {"views": [], "released": False})
+    with pytest.raises(UserError, match="holds logits, which this version does not read: run the stage evaluate_ood"):
+        Predictions.load(tmp_path)
 
 
 def test_the_counter_gap_is_the_mean_over_classes_of_what_the_same_birds_lose() -> None:
@@ -174,6 +180,6 @@ def test_the_counter_gap_is_the_mean_over_classes_of_what_the_same_birds_lose() 
     right, wrong = torch.eye(3)[labels], torch.eye(3)[(labels + 1) % 3]
     opposed = torch.where(torch.tensor([1, 0, 0, 0, 1, 1]).bool()[:, None], right, wrong)
     views = ("test", "scene_shift/opposed")
-    stored = Predictions(dict(zip(views, (right, opposed), strict=True)), dict.fromkeys(views, labels), conforms)
+    stored = predictions_of(dict(zip(views, (right, opposed), strict=True)), dict.fromkeys(views, labels), conforms)
     assert counter_gap(stored) == pytest.approx((0.5 + 1.0) / 2)  # class 2 never shows its own scene
     assert math.isnan(counter_gap(dataclasses.replace(stored, conforms=torch.zeros(6, dtype=torch.bool))))

@@ -12,12 +12,15 @@ from everycause.evaluation.detection import (
     RANDOM,
     RULE,
     Detection,
+    DetectionParams,
+    Evidence,
     FilterAgreement,
     by_class,
     detection_measures,
     detectors,
     entropy,
-    filter_agreement,
+    evidence,
+    filter_agreements,
     flagging_share,
     gated,
     largest,
@@ -51,8 +54,19 @@ def bank() -> FilterBank:
 
 
 def made(bank: FilterBank, measure: str) -> FilterAgreement:
-    seen, labels = readout(300, 0)
-    return filter_agreement(bank, bank.global_filters(0.15), HEAD, seen, labels, 0.5, measure)
+    return filter_agreements(bank, {RULE: bank.global_filters(0.15)}, HEAD, [readout(300, 0)], 0.5, measure)[RULE]
+
+
+def told(bank: FilterBank, shown: Readout, labels: Tensor, size: int = 1000) -> Evidence:
+    """The evidence by the paper's rule and its controls, gathered from blocks of `size` images."""
+    own, params = bank.global_filters(0.15), DetectionParams(accept_above=0.9, agreement="recall", candidates=2)
+    sets = {RULE: own, RANDOM: random_like(own, 0), PERMUTED: permuted(own, 0)}
+    seen, known = readout(300, 0)
+    blocks = zip(seen.logits.split(size), seen.activations.split(size), known.split(size), strict=True)
+    train = [(Readout(logits, activations), some) for logits, activations, some in blocks]
+    agreements = filter_agreements(bank, sets, HEAD, train, 0.5, "recall")
+    parts = zip(shown.logits.split(size), shown.activations.split(size), labels.split(size), strict=True)
+    return Evidence.joined([evidence(Readout(*both), some, agreements, params) for *both, some in parts])
 
 
 @pytest.mark.parametrize("measure", ["recall", "precision", "f1", "l1"])
@@ -89,12 +103,29 @@ def test_agreement_and_thresholds_are_those_of_the_slow_reference(bank: FilterBa
 
 
 def test_confident_predictions_are_accepted_and_never_the_most_suspicious(bank: FilterBank) -> None:
-    shown, _ = readout(200, 1, noise=0.6)
-    detection = gated(made(bank, "recall"), shown, 0.9)
+    shown, labels = readout(200, 1, noise=0.6)
+    seen = told(bank, shown, labels)
+    detection = gated(seen, RULE, 0.9)
     sure = largest(shown) > 0.9
     assert sure.any() and not detection.flagged[sure].any() and detection.flagged.any()
     assert detection.score[sure].unique().numel() == 1 and detection.score[sure].max() < detection.score[~sure].min()
-    assert not gated(made(bank, "recall"), shown, 0.0).flagged.any()
+    assert not gated(seen, RULE, 0.0).flagged.any()
+
+
+def test_the_evidence_does_not_depend_on_the_blocks_in_which_it_is_gathered(bank: FilterBank) -> None:
+    shown, labels = readout(200, 1, noise=0.6)
+    whole, parts = (told(bank, shown, labels, size) for size in (1000, 7))
+    assert torch.equal(whole.labels, labels) and torch.equal(whole.prediction, shown.logits.argmax(dim=1))
+    for kind in ("labels", "prediction", "probability", "entropy"):
+        assert torch.equal(getattr(whole, kind), getattr(parts, kind))
+    for name, new in whole.relabels.items():
+        assert torch.equal(new, parts.relabels[name])
+    for name, deviation in whole.deviation.items():
+        assert torch.allclose(deviation, parts.deviation[name], atol=1e-6)
+    flagged = gated(whole, RULE, 0.9).flagged
+    expected = relabelled(made(bank, "recall"), shown, flagged, 2)
+    assert torch.equal(whole.relabels[RULE], expected)
+    assert torch.equal(whole.relabels["runner_up"] != whole.prediction, flagged)
 
 
 def test_measures_agree_with_counting_every_threshold() -> None:
@@ -135,28 +166,21 @@ def test_without_errors_or_with_errors_alone_there_are_no_curves(wrong: Tensor) 
 
 
 def test_the_rivals_flag_as_many_validation_images_and_the_controls_differ_from_the_rule(bank: FilterBank) -> None:
-    (seen, labels), (validation, _), (shown, truth) = (
-        readout(300, 0),
-        readout(300, 2, noise=0.5),
-        readout(300, 3, noise=0.6),
-    )
-    own = bank.global_filters(0.15)
-    sets = {RULE: own, RANDOM: random_like(own, 0), PERMUTED: permuted(own, 0)}
-    agreements = {name: filter_agreement(bank, some, HEAD, seen, labels, 0.5, "recall") for name, some in sets.items()}
-    found = detectors(agreements, validation, 0.9)
-    assert set(found) == {*sets, "filters_ungated", "gate", "max_softmax", "entropy"}
+    validation, shown = (told(bank, *readout(300, seed, noise)) for seed, noise in ((2, 0.5), (3, 0.6)))
+    found = detectors(validation, 0.9)
+    assert set(found) == {RULE, RANDOM, PERMUTED, "filters_ungated", "gate", "max_softmax", "entropy"}
     flagged = {name: int(find(validation).flagged.sum()) for name, find in found.items()}
     assert flagged[RULE] > 0
     assert abs(flagged["max_softmax"] - flagged[RULE]) <= 1 and abs(flagged["entropy"] - flagged[RULE]) <= 1
-    wrong = shown.logits.argmax(dim=1) != truth
+    wrong = shown.prediction != shown.labels
     scores = {name: detection_measures(find(shown), wrong)["auroc"] for name, find in found.items()}
     assert scores["max_softmax"] == scores["gate"] and scores[RULE] != scores[PERMUTED] and min(scores.values()) > 0.2
 
 
-def test_a_score_flags_the_asked_share_of_its_validation_images() -> None:
-    validation, _ = readout(200, 2, noise=0.5)
+def test_a_score_flags_the_asked_share_of_its_validation_images(bank: FilterBank) -> None:
+    validation = told(bank, *readout(200, 2, noise=0.5))
     for share in (0.0, 0.25, 1.0):
-        flagged = flagging_share(entropy, validation, share)(validation).flagged
+        flagged = flagging_share(lambda seen: seen.entropy, validation, share)(validation).flagged
         assert flagged.double().mean() == pytest.approx(share, abs=1.5 / 200)
 
 
@@ -175,19 +199,16 @@ def test_a_flagged_image_gets_the_class_whose_filters_it_uses_and_the_others_kee
     flagged = torch.tensor([True, False])
     assert relabelled(one, Readout(logits, activations), flagged, 2).tolist() == [1, 0]
     assert relabelled(one, Readout(logits, activations), torch.zeros(2, dtype=torch.bool), 5).tolist() == [0, 0]
-    found = relabelling(
-        Detection(flagged, flagged.float()),
-        {"new": torch.tensor([1, 0])},
-        Readout(logits, activations),
-        torch.tensor([1, 0]),
-    )
+    old, new, none = torch.tensor([0, 0]), torch.tensor([1, 0]), torch.zeros(2)
+    found = relabelling(Detection(flagged, flagged.float()), Evidence(new, old, none, none, {}, {"new": new}))
     assert found == {"accuracy": 0.5, "flagged": 1.0, "new/accuracy": 1.0, "new/corrected": 1.0, "new/broken": 0.0}
 
 
 def test_the_class_table_counts_every_prediction_once(bank: FilterBank) -> None:
     shown, labels = readout(90, 4, noise=0.6)
-    detection = gated(made(bank, "recall"), shown, 0.9)
-    rows = list(by_class(detection, shown, labels, ("a", "b", "c")))
+    seen = told(bank, shown, labels)
+    detection = gated(seen, RULE, 0.9)
+    rows = list(by_class(detection, seen, ("a", "b", "c")))
     totals = {key: sum(row[key] for row in rows) for key in ("predicted", "errors", "flagged", "found")}
     wrong = shown.logits.argmax(dim=1) != labels
     assert totals == {

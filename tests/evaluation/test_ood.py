@@ -13,7 +13,8 @@ from everycause.data.shifts import views
 from everycause.data.sources import DataParams, open_split
 from everycause.data.split import Split, View
 from everycause.evaluation.detection import DetectionParams, Explained, detect
-from everycause.evaluation.ood import PICTURES, SHOWN, ContactSheet, data_description, evaluate
+from everycause.evaluation.ood import PICTURES, SHOWN, ContactSheet, data_description, evaluate, predictions
+from everycause.evaluation.predictions import answers
 from everycause.explanation.filters import FilterParams
 from everycause.inference import logits_of
 from everycause.models import Classifier
@@ -33,10 +34,24 @@ def fitting(train: Split) -> Classifier:
 
 def test_the_folded_network_gives_the_logits_of_the_stored_one(fitting: Classifier, data_params: DataParams) -> None:
     stored = evaluate(fitting, views(data_params, ["gaussian_noise"], [3], 1))
-    assert next(iter(stored.logits)) == "test" and list(stored.logits)[-1] == "corruptions/gaussian_noise/3"
+    assert next(iter(stored.views)) == "test" and list(stored.views)[-1] == "corruptions/gaussian_noise/3"
     test = open_split(data_params, "test", 1)
-    assert torch.allclose(stored.logits["test"], logits_of(fitting, test), atol=1e-4)
-    assert torch.equal(stored.labels["test"], test.labels) and stored.conforms is not None
+    found, whole = stored.views["test"], answers(logits_of(fitting, test), test.labels)
+    assert torch.equal(found.predicted, whole.predicted) and torch.equal(found.rank, whole.rank)
+    assert torch.allclose(found.confidence, whole.confidence, atol=1e-4)
+    assert torch.equal(found.labels, test.labels) and stored.conforms is not None
+
+
+def test_answers_do_not_depend_on_the_batches_in_which_logits_come() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits, labels = torch.randn(20, 6, generator=generator), torch.arange(20) % 6
+    split = replace(named("test", 0).split, labels=labels, class_names=tuple("abcdef"))
+    view = View(split, compared=torch.tensor([1, 4]))
+    whole, some = (predictions(iter([view]), lambda view, size=size: iter(logits.split(size))) for size in (20, 7))
+    for kind in whole.views["test"]._fields:
+        assert torch.equal(getattr(whole.views["test"], kind), getattr(some.views["test"], kind))
+    assert torch.equal(whole.compared, some.compared) and set(whole.compared.tolist()) == {1, 4}
+    assert torch.equal(whole.compared, torch.tensor([1, 4])[logits[:, [1, 4]].argmax(dim=1)])
 
 
 def other_size(split: Split) -> Split:

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import top_k_accuracy_score
 
 from everycause.evaluation.metrics import (
     ALEXNET,
@@ -17,7 +18,8 @@ from everycause.evaluation.metrics import (
     metrics,
     top_accuracy,
 )
-from everycause.evaluation.predictions import Predictions
+from everycause.evaluation.predictions import Predictions, answers, restricted
+from tests.evaluation.answered import predictions_of
 
 
 def scored(images: int = 200, classes: int = 7, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -46,10 +48,19 @@ def test_resnet50s_published_errors_give_its_published_mce() -> None:
 def test_top_accuracy_counts_labels_among_the_largest_scores_also_where_classes_are_no_answer() -> None:
     scores, labels = scored()
     slow = [int(labels[i]) in sorted(range(7), key=lambda c: -float(scores[i, c]))[:5] for i in range(len(labels))]
-    assert top_accuracy(scores, labels, 5) == pytest.approx(sum(slow) / len(slow), abs=1e-12)
-    assert top_accuracy(scores, labels, 1) == pytest.approx(float((scores.argmax(dim=1) == labels).double().mean()))
-    masked = scores.index_fill(1, torch.tensor([0, 1, 2, 3, 4]), -torch.inf)
-    assert top_accuracy(masked, torch.full_like(labels, 6), 2) == 1.0
+    answered = answers(scores, labels)
+    assert top_accuracy(answered, 5) == pytest.approx(sum(slow) / len(slow), abs=1e-12)
+    assert top_accuracy(answered, 1) == pytest.approx(float((scores.argmax(dim=1) == labels).double().mean()))
+    masked = restricted(scores, torch.tensor([5, 6]))
+    assert top_accuracy(answers(masked, torch.full_like(labels, 6)), 2) == 1.0
+
+
+def test_top_accuracy_is_that_of_scikit_learn_also_where_logits_are_equal() -> None:
+    scores, labels = scored()
+    for one in (scores, scores.round(), torch.zeros_like(scores)):
+        for count in range(1, 7):
+            theirs = top_k_accuracy_score(labels, one, k=count, labels=np.arange(7))
+            assert top_accuracy(answers(one, labels), count) == float(theirs)
 
 
 def test_the_mean_recall_is_over_the_classes_that_occur() -> None:
@@ -71,11 +82,10 @@ def test_the_calibration_error_is_that_of_the_slow_reference() -> None:
             expected += (
                 len(inside) / len(labels) * abs(accuracy - np.mean([float(probability[i].max()) for i in inside]))
             )
-    assert calibration_error(scores, labels) == pytest.approx(expected, abs=1e-9)
+    assert calibration_error(answers(scores, labels)) == pytest.approx(expected, abs=1e-9)
     sure = torch.nn.functional.one_hot(torch.arange(6) % 3, 3) * 50.0
-    assert calibration_error(sure, torch.arange(6) % 3) == pytest.approx(0) and calibration_error(
-        sure, (torch.arange(6) + 1) % 3
-    ) == pytest.approx(1)
+    assert calibration_error(answers(sure, torch.arange(6) % 3)) == pytest.approx(0)
+    assert calibration_error(answers(sure, (torch.arange(6) + 1) % 3)) == pytest.approx(1)
 
 
 def test_groups_are_averaged_one_by_one() -> None:
@@ -88,7 +98,7 @@ def test_a_masked_view_answers_among_its_classes_and_is_compared_with_the_clean_
     scores, labels = scored(classes=10)
     among = torch.tensor([1, 4, 8])
     rows = torch.isin(labels, among)
-    stored = Predictions(
+    stored = predictions_of(
         {"test": scores, "renditions": scores[rows]},
         {"test": labels, "renditions": labels[rows]},
         None,
@@ -109,7 +119,7 @@ def test_a_masked_view_answers_among_its_classes_and_is_compared_with_the_clean_
 def test_only_the_published_images_have_an_mce(released: bool, tmp_path: Path) -> None:
     scores, labels = scored()
     views = {f"corruptions/{name}/{severity}": scores for name in ALEXNET for severity in range(1, 6)}
-    stored = Predictions({"test": scores} | views, dict.fromkeys(["test", *views], labels), None, released=released)
+    stored = predictions_of({"test": scores} | views, dict.fromkeys(["test", *views], labels), None, released=released)
     stored.save(tmp_path)
     measures = metrics(Predictions.load(tmp_path), None)
     assert ("mce" in measures) == released and measures["corruption_group/noise"] == pytest.approx(
@@ -124,7 +134,7 @@ def test_only_the_published_images_have_an_mce(released: bool, tmp_path: Path) -
 def test_the_worst_group_is_the_worst_of_those_named(tmp_path: Path) -> None:
     scores, labels = scored(classes=2)
     groups = 2 * labels + (torch.arange(200) % 2)
-    stored = Predictions({"test": scores}, {"test": labels}, None, groups)
+    stored = predictions_of({"test": scores}, {"test": labels}, None, groups)
     stored.save(tmp_path)
     measures = metrics(Predictions.load(tmp_path), None)
     assert measures["worst_group"] == min(measures[f"group/{number}"] for number in range(4))

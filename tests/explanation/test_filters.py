@@ -6,7 +6,9 @@ import torch
 
 from everycause.artifacts import load_tensors, save_tensors
 from everycause.errors import UserError
+from everycause.explanation import heads as training
 from everycause.explanation.exact_filters import ExactFilters
+from everycause.explanation.filter_heads import StoredHeads
 from everycause.explanation.filters import (
     FILE,
     FilterBank,
@@ -72,7 +74,10 @@ def test_every_generator_fills_a_bank_that_survives_the_disk(
     bank.save(tmp_path)
     loaded = FilterBank.load(tmp_path, "model")
     sets = [one.local.minimum_correct(seen[0].activations, seen[1]) for one in (bank, loaded)]
-    assert torch.equal(*sets) and torch.equal(loaded.histogram, bank.histogram) and type(loaded.local) is type(local)
+    assert torch.equal(*sets) and torch.equal(loaded.histogram, bank.histogram)
+    assert (
+        isinstance(loaded.local, StoredHeads) if isinstance(local, FilterHeads) else type(loaded.local) is type(local)
+    )
     kept = [label for label in seen[1].tolist() if label == 0]
     assert int(bank.support[0]) <= len(kept) and int(bank.histogram[0].max()) <= int(bank.support[0])
 
@@ -150,7 +155,7 @@ def test_thresholds_are_views_and_a_higher_one_keeps_a_subset(tmp_path: Path) ->
     assert bank.global_filters(0.5).tolist() == [[True, False, False], [True, False, True]]
     bank.save(tmp_path)
     loaded = FilterBank.load(tmp_path, "model")
-    assert torch.equal(loaded.histogram, bank.histogram) and torch.equal(loaded.local.weight, bank.local.weight)
+    assert torch.equal(loaded.histogram, bank.histogram) and torch.equal(loaded.local.one(1)[0], heads.weight[1])
     with pytest.raises(ValueError, match="made for another model"):
         FilterBank.load(tmp_path, "other")
 
@@ -178,7 +183,37 @@ def test_a_diverging_head_is_one_sentence(head: LastLayer, seen: tuple[Readout, 
         )
 
 
-@pytest.mark.parametrize("damage", ["heads/weight", "support", "extra", "shape", "fewer classes"])
+def test_heads_of_many_classes_lie_in_files_that_counting_alone_does_not_open(
+    head: LastLayer, seen: tuple[Readout, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = trained(seen, head)
+    monkeypatch.setattr(training, "MOST_BYTES", 2 * 4 * FILTERS * (FILTERS + 1))  # two heads
+    local = filter_generator("all_classes", *seen, head, PARAMS, 0, torch.device("cpu"), (tmp_path, "model"))
+    files = sorted(path.name for path in tmp_path.glob("heads-*"))
+    assert files == ["heads-00000.safetensors", "heads-00002.safetensors"] and local.count == CLASSES
+    for number in range(CLASSES):
+        assert all(torch.allclose(*pair, atol=1e-6) for pair in zip(local.one(number), whole.one(number), strict=True))
+    bank = accumulate(local, head, *seen, 0.5, "model")
+    bank.save(tmp_path)
+    for name in files:
+        (tmp_path / name).rename(tmp_path / f"away-{name}")
+    loaded = FilterBank.load(tmp_path, "model")
+    assert torch.equal(loaded.global_filters(0.0), bank.global_filters(0.0))
+    with pytest.raises(UserError, match="heads-00000.safetensors does not exist: run the stage accumulate_filters"):
+        loaded.local.minimum_correct(seen[0].activations, seen[1])
+
+
+def test_heads_in_the_file_of_the_counts_are_refused_and_a_file_that_lacks_one_too(tmp_path: Path) -> None:
+    counts = {"histogram": torch.ones(2, 3).long(), "magnitude": torch.ones(2, 3), "support": torch.ones(2).long()}
+    save_tensors(tmp_path / FILE, counts | {"heads/weight": torch.ones(2, 3, 3)}, {"model": "m"})
+    with pytest.raises(UserError, match="now lie in files of their own: run the stage accumulate_filters again"):
+        FilterBank.load(tmp_path, "m")
+    StoredHeads.written([FilterHeads(torch.zeros(2, 3, 3), torch.zeros(2, 3))], tmp_path, "m")
+    with pytest.raises(UserError, match="lacks the head of class number 2"):
+        StoredHeads(tmp_path).one(2)
+
+
+@pytest.mark.parametrize("damage", ["magnitude", "support", "extra", "shape", "fewer classes"])
 def test_damaged_filters_are_one_sentence(tmp_path: Path, damage: str) -> None:
     heads = FilterHeads(torch.zeros(2, 3, 3), torch.zeros(2, 3))
     bank = FilterBank(

@@ -99,6 +99,19 @@ def test_minimum_incorrect_heads_too(problem: tuple[Tensor, Tensor, LastLayer]) 
     )
 
 
+@pytest.mark.parametrize("variant", get_args(Variant))
+def test_heads_trained_in_blocks_are_those_trained_together(
+    problem: tuple[Tensor, Tensor, LastLayer], variant: Variant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train_heads(*problem, PARAMS, 0, variant)
+    monkeypatch.setattr(module, "MOST_BYTES", 3 * 4 * FILTERS * (FILTERS + 1))
+    blocks = list(module.head_blocks(*problem, PARAMS, 0, variant))
+    assert [one.count for one in blocks] == ([1] if variant == "singular" else [3, 1])
+    parts = module.together(blocks)
+    assert torch.allclose(parts.weight, whole.weight, rtol=0, atol=1e-12)
+    assert torch.allclose(parts.bias, whole.bias, rtol=0, atol=1e-12)
+
+
 def test_two_trainings_from_one_seed_are_equal_to_the_last_bit(problem: tuple[Tensor, Tensor, LastLayer]) -> None:
     first, second, other = (train_heads(*problem, PARAMS, seed) for seed in (0, 0, 1))
     assert torch.equal(first.weight, second.weight) and not torch.equal(first.weight, other.weight)

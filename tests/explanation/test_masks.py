@@ -11,6 +11,7 @@ from everycause.errors import UserError
 from everycause.explanation import masks as masks_module
 from everycause.explanation.image_selection import evenly_over_classes, select_images
 from everycause.explanation.masks import MaskParams, Masks, generate, scorers, searched
+from everycause.explanation.partitions import StoredPartitions, joined, numbers
 from everycause.explanation.selectors import SELECTORS
 from everycause.inference import logits_of
 from everycause.models import Classifier, ModelParams
@@ -131,7 +132,8 @@ def test_a_damaged_shard_is_reported_once_and_searched_again(
 
 
 def same(first: Masks, second: Masks) -> bool:
-    pairs = [(value, vars(second)[name]) for name, value in vars(first).items()]
+    pairs = [(value, vars(second)[name]) for name, value in vars(first).items() if name != "partition"]
+    pairs.append((numbers(first.partition), numbers(second.partition)))
     return all(torch.equal(*pair) if isinstance(pair[0], torch.Tensor) else pair[0] == pair[1] for pair in pairs)
 
 
@@ -207,9 +209,34 @@ def test_masks_of_another_version_are_refused_by_name(tmp_path: Path, classifier
     generate(classifier, split, PARAMS, tmp_path, "model")
     file = tmp_path / masks_module.FILE.format(0)
     tensors, description = load_tensors(file, "generate_masks")
-    save_tensors(file, {name: value for name, value in tensors.items() if name != "shared"}, description)
-    with pytest.raises(UserError, match="another version of the search: run the stage generate_masks again"):
-        Masks.load(tmp_path, "model", split.identity)
+    without = {name: value for name, value in tensors.items() if name != "shared"}
+    wide = tensors | {"partition": tensors["partition"].long()}  # as it was before region numbers had 16 bits
+    for changed in (without, wide):
+        save_tensors(file, changed, description)
+        with pytest.raises(UserError, match="another version of the search: run the stage generate_masks again"):
+            Masks.load(tmp_path, "model", split.identity)
+
+
+def test_partitions_of_single_images_stay_in_their_files_until_they_are_asked_for(
+    tmp_path: Path, classifier: Classifier, split: Split
+) -> None:
+    params = PARAMS.model_copy(update={"partition": "slico", "images": 6, "max_regions": 2})
+    search = Masks.joined(list(searched(classifier, split, torch.arange(6), params)))
+    assert search.partition.dtype == torch.uint16
+    for number, rows in enumerate(torch.arange(6).split(4)):
+        search.rows(rows).save(tmp_path / masks_module.FILE.format(number), "model", split.identity)
+    stored = Masks.load(tmp_path, "model", split.identity)
+    assert isinstance(stored.partition, StoredPartitions) and same(search, stored)
+    some = torch.tensor([5, 0, 3])
+    assert same(search.rows(some), stored.rows(some))
+    both = joined([stored.partition, search.partition[:2]])
+    assert torch.equal(numbers(both[torch.tensor([7, 1])]), numbers(search.partition[[1, 1]]))
+    tensors, description = load_tensors(tmp_path / masks_module.FILE.format(1), "generate_masks")
+    tensors["partition"] = torch.full((2, 32, 32), 16, dtype=torch.uint16)
+    save_tensors(tmp_path / masks_module.FILE.format(1), tensors, description)
+    assert torch.equal(numbers(stored.partition[:4]), numbers(search.partition[:4]))
+    with pytest.raises(UserError, match="names regions that do not exist.*: delete its folder and run the stage"):
+        stored.rows(some).pixels(search.rows(some).removed)
 
 
 def test_images_that_are_wrong_or_unsure_are_counted_and_not_searched(
@@ -275,7 +302,8 @@ def test_damaged_masks_are_one_sentence(
     generate(classifier, split, PARAMS.model_copy(update={"images": 4}), tmp_path, "model")
     file = tmp_path / masks_module.FILE.format(0)
     tensors, description = load_tensors(file, "generate_masks")
-    save_tensors(file, {**tensors, name: torch.tensor(value)}, description)
+    kind = torch.uint16 if name == "partition" else None
+    save_tensors(file, {**tensors, name: torch.tensor(value, dtype=kind)}, description)
     with pytest.raises(UserError, match="masks-00000.safetensors is damaged .* run the stage generate_masks again"):
         Masks.load(tmp_path, "model", split.identity, len(split))
 

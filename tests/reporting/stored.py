@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from everycause.artifacts import save_tensors, write_json
-from everycause.evaluation.predictions import Predictions
+from everycause.evaluation.predictions import Predictions, answers
 from everycause.reporting.tables import DETECTORS
 
 ROWS = ("base", "continued", "masks")
@@ -21,20 +21,20 @@ def predictions(right: list[bool], views: tuple[str, ...] = ("test",), classes: 
     labels = torch.arange(len(right)) % classes
     answer = torch.where(torch.tensor(right), labels, (labels + 1) % classes)
     logits = torch.nn.functional.one_hot(answer, classes).float()
-    return Predictions(dict.fromkeys(views, logits), dict.fromkeys(views, labels), None)
+    return Predictions(dict.fromkeys(views, answers(logits, labels)), classes)
 
 
 def store_evaluation(folder: Path, one: Predictions) -> None:
     """Predictions and metrics of one row and seed, as evaluate_ood stores photographs."""
     folder.mkdir(parents=True)
     one.save(folder)
-    measured = {f"accuracy/{view}": one.accuracy(view) for view in one.logits}
-    for name in {view.rsplit("/", 1)[0] for view in one.logits if view.startswith("corruptions/")}:
+    measured = {f"accuracy/{view}": one.accuracy(view) for view in one.views}
+    for name in {view.rsplit("/", 1)[0] for view in one.views if view.startswith("corruptions/")}:
         measured[f"accuracy/{name}"] = float(one.correctness(name).mean())
     if one.family("corruptions"):
         measured["accuracy/corruptions"] = float(one.correctness("corruptions").mean())
     write_json(folder / "metrics.json", measured)
-    names = list(CLASSES[: one.logits["test"].shape[1]])
+    names = list(CLASSES[: one.classes])
     write_json(folder / "data.json", {"class_names": names, "image_size": 8, "cues": [], "code": None})
 
 

@@ -112,8 +112,7 @@ def test_differences_on_natural_sketches_draw_whole_classes(results: Results) ->
     assert interval is not None and interval.mean == pytest.approx(0.2)
 
     def renamed(one: Predictions) -> Predictions:
-        labels = {"test": one.labels["test"], "sketch": one.labels["foggy"]}
-        return Predictions({"test": one.logits["test"], "sketch": one.logits["foggy"]}, labels, None)
+        return dataclasses.replace(one, views={"test": one.views["test"], "sketch": one.views["foggy"]})
 
     sketches = dataclasses.replace(results, predictions={key: renamed(one) for key, one in results.predictions.items()})
     clustered = sketches.difference("masks", "sketch")

@@ -14,6 +14,7 @@ from everycause.explanation.masks import Masks, searched
 from everycause.explanation.prior import ImageNoise, LowPassPrior
 from everycause.explanation.regions import grid
 from everycause.models import Classifier
+from everycause.training import background
 from everycause.training.background import (
     Bank,
     Inpainting,
@@ -108,6 +109,39 @@ def test_a_place_is_background_where_it_matters_little_to_all_and_lies_away_from
     masks.order[:, 0] = 8  # its neighbor below is no background any more
     with pytest.raises(ValueError, match="raise background.share"):
         background_bank(train, masks, BACKGROUND.model_copy(update={"share": 0.25}))
+
+
+@pytest.mark.parametrize("most", [1200, 9, 2])
+def test_a_bank_made_in_parts_is_that_of_all_masks_at_once(
+    train: Split, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    masks = invented_masks(train)
+    across, params = 4, BACKGROUND
+    cells = grid(train.image_size, across)
+    indicator = torch.nn.functional.one_hot(cells.flatten(), across**2).float()
+    by_pixel = masks.effect.gather(1, masks.partition.expand(len(masks.index), -1, -1).flatten(1))
+    by_cell = by_pixel @ (indicator / indicator.sum(dim=0))
+    unimportant = by_cell.mean(dim=0).argsort(stable=True).argsort() < round(params.share * across**2)
+    near = (neighborhood(masks.pixels(masks.removed), across).flatten(1).float() @ indicator) > 0
+    own = unimportant & ~near
+    sources = (own.sum(dim=1) >= min(4, int(unimportant.sum()))).nonzero()[:, 0]
+    by_turns = sorted(sources.tolist(), key=lambda row: (masks.index[row] // train.num_classes, row))[:most]
+    expected = background_images(train.read(masks.index[sorted(by_turns)].numpy()), own[sorted(by_turns)], cells)
+    assert torch.equal(train.labels, torch.arange(len(train)) % train.num_classes) and len(sources) > 9
+    monkeypatch.setattr(background, "MOST_BACKGROUNDS", most)
+    for together in (1000, 7):
+        monkeypatch.setattr(background, "JUDGED_TOGETHER", together)
+        assert torch.equal(background_bank(train, masks, params).background_images, expected)
+
+
+def test_the_images_of_a_full_bank_do_not_all_come_from_the_first_class(
+    train: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_class = train.subset(train.labels.argsort(stable=True).numpy())  # as the folders of photographs are read
+    count = len(by_class)
+    masks = invented_masks(by_class, count)
+    monkeypatch.setattr(background, "MOST_BACKGROUNDS", 16)
+    assert len(background_bank(by_class, masks, BACKGROUND).labels.unique()) > 2
 
 
 def test_the_neighborhood_is_a_regions_width() -> None:
