@@ -24,7 +24,7 @@ from everycause.errors import UserError
 from everycause.explanation.regions import partitions
 from everycause.models import Classifier
 from everycause.params import SECTIONS, Matrix, read
-from everycause.training.fit import trainable_parameters
+from everycause.training.optimizer import trainable_parameters
 from everycause.training.rows import ROWS
 from everycause.tuning.trial import check_plans
 from stages.entry import run

@@ -11,7 +11,7 @@ import torch
 import tyro
 
 from everycause import tracking
-from everycause.artifacts import HISTORY, atomic_folder, read_json, write_json
+from everycause.artifacts import HISTORY, atomic_folder, code_fingerprint, fingerprint, read_json, write_json
 from everycause.errors import UserError, disk_trouble
 from everycause.params import flattened
 
@@ -53,6 +53,20 @@ def finished(out: Path, key: str) -> bool:
 def finish(folder: Path, key: str) -> None:
     """Note what an artifact is made from, as `finished` reads it."""
     (folder / KEY).write_text(key)
+
+
+def resume_key(stage: str, params: SimpleNamespace, sources: dict[str, str], *made_from: str | Path) -> str:
+    """A hash of everything that finished parts of a stage's work follow from: nothing else is gone on with.
+
+    Args:
+        stage: The stage.
+        params: The sections that it reads; `tracking` changes no result.
+        sources: Data source → module that reads it.
+        made_from: What else the work is made from: fingerprints, seeds, the contents of files.
+    """
+    sections = [section.model_dump_json() for name, section in vars(params).items() if name != "tracking"]
+    code = code_fingerprint(f"stages.{stage}", sources[params.data.source])
+    return fingerprint(torch.__version__, code, *made_from, *sections)
 
 
 @contextmanager

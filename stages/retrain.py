@@ -5,8 +5,7 @@ Reads   the base classifier, the training and validation splits; its filters and
         read erasures of validation images, to record which causes the model uses.
 Writes  OUT/model.safetensors, OUT/row.json (what the row adds to the continued base), OUT/history.jsonl. A row with
         counterfactual images also OUT/pictures.safetensors (tensors images, removed, counterfactuals; titles), a row
-        with rounds OUT/round-*.safetensors (Masks) and OUT/rounds.json; killed, it goes on after its last finished
-        round.
+        with rounds OUT/round-*.safetensors (Masks) and OUT/rounds.json. A killed run goes on within its epoch.
 Paper   arXiv 2511.12100 (counterfactual images), arXiv 2501.11087 (filter terms); rounds are this project's own.
         Cost: about 40 s on two cores, 110 s with rounds.
 """
@@ -16,7 +15,7 @@ from types import SimpleNamespace
 
 import torch
 
-from everycause.artifacts import code_fingerprint, fingerprint, save_tensors, write_json
+from everycause.artifacts import save_tensors, write_json
 from everycause.data.erasures import ValidationErasures
 from everycause.data.sources import SOURCES, open_split
 from everycause.device import start
@@ -29,9 +28,9 @@ from everycause.inference import check_fits
 from everycause.models import Classifier, load, model_fingerprint
 from everycause.params import read
 from everycause.training.counterfactuals import Pictures, Recipe, Upstream
-from everycause.training.rounds import CHECKPOINT, Observe
+from everycause.training.rounds import Observe
 from everycause.training.rows import ROWS, retrain
-from stages.entry import recorded, run
+from stages.entry import recorded, resume_key, run
 
 PICTURES = "pictures.safetensors"
 HEADLINE = ("masks", "joint")
@@ -61,9 +60,10 @@ def main(row: str, seed: int, base: Path, filters: Path, masks: Path, out: Path)
     classifier, data, threshold = upstream.base, params.data, params.filters.frequency_threshold
     recipe = Recipe(data, params.masks, params.background, params.exchange, params.loss, threshold, params.run.threads)
     retraining = retrain(row, upstream, recipe, params.retraining, params.rounds, seed)
-    key = resume_key(params, upstream, (masks, filters), seed) if ROWS[row].rounds else None
-    name, identity = f"retrain/{row}", upstream.train.identity
-    with recorded(name, params, out, seed, device, identity, resume=key) as (folder, record):
+    files = [file for place in (masks, filters) for file in sorted(place.glob("*.safetensors"))]
+    identities = (upstream.model, upstream.train.identity, upstream.validation.identity)
+    key = resume_key("retrain", params, SOURCES, row, str(seed), *identities, *files)
+    with recorded(f"retrain/{row}", params, out, seed, device, upstream.train.identity, key) as (folder, record):
         rounds = []
         for epoch in retraining.epochs(folder, observer(params, seed)):
             record(epoch.measures, epoch.number)
@@ -74,8 +74,6 @@ def main(row: str, seed: int, base: Path, filters: Path, masks: Path, out: Path)
         if (pictures := retraining.pictures()) is not None:
             save_pictures(folder, pictures)
         classifier.save(folder)
-        for checkpoint in folder.glob(Path(CHECKPOINT).stem + ".*"):
-            checkpoint.unlink()
         if params.tracking.log_models and row in HEADLINE:
             record.model(classifier)
 
@@ -99,14 +97,6 @@ def opened(params: SimpleNamespace, base: Path, filters: Path, masks: Path, devi
         open_filters=lambda: FilterBank.load(filters, model),
         watch_filters=(filters / FILTERS).is_file(),
     )
-
-
-def resume_key(params: SimpleNamespace, upstream: Upstream, explained: tuple[Path, ...], seed: int) -> str:
-    """A hash of everything that finished rounds were made from."""
-    used = [section.model_dump_json() for name, section in vars(params).items() if name != "tracking"]
-    made_from = (upstream.model, upstream.train.identity, upstream.validation.identity, str(seed))
-    files = [file for place in explained for file in sorted(place.glob("*.safetensors"))]
-    return fingerprint(*made_from, code_fingerprint("stages.retrain", SOURCES[params.data.source]), *files, *used)
 
 
 def observer(params: SimpleNamespace, seed: int) -> Observe:
