@@ -3,14 +3,15 @@
 Reads   the base classifier, the training split, and the validation split, on which every generator is judged.
 Writes  OUT/filters.safetensors (a FilterBank), OUT/incorrect_heads.safetensors, OUT/summary.json,
         OUT/pictures.safetensors (what figures of the filters are drawn from), OUT/history.jsonl.
-        Where params.yaml asks for no filters, OUT/summary.json alone, which says so.
+        Where params.yaml asks for no filters, OUT/summary.json alone, which says so. A killed run goes on with the
+        heads, after the last epoch that it kept.
 Paper   arXiv 2501.11087, section 4.1, with the heads of arXiv 2501.06831.  Cost: about 30 s on two cores.
 """
 
 from pathlib import Path
 
 from everycause.artifacts import save_tensors, write_json
-from everycause.data.sources import open_split
+from everycause.data.sources import SOURCES, open_split
 from everycause.device import start
 from everycause.evaluation.class_filters import PICTURES, filter_pictures, overlap_measures
 from everycause.explanation.filters import (
@@ -24,7 +25,8 @@ from everycause.explanation.heads import LastLayer, train_incorrect_heads
 from everycause.inference import readout_of
 from everycause.models import load, model_fingerprint
 from everycause.params import read
-from stages.entry import asked, leave_out, recorded, run
+from everycause.unfinished import Unfinished
+from stages.entry import asked, leave_out, recorded, resume_key, run
 
 NAME = "accumulate_filters/filters"
 
@@ -47,17 +49,18 @@ def main(seed: int, base: Path, out: Path, inputs: Path | None = None) -> None:
     data = params.data.seen_by(classifier.framing)
     train, validation = (open_split(data, name, params.run.threads) for name in ("train", "validation"))
     head = LastLayer(*classifier.head()).to("cpu")
-    with recorded(NAME, params, out, seed, device, train.identity) as (folder, record):
+    key = resume_key("accumulate_filters", params, SOURCES, model, train.identity, validation.identity, str(seed))
+    with recorded(NAME, params, out, seed, device, train.identity, key) as (folder, record):
         seen, held_out = readout_of(classifier, train), readout_of(classifier, validation)
         generators = {
-            name: filter_generator(name, seen, train.labels, head, filters.heads, seed, device)
+            name: filter_generator(name, seen, train.labels, head, filters.heads, seed, device, folder)
             for name in dict.fromkeys([filters.generator, *filters.compared])
         }
         local, confidence = generators[filters.generator], filters.confidence_threshold
         bank = accumulate(local, head, seen, train.labels, confidence, model)
-        incorrect = train_incorrect_heads(
-            seen.activations.to(device), train.labels.to(device), head.to(device), filters.heads, seed
-        )
+        on_device = seen.activations.to(device), train.labels.to(device), head.to(device)
+        unfinished = Unfinished(folder, INCORRECT, "its heads are trained again")
+        incorrect = train_incorrect_heads(*on_device, filters.heads, seed, unfinished)
         judged = (head, held_out, validation.labels, confidence, seed)
         measured = {name: filter_quality(generator, *judged) for name, generator in generators.items()}
         measured["minimum_incorrect"] = incorrect_filter_quality(incorrect, *judged)

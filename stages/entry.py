@@ -11,12 +11,22 @@ import torch
 import tyro
 
 from everycause import tracking
-from everycause.artifacts import HISTORY, atomic_folder, code_fingerprint, fingerprint, read_json, write_json
+from everycause.artifacts import (
+    HISTORY,
+    UNFINISHED,
+    atomic_folder,
+    code_fingerprint,
+    fingerprint,
+    read_json,
+    write_json,
+)
 from everycause.errors import UserError, disk_trouble
 from everycause.params import flattened
 
 KEY = ".key"
 """File in the artifacts of stages outside of dvc.yaml: the fingerprint of what they are made from."""
+RUN = f"{UNFINISHED}run.jsonl"
+"""File in an unfinished artifact: the MLflow run that records it."""
 
 
 def run(main: Callable[..., None]) -> None:
@@ -96,8 +106,8 @@ def recorded(
     run_name, logged = f"{name}/seed-{seed}", flattened(sections)
     shown = f"{tags['row']} · {tags['stage']} · seed {seed}"  # MLflow cuts long names: the row comes first
     with (
-        atomic_folder(out, run_name, resume) as folder,
-        tracking.run(shown, params.tracking, tags, logged, folder / HISTORY) as record,
+        atomic_folder(out, run_name, resume and fingerprint(run_name, resume)) as folder,
+        tracking.run(shown, params.tracking, tags, logged, folder / HISTORY, trail=folder / RUN) as record,
     ):
         yield folder, record
         record.artifacts(folder)

@@ -12,6 +12,8 @@ Paper: arXiv 2501.11087, section on detection.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -20,6 +22,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 from torch import Tensor
 from tqdm import tqdm
 
+from everycause.artifacts import fingerprint
 from everycause.data.shifts import View
 from everycause.data.split import Split
 from everycause.explanation.filters import FilterBank, FilterGenerator, FilterParams, confident, permuted, random_like
@@ -28,6 +31,7 @@ from everycause.inference import readout_of
 from everycause.models import Classifier, Readout
 from everycause.params import Section
 from everycause.shapes import Bool, Float, Int64
+from everycause.unfinished import kept
 
 Agreement = Literal["recall", "precision", "f1", "l1"]
 RULE, RANDOM, PERMUTED = "filters", "filters_random", "filters_permuted"
@@ -252,11 +256,17 @@ class Explained(NamedTuple):
 
 
 def detect(
-    explained: Explained, views: Iterator[View], filters: FilterParams, params: DetectionParams, seed: int
+    explained: Explained,
+    views: Iterator[View],
+    filters: FilterParams,
+    params: DetectionParams,
+    seed: int,
+    folder: Path | None = None,
 ) -> DetectionReport:
     """The measures of every detector, and of relabelling by filters, on every split.
 
-    Erasures are left out: they ask what a model needs, not whether it errs.
+    Erasures are left out: they ask what a model needs, not whether it errs. With the folder of an unfinished artifact,
+    splits that were judged before are not judged again.
 
     Raises:
         UserError: the images or classes of a split are not those that the classifier was made for.
@@ -271,23 +281,26 @@ def detect(
         for name, some in sets.items()
     }
     found = detectors(agreements, held_out, params.accept_above)
-    report: DetectionReport = {}
-    for name, shown, labels in _readouts(classifier, views):
+
+    def judged(name: str, parts: list[View]) -> dict[str, Any]:
+        shown, labels = _readout(classifier, parts)
         prediction = shown.logits.argmax(dim=1)
         detections = {detector: find(shown) for detector, find in found.items()}
         flagged = detections[RULE].flagged
         new = {judge: relabelled(agreements[judge], shown, flagged, params.candidates) for judge in (RULE, RANDOM)}
         new["runner_up"] = torch.where(flagged, shown.logits.topk(2, dim=1).indices[:, 1], prediction)
         wrong = prediction != labels
-        report[name] = {
+        outcome: dict[str, Any] = {
             "images": len(labels),
             "errors": int(wrong.sum()),
             "detectors": {detector: detection_measures(one, wrong) for detector, one in detections.items()},
             "relabelling": relabelling(detections[RULE], new, shown, labels),
         }
         if name == "test":
-            report[name]["by_class"] = list(by_class(detections[RULE], shown, labels, classifier.class_names))
-    return report
+            outcome["by_class"] = list(by_class(detections[RULE], shown, labels, classifier.class_names))
+        return outcome
+
+    return {name: kept(folder, _file_name(name, parts), partial(judged, name, parts)) for name, parts in _splits(views)}
 
 
 def flat(report: DetectionReport) -> dict[str, float]:
@@ -300,17 +313,24 @@ def flat(report: DetectionReport) -> dict[str, float]:
     }
 
 
-def _readouts(classifier: Classifier, views: Iterator[View]) -> Iterator[tuple[str, Readout, Int64[Tensor, "images"]]]:
-    """The readout and labels of every split; all corruptions together, at the end."""
-    corrupted: list[tuple[Readout, Tensor]] = []
+def _splits(views: Iterator[View]) -> Iterator[tuple[str, list[View]]]:
+    """Every split by name; all corruptions together, at the end."""
+    corrupted: list[View] = []
     for view in tqdm(views, desc="detecting", disable=None):
-        if view.name.startswith("erasures/"):
-            continue
-        shown = readout_of(classifier, view.split)
         if view.name.startswith("corruptions/"):
-            corrupted.append((shown, view.split.labels))
-        else:
-            yield view.name, shown, view.split.labels
+            corrupted.append(view)
+        elif not view.name.startswith("erasures/"):
+            yield view.name, [view]
     if corrupted:
-        together = Readout(*(torch.cat([getattr(shown, field) for shown, _ in corrupted]) for field in Readout._fields))
-        yield "corruptions", together, torch.cat([labels for _, labels in corrupted])
+        yield "corruptions", corrupted
+
+
+def _file_name(name: str, views: list[View]) -> str:
+    return f"{name.replace('/', '-')}-{fingerprint(*(view.split.identity for view in views))}"
+
+
+def _readout(classifier: Classifier, views: list[View]) -> tuple[Readout, Int64[Tensor, "images"]]:
+    """The readout and the labels of some views together."""
+    shown = [readout_of(classifier, view.split) for view in views]
+    together = Readout(*(torch.cat([getattr(one, field) for one in shown]) for field in Readout._fields))
+    return together, torch.cat([view.split.labels for view in views])

@@ -23,6 +23,7 @@ from everycause.models import Classifier
 from everycause.networks import folded
 from everycause.params import Section
 from everycause.shapes import Float
+from everycause.unfinished import kept
 
 PICTURES = "pictures.safetensors"
 SHOWN = 16
@@ -64,17 +65,22 @@ def predictions(views: Iterator[View], predict: Callable[[View], Float[Tensor, "
     return Predictions(stored.logits, stored.labels, conforms, groups, stored.among, released)
 
 
-def evaluate(classifier: Classifier, views: Iterator[View]) -> Predictions:
+def evaluate(classifier: Classifier, views: Iterator[View], folder: Path | None = None) -> Predictions:
     """The logits of a classifier on every view.
 
     The network runs with batch normalization folded into its convolutions: the same logits up to rounding, about 1.4
-    times as fast on a CPU.
+    times as fast on a CPU. With the folder of an unfinished artifact, no view is evaluated again.
 
     Raises:
         UserError: the images or the classes of a view are not those that the classifier was made for.
     """
     network = folded(classifier.network)
-    return predictions(views, lambda view: logits_of(classifier, view.split, network))
+
+    def predict(view: View) -> Tensor:
+        name = f"{view.name.replace('/', '-')}-{view.split.identity}"
+        return kept(folder, name, lambda: logits_of(classifier, view.split, network))
+
+    return predictions(views, predict)
 
 
 def data_description(data: DataParams, test: Split) -> dict[str, Any]:

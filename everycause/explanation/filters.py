@@ -22,6 +22,7 @@ from everycause.explanation.heads import FilterHeads, HeadParams, LastLayer, Var
 from everycause.models import Readout
 from everycause.params import Section
 from everycause.shapes import Bool, Float, Int64
+from everycause.unfinished import Unfinished
 
 FILE = "filters.safetensors"
 INCORRECT = "incorrect_heads.safetensors"
@@ -63,8 +64,11 @@ def filter_generator(
     params: HeadParams,
     seed: int,
     device: torch.device,
+    folder: Path | None = None,
 ) -> FilterGenerator:
     """A generator by name; heads are trained on the device, on a split's readout.
+
+    With the folder of an unfinished artifact, heads whose training was killed go on.
 
     Raises:
         UserError: the loss of the heads is not finite, or a class that needs images has none.
@@ -73,7 +77,9 @@ def filter_generator(
         return ExactFilters("sufficient", head)
     if name == "exact_necessary":
         return ExactFilters("necessary", head)
-    return train_heads(readout.activations.to(device), labels.to(device), head.to(device), params, seed, name)
+    unfinished = Unfinished(folder, name, "its heads are trained again")
+    on_device = readout.activations.to(device), labels.to(device), head.to(device)
+    return train_heads(*on_device, params, seed, name, unfinished)
 
 
 @dataclass(frozen=True)

@@ -29,10 +29,13 @@ from tqdm import tqdm
 from everycause.errors import UserError
 from everycause.params import Section
 from everycause.shapes import Bool, Float, Int64
+from everycause.unfinished import Unfinished
 
 MOMENTUM = 0.9
 PENALTY = 1e-3
 """The papers' factor of both the sparsity and the logit term."""
+LARGEST_KEPT = 2**30
+"""Bytes of weights above which no unfinished state is written: it would take as much memory again, and its time."""
 Variant = Literal["all_classes", "only_class", "singular", "straight_through"]
 """Which images each head is trained on, and towards which class.
 
@@ -119,6 +122,7 @@ def train_heads(
     params: HeadParams,
     seed: int,
     variant: Variant = "all_classes",
+    unfinished: Unfinished | None = None,
 ) -> FilterHeads:
     """Minimum-correct heads of a linear classifier head, trained where the activations lie, returned on the CPU.
 
@@ -127,7 +131,7 @@ def train_heads(
     """
     through = variant == "straight_through"
     gradient = partial(minimum_correct_gradient, sparsity=params.sparsity, straight_through=through)
-    return _trained(activations, labels, head, params, seed, gradient, variant)
+    return _trained(activations, labels, head, params, seed, gradient, variant, unfinished)
 
 
 def train_incorrect_heads(
@@ -136,13 +140,14 @@ def train_incorrect_heads(
     head: LastLayer,
     params: HeadParams,
     seed: int,
+    unfinished: Unfinished | None = None,
 ) -> FilterHeads:
     """Minimum-incorrect heads, likewise.
 
     Raises:
         UserError: the loss is not finite.
     """
-    return _trained(activations, labels, head, params, seed, minimum_incorrect_gradient, "all_classes")
+    return _trained(activations, labels, head, params, seed, minimum_incorrect_gradient, "all_classes", unfinished)
 
 
 def minimum_correct_gradient(
@@ -187,8 +192,9 @@ def _trained(
     seed: int,
     gradient: LossGradient,
     variant: Variant,
+    unfinished: Unfinished | None,
 ) -> FilterHeads:
-    """All heads, after gradient descent."""
+    """All heads, after gradient descent. What was killed goes on after the last epoch that was kept."""
     generator, classes = torch.Generator().manual_seed(seed), len(head.weight)
     count, filters = 1 if variant == "singular" else classes, activations.shape[1]
     bound = filters**-0.5
@@ -196,8 +202,13 @@ def _trained(
     velocity, labels = torch.zeros_like(weight), labels.to(activations.device)
     inputs = torch.cat([activations, torch.ones_like(activations[:, :1])], dim=1)  # the last column is the bias
     order = _orders(labels, classes, params, variant, generator)
+    done, unfinished = 0, unfinished if unfinished and weight.nbytes <= LARGEST_KEPT else Unfinished()
+    if (state := unfinished.load(weight.device)) is not None:
+        done, weight, velocity = state["epochs"], state["weight"], state["velocity"]
     progress = tqdm(order, total=params.epochs, desc=f"training heads ({variant})", disable=None, leave=False)
     for epoch, steps in enumerate(progress, 1):
+        if epoch <= done:  # only its order is drawn again
+            continue
         for number, index in enumerate(steps, 1):
             batch = StepBatch(activations[index], _targets(labels[index], classes, variant))
             images = inputs[index].expand(count, -1, -1)
@@ -208,6 +219,8 @@ def _trained(
                     "lower filters.heads.learning_rate"
                 )
             descend(weight, velocity, onto_outputs, images, params.learning_rate)
+        if unfinished.due() or epoch == params.epochs:
+            unfinished.save({"epochs": epoch, "weight": weight, "velocity": velocity})
     return FilterHeads(weight[:, :, :-1].cpu().contiguous(), weight[:, :, -1].cpu().contiguous())
 
 
