@@ -20,13 +20,22 @@ from everycause.artifacts import (
     read_json,
     write_json,
 )
-from everycause.errors import UserError, disk_trouble
+from everycause.errors import UserError, disk_trouble, memory_errors
 from everycause.params import flattened
 
 KEY = ".key"
 """File in the artifacts of stages outside of dvc.yaml: the fingerprint of what they are made from."""
 RUN = f"{UNFINISHED}run.jsonl"
 """File in an unfinished artifact: the MLflow run that records it."""
+
+BATCHES = {
+    "train_base": "training.batch_size",
+    "accumulate_filters": "filters.heads.batch_size",
+    "generate_masks": "masks.batch_size",
+    "retrain": "retraining.batch_size",
+    "measure_faithfulness": "masks.batch_size",
+}
+"""Stage → the parameter that decides how much memory it takes."""
 
 
 def run(main: Callable[..., None]) -> None:
@@ -108,6 +117,7 @@ def recorded(
     with (
         atomic_folder(out, run_name, resume and fingerprint(run_name, resume)) as folder,
         tracking.run(shown, params.tracking, tags, logged, folder / HISTORY, trail=folder / RUN) as record,
+        memory_errors(tags["stage"], device.type == "cuda", BATCHES.get(tags["stage"], ""), logged),
     ):
         yield folder, record
         record.artifacts(folder)
