@@ -284,8 +284,8 @@ def _start(journal: Journal, params: TrackingParams, resume: str | None) -> Open
         client = _client()
         experiment = store.experiment_of(client, params.experiment, ROOT)
         about["run"] = store.begin(client, experiment, about["name"], about["tags"], about["began"], resume)
-        store.close_cut_off(client, experiment)  # after `begin`, which takes over the run that goes on
         begun.append(OpenRun(client, about["run"], journal))
+        store.close_cut_off(client, experiment)  # after `begin`, which takes over the run that goes on
         store.log_params(client, about["run"], about["logged"])
 
     try:

@@ -16,7 +16,7 @@ import torch
 from pydantic import Field
 
 from everycause.artifacts import UNFINISHED, is_whole, part
-from everycause.explanation.masks import MaskParams, Masks, searched, select_images
+from everycause.explanation.masks import SEARCHED_TOGETHER, MaskParams, Masks, searched, select_images
 from everycause.models import Classifier
 from everycause.params import Section
 from everycause.training.counterfactuals import Pool, Removals, Upstream
@@ -27,6 +27,8 @@ ROUND = "round-{}.safetensors"
 """File of the masks that joined the pool before a round, by the number of the round."""
 CHECKPOINT = f"{UNFINISHED}training.pt"
 """File of the state, which names the rounds whose masks have been searched."""
+PART = UNFINISHED + "round-{}-{}.safetensors"
+"""File of the masks of a search under way, by the numbers of round and chunk."""
 REMEDY = "the rounds start again"
 Observe = Callable[[int, Classifier, Masks | None], dict[str, float]]
 """Measures the model after a round: number of the round (0: the base), model, masks that joined the pool before it."""
@@ -101,7 +103,7 @@ class Rounds:
         for number in range(finished + 1, count + 1):
             training.after_step = lambda over=number - 1: keep_state(over) if unfinished.due() else None
             if len(self._found) < number:
-                self._found.append(self._next_masks())
+                self._found.append(self._next_masks(folder))
                 save_masks(folder, self._found, self.upstream)
                 keep_state(number - 1)
             self._renew_goal()
@@ -124,15 +126,25 @@ class Rounds:
             pool = pool if masks is None else pool.joined(masks)
         self.goal = self.goal._replace(counterfactuals=replace(self._removals, pool=pool))
 
-    def _next_masks(self) -> Masks | None:
-        """The masks of the model as it is now; None if the searches have ended."""
+    def _next_masks(self, folder: Path | None) -> Masks | None:
+        """The masks of the model as it is now; None if the searches have ended. A search that was killed goes on."""
         if not self._found:
             return self.upstream.masks
         if has_ended(self._found, self.params.growth):
             return None
         classifier, train = self.training.classifier, self.upstream.train
         selection = select_images(classifier, train, self.search.confidence, self.params.images)
-        masks = Masks.joined(list(searched(classifier, train, selection.index, self.search)))
+        parts: list[Masks] = []
+        for chunk, rows in enumerate(selection.index.split(SEARCHED_TOGETHER)):
+            file = None if folder is None else folder / PART.format(len(self._found) + 1, chunk)
+            if file is not None and is_whole(file):
+                parts.append(Masks.read(file))
+                continue
+            parts.extend(searched(classifier, train, rows, self.search))
+            if file is not None:
+                with part(file) as writing:
+                    parts[-1].save(writing, self.upstream.model, train.identity)
+        masks = Masks.joined(parts)
         return replace(masks, selection_counts=selection.counts) if bool(masks.flipped.any()) else None
 
 
