@@ -16,7 +16,6 @@ from everycause.data.shifts import views
 from everycause.data.sources import SOURCES, open_split
 from everycause.device import start
 from everycause.evaluation.detection import Explained, detect, flat
-from everycause.explanation.filters import FILE as FILTERS
 from everycause.explanation.filters import FilterBank
 from everycause.models import load, model_fingerprint
 from everycause.params import read
@@ -56,8 +55,14 @@ def main(
     train, validation = (open_split(data, name, threads) for name in ("train", "validation"))
     shifted = views(data, evaluation.corruptions, evaluation.severities, threads, kept)
     test = next(shifted)
-    identities = (train.identity, validation.identity, test.split.identity)
-    key = resume_key("detect_misclassifications", params, SOURCES, str(seed), model, filters / FILTERS, *identities)
+    made_from = (
+        model,
+        train.identity,
+        validation.identity,
+        test.split.identity,
+        *sorted(filters.glob("*.safetensors")),
+    )
+    key = resume_key("detect_misclassifications", params, SOURCES, str(seed), *made_from)
     with recorded(NAME, params, out, seed, device, train.identity, key) as (folder, record):
         explained = Explained(classifier, bank, train, validation)
         report = detect(explained, chain([test], shifted), params.filters, params.detection, seed, folder)
