@@ -7,28 +7,32 @@ A tiny pipeline with every stage runs in a temporary copy of the repository, in 
 at a random moment of a random stage, one that is running or still to come: a moment drawn from the whole run would
 mostly hit the first stages, with which every start begins. A kill hits `dvc` with the stage that it runs, or `dvc`
 alone, or the stage alone. Where `dvc` alone is hit its stage lives on, and `dvc repro` says so and is started again
-when that stage has ended.
+when that stage has ended. Unfinished states are written as often as they are worth their time, so that kills meet them.
 
-A kill counts as recovered if nothing failed by itself afterwards and its pass ended in the same bytes. It prints one
-line `name: value` per figure. It needs dvc, and about a minute per kill on one core.
+A kill counts as recovered if nothing failed by itself afterwards and its pass ended in the same bytes. MLflow's store
+is asked how many runs went on and how many were left open. It prints one line `name: value` per figure. It needs dvc,
+and about a minute per kill on one core.
 """
 
 import argparse
 import os
 import random
 import shutil
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import psutil
 import yaml
+
+from everycause.unfinished import SECONDS
 
 ROOT = Path(__file__).parents[1]
 VICTIMS = ("everything", "dvc", "stage")
@@ -55,12 +59,12 @@ def tiny() -> dict:
     """Params of a pipeline in which every stage has something to do: the smoke profile, smaller, with more shards."""
     raw = yaml.safe_load((ROOT / "profiles" / "smoke.yaml").read_text())
     raw["run"]["threads"], raw["tracking"]["system_metrics_seconds"] = 1, 0.0
-    raw["rows"], raw["evaluated"] = ["masks_rounds"], ["base"]
+    raw["rows"], raw["evaluated"] = ["joint", "masks_rounds"], ["base"]
     raw["data"]["codebirds"] |= {"train": 192, "validation": 32, "test": 32}
     raw["training"]["epochs"], raw["filters"]["compared"] = 4, []
     raw["masks"] |= {"images": 48, "shard": 8, "confidence": 0.0}
     raw["rounds"]["images"] = 16
-    raw["faithfulness"] |= {"rows": ["base"], "selectors": ["random"], "images": 2}
+    raw["faithfulness"] |= {"rows": ["base"], "selectors": ["random", "counterfactual"], "images": 2}
     raw["evaluation"] |= {"corruptions": ["jpeg_compression"], "severities": [3]}
     return raw
 
@@ -96,6 +100,14 @@ def written(folder: Path) -> dict[str, bytes]:
     }
 
 
+def runs_in(folder: Path) -> Counter[str]:
+    """How many runs MLflow's store holds of each status, and how many `went on` after a kill."""
+    asked = "select status, count(*) from runs group by status"
+    went_on = "select count(*) from tags where key = 'state' and value = 'went on'"
+    with closing(sqlite3.connect(folder / "mlflow.db")) as store:
+        return Counter({**dict(store.execute(asked).fetchall()), "went on": store.execute(went_on).fetchone()[0]})
+
+
 def stages_in(folder: Path) -> dict[psutil.Process, str]:
     """The processes of stages that run in this folder, and the name of each one's stage."""
     found = {}
@@ -129,7 +141,11 @@ def repro(folder: Path, kill: Kill | None, durations: dict[str, float] | None = 
         durations: Gets the seconds that each stage was seen, in the order in which they ran.
     """
     environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "DVC_NO_ANALYTICS": "1"}
-    environment |= {"MLFLOW_DISABLE_TELEMETRY": "true", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    environment |= {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        SECONDS: "0",
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
     environment.pop("MLFLOW_TRACKING_URI", None)
     killed, due, end = "", None, time.monotonic() + HANGING_SECONDS
     with tempfile.TemporaryFile("w+") as output:
@@ -163,7 +179,7 @@ def wait_for_stages(folder: Path) -> None:
 
 def figures(kills: int, seed: int) -> Iterator[tuple[str, float]]:
     """Kill until as many kills are done; how many there were of each kind, and how many were recovered."""
-    chance, counts, recovered, passes = random.Random(seed), Counter[str](), 0, 0
+    chance, counts, runs, recovered, passes = random.Random(seed), Counter[str](), Counter[str](), 0, 0
     with tempfile.TemporaryDirectory(prefix="kills-") as name:
         folder = Path(name).resolve()
         copy_into(folder)
@@ -179,6 +195,7 @@ def figures(kills: int, seed: int) -> Iterator[tuple[str, float]]:
             hit, sound = one_pass(folder, kills - counts.total(), durations, chance)
             same = sound and written(folder) == expected
             counts.update(hit)
+            runs.update(runs_in(folder))
             recovered += len(hit) if same else 0
             sys.stderr.write(f"pass {passes}: {', '.join(hit)}: {'the same bytes' if same else 'NOT RECOVERED'}\n")
             if sound and not same:
@@ -190,6 +207,9 @@ def figures(kills: int, seed: int) -> Iterator[tuple[str, float]]:
         yield f"kills.of_{victim}", sum(count for key, count in counts.items() if key.startswith(f"{victim} "))
     for stage in sorted({key.split()[1] for key in counts}):
         yield f"kills.during_{stage}", sum(count for key, count in counts.items() if key.endswith(f" {stage}"))
+    yield "kills.runs_that_went_on", runs["went on"]
+    yield "kills.runs_closed_as_killed", runs["KILLED"]
+    yield "kills.runs_left_open", runs["RUNNING"]
     yield "kills.all", counts.total()
     yield "kills.recovered", recovered
 

@@ -33,6 +33,8 @@ PARTS = ".parts"
 """File in a folder that is being written: name and hash of each finished part. It is gone when the folder is whole."""
 DAMAGED = ".damaged"
 """What the name of a damaged part ends in until the folder is whole."""
+UNFINISHED = "unfinished-"
+"""What the name of a file begins with that only serves to go on; it is gone when the folder is whole."""
 ROOT = Path(__file__).parents[1]
 """The folder that holds the packages below."""
 PACKAGES = ("codebirds", "everycause", "stages")
@@ -72,8 +74,8 @@ def atomic_folder(out: Path, owner: str | None = None, resume: str | None = None
                 (partial / MARKER).write_text(owner + "\n")
             with disk_errors(partial, size_of(out)):
                 yield partial
-                for leftover in partial.glob(f"*{DAMAGED}"):
-                    leftover.unlink()
+                for leftover in (*partial.glob(f"*{DAMAGED}"), *partial.glob(f"{UNFINISHED}*")):
+                    leftover.unlink(missing_ok=True)
                 (partial / PARTS).unlink(missing_ok=True)
             _replace(out, partial)
         finally:

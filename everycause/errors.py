@@ -6,11 +6,15 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Errors of the system when there is no room."""
 UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENOTCONN)
 """Errors of the system over a disk, or a network drive, that cannot be read or written."""
+
+EXHAUSTED = ("out of memory", "can't allocate memory", "_ALLOC_FAILED")
+"""What torch, cuBLAS and cuDNN say when there is no memory left."""
 
 
 class UserError(ValueError):
@@ -59,6 +63,29 @@ def disk_errors(path: Path, needed: int = 0) -> Iterator[None]:
         if sentence := disk_trouble(error, path, needed):
             raise UserError(sentence) from error
         raise
+
+
+@contextmanager
+def memory_errors(stage: str, gpu: bool, parameter: str, params: dict[str, Any]) -> Iterator[None]:
+    """Turn exhausted memory into a sentence that names the parameter that asks for it.
+
+    Args:
+        stage: The stage that runs in the block.
+        gpu: Whether it computes on a GPU.
+        parameter: Dotted path of the parameter that decides how much memory it takes; empty where there is none.
+        params: Dotted path → value.
+
+    Raises:
+        UserError: memory was exhausted; every other error passes.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
+        if not isinstance(error, MemoryError) and not any(said in str(error) for said in EXHAUSTED):
+            raise
+        lower = f"params.yaml: {parameter} is {params.get(parameter)}: lower it"
+        remedy = lower if parameter in params else "end what else uses it"
+        raise UserError(f"{stage}: the memory of the {'GPU' if gpu else 'machine'} is exhausted; {remedy}") from error
 
 
 def size_of(path: Path) -> int:

@@ -265,6 +265,16 @@ def load(folder: Path, device: torch.device | str = "cpu") -> Classifier:
     return classifier.to(device=device, memory_format=torch.channels_last).eval()
 
 
+def weights_fingerprint(classifier: Classifier) -> str:
+    """A hash of every weight of a classifier, wherever it is from."""
+    state = {name: value.detach().cpu().contiguous() for name, value in classifier.network.state_dict().items()}
+    return fingerprint(*(part for name, value in state.items() for part in (name, _bytes(value))))
+
+
+def _bytes(value: Tensor) -> bytes:
+    return value.reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
 def model_fingerprint(folder: Path) -> str:
     """A hash of the weights in a folder.
 

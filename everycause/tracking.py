@@ -27,7 +27,7 @@ from everycause.device import device_name
 from everycause.errors import UserError
 from everycause.params import Section
 from everycause.processes import this_process, without_password
-from everycause.tracking_missed import Journal, history_line, missed, send
+from everycause.tracking_missed import Journal, Trail, history_line, missed, send
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -107,10 +107,11 @@ class OpenRun:
 class Record:
     """Writes measures to history.jsonl first and to MLflow second."""
 
-    def __init__(self, history: Path | None, run: OpenRun | None, journal: Journal) -> None:
+    def __init__(self, history: Path | None, run: OpenRun | None, journal: Journal, trail: Trail | None = None) -> None:
         self._history = history
         self._run = run
         self._journal = journal
+        self._trail = trail or Trail(None)
         self.status = "FINISHED"
         """Status of the run if nothing goes wrong from here on; KILLED for what was stopped on purpose."""
 
@@ -119,7 +120,7 @@ class Record:
         if self._history is not None:
             with self._history.open("a", encoding="utf-8") as file:
                 file.write(history_line(step, measures))
-        points = (int(time.time() * 1000), step, dict(measures))
+        points = (self._trail.time_of(step, measures), step, dict(measures))
         self._journal.add("measures", points)
         if run := self._run:
             run.attempt(lambda: store.log_metrics(run.client, run.run_id, [points]))
@@ -139,7 +140,7 @@ class Record:
         """Attach the files of a folder; one that is not whole yet loses the end of its name when it is."""
         self._journal.add("files", str(folder.resolve().with_name(folder.name.removesuffix(".partial"))))
         if run := self._run:
-            run.attempt(lambda: run.client.log_artifacts(run.run_id, str(folder)), store.UPLOAD_SECONDS)
+            run.attempt(lambda: store.attach(run.client, run.run_id, folder), store.UPLOAD_SECONDS)
 
     def model(self, classifier: "Classifier") -> None:
         """Attach a model that loads back with mlflow.pytorch.load_model; it expects normalized images."""
@@ -156,6 +157,7 @@ def run(
     history: Path | None = None,
     parent: str | None = None,
     resume: str | None = None,
+    trail: Path | None = None,
 ) -> Iterator[Record]:
     """A recorded piece of work: one MLflow run, FAILED when the block raises or the process is told to stop.
 
@@ -167,6 +169,7 @@ def run(
         history: A file that gets every measure as well.
         parent: Id of the MLflow run that it belongs to.
         resume: Id of the MLflow run that it goes on with; a new one is begun where the store does not have it.
+        trail: A file of an unfinished artifact that notes this id, so that a killed run goes on as the same run.
     """
     if history is not None:
         history.parent.mkdir(parents=True, exist_ok=True)
@@ -174,10 +177,12 @@ def run(
     tags = tags | ({store.PARENT: parent} if parent else {}) | {store.PROCESS: json.dumps(this_process())}
     flat = {key: str(value) for key, value in logged.items()}
     journal = Journal(ROOT / MISSED, {"experiment": params.experiment, "name": name, "tags": tags, "logged": flat})
-    opened = _start(journal, params, resume)
+    trod = Trail(trail)
+    opened = _start(journal, params, trod.run or resume)
+    trod.go_on(journal)
     in_main_thread = threading.current_thread() is threading.main_thread()
     previous = signal.signal(signal.SIGTERM, _stop) if in_main_thread else None
-    record, status, seconds = Record(history, opened, journal), "FAILED", store.STOP_SECONDS
+    record, status, seconds = Record(history, opened, journal, trod), "FAILED", store.STOP_SECONDS
     try:
         yield record
         status, seconds = record.status, _limit()
@@ -278,9 +283,9 @@ def _start(journal: Journal, params: TrackingParams, resume: str | None) -> Open
     def opening() -> None:
         client = _client()
         experiment = store.experiment_of(client, params.experiment, ROOT)
-        store.close_cut_off(client, experiment)
         about["run"] = store.begin(client, experiment, about["name"], about["tags"], about["began"], resume)
         begun.append(OpenRun(client, about["run"], journal))
+        store.close_cut_off(client, experiment)  # after `begin`, which takes over the run that goes on
         store.log_params(client, about["run"], about["logged"])
 
     try:

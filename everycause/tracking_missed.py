@@ -58,6 +58,54 @@ class Journal:
             log.warning("what MLflow missed cannot be noted in '%s' (%s)", self.file, error)
 
 
+class Trail:
+    """The MLflow run of an unfinished artifact, and when each of its steps was recorded.
+
+    A process that goes on with the artifact goes on with the run. What it records once more gets the time that it had,
+    so that MLflow stores it once.
+    """
+
+    def __init__(self, file: Path | None) -> None:
+        self._file = file
+        self.run: str | None = None
+        """MLflow's id of the run, if an earlier process began it."""
+        self._note: Path | None = None
+        self._times: dict[str, int] = {}
+        if file is not None and file.is_file():
+            self._read(file.read_text(encoding="utf-8", errors="replace").rpartition("\n")[0])
+
+    def go_on(self, journal: Journal) -> None:
+        """Note the run; what an earlier process noted for later goes, since this one records all of it again."""
+        if self._note is not None and self._note != journal.file:
+            self._note.unlink(missing_ok=True)
+        self._write("run", journal.about["run"], str(journal.file))
+
+    def time_of(self, step: int, measures: dict[str, float]) -> int:
+        """When these measures were recorded first, in ms since 1970: now, unless an earlier process recorded them."""
+        line = history_line(step, measures)
+        if line not in self._times:
+            self._times[line] = int(time.time() * 1000)
+            self._write("time", self._times[line], line)
+        return self._times[line]
+
+    def _read(self, text: str) -> None:
+        """What earlier processes noted; nothing of lines that a crash damaged."""
+        for line in text.splitlines():
+            try:
+                kind, content, of = json.loads(line)
+            except (ValueError, TypeError):
+                continue
+            if kind == "run":
+                self.run, self._note = content, Path(of)
+            else:
+                self._times[of] = content
+
+    def _write(self, *line: Any) -> None:
+        if self._file is not None:
+            with self._file.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+
+
 def missed(folder: Path) -> tuple[list[Journal], list[Journal]]:
     """The runs that MLflow has not got: those that have ended, oldest first, and those that still run.
 
@@ -113,7 +161,7 @@ def send(client: "MlflowClient", experiment: str, journal: Journal, parents: dic
     store.set_tags(client, run, {store.STATE: "recorded later", **found})
     for folder in map(Path, journal.contents("files")):
         if folder.is_dir() and _is_of(folder, points):
-            client.log_artifacts(run, str(folder))
+            store.attach(client, run, folder)
     ended, status = (journal.contents("end") or [(None, "KILLED")])[-1]
     client.set_terminated(run, status, ended)
     journal.file.unlink()

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from filelock import FileLock
 
+from everycause.artifacts import DAMAGED, UNFINISHED
 from everycause.processes import is_dead, without_password
 
 if TYPE_CHECKING:
@@ -157,7 +158,7 @@ def begin(
         try:
             if client.get_run(resume).info.lifecycle_stage == "active":
                 client.update_run(resume, status="RUNNING")
-                set_tags(client, resume, tags)
+                set_tags(client, resume, {STATE: "went on", **tags})
                 return resume
         except MlflowException:  # the store does not have it any more
             log.debug("MLflow has no run %s: a new one is begun", resume)
@@ -221,6 +222,14 @@ def set_tags(client: "MlflowClient", run_id: str, tags: dict[str, str]) -> None:
     from mlflow.entities import RunTag
 
     client.log_batch(run_id, tags=[RunTag(key, str(value)) for key, value in tags.items()])
+
+
+def attach(client: "MlflowClient", run_id: str, folder: Path) -> None:
+    """Attach the files of a folder, but none that are gone when it is whole."""
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        if not file.name.startswith((".", UNFINISHED)) and file.suffix != DAMAGED:
+            place = file.parent.relative_to(folder).as_posix()
+            client.log_artifact(run_id, str(file), None if place == "." else place)
 
 
 def log_model(client: "MlflowClient", run_id: str, classifier: "Classifier") -> None:

@@ -25,7 +25,7 @@ from everycause.explanation.prior_training import FILE, load_denoiser
 from everycause.explanation.regions import partitions
 from everycause.models import Classifier
 from everycause.params import SECTIONS, Matrix, read
-from everycause.training.fit import trainable_parameters
+from everycause.training.optimizer import trainable_parameters
 from everycause.training.rows import ROWS
 from everycause.tuning.trial import check_plans
 from stages.entry import PRIOR, run

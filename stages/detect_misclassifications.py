@@ -2,23 +2,24 @@
 
 Reads   the base classifier, its filter bank, the training and validation splits, and the test splits.
 Writes  OUT/detection.json, OUT/by_class.csv, OUT/history.jsonl. Where params.yaml asks for no filters, OUT/summary.json
-        alone, which says so.
+        alone, which says so. A killed run goes on after its last finished split.
 Paper   arXiv 2501.11087, section on detection; the controls are ours.  Cost: about 20 s on two cores.
 """
 
+from itertools import chain
 from pathlib import Path
 
 import pandas as pd
 
 from everycause.artifacts import write_json
 from everycause.data.shifts import views
-from everycause.data.sources import open_split
+from everycause.data.sources import SOURCES, open_split
 from everycause.device import start
 from everycause.evaluation.detection import Explained, detect, flat
 from everycause.explanation.filters import FilterBank
 from everycause.models import load, model_fingerprint
 from everycause.params import read
-from stages.entry import asked, leave_out, recorded, run
+from stages.entry import asked, leave_out, recorded, resume_key, run
 
 NAME = "detect_misclassifications/base"
 
@@ -48,13 +49,23 @@ def main(
     device, evaluation, threads = start(params.run, seed), params.evaluation, params.run.threads
     classifier = load(base, device)
     data = params.data.seen_by(classifier.framing)
-    bank = FilterBank.load(filters, model_fingerprint(base))
+    model = model_fingerprint(base)
+    bank = FilterBank.load(filters, model)
     kept = cache if evaluation.keep_corrupted else None
     train, validation = (open_split(data, name, threads) for name in ("train", "validation"))
     shifted = views(data, evaluation.corruptions, evaluation.severities, threads, kept)
-    with recorded(NAME, params, out, seed, device, train.identity) as (folder, record):
+    test = next(shifted)
+    made_from = (
+        model,
+        train.identity,
+        validation.identity,
+        test.split.identity,
+        *sorted(filters.glob("*.safetensors")),
+    )
+    key = resume_key("detect_misclassifications", params, SOURCES, str(seed), *made_from)
+    with recorded(NAME, params, out, seed, device, train.identity, key) as (folder, record):
         explained = Explained(classifier, bank, train, validation)
-        report = detect(explained, shifted, params.filters, params.detection, seed)
+        report = detect(explained, chain([test], shifted), params.filters, params.detection, seed, folder)
         record(flat(report), 0)
         pd.DataFrame(report["test"]["by_class"]).to_csv(folder / "by_class.csv", index=False)
         write_json(folder / "detection.json", report)

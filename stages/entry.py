@@ -11,14 +11,33 @@ import torch
 import tyro
 
 from everycause import tracking
-from everycause.artifacts import HISTORY, atomic_folder, read_json, write_json
-from everycause.errors import UserError, disk_trouble
+from everycause.artifacts import (
+    HISTORY,
+    UNFINISHED,
+    atomic_folder,
+    code_fingerprint,
+    fingerprint,
+    read_json,
+    write_json,
+)
+from everycause.errors import UserError, disk_trouble, memory_errors
 from everycause.params import flattened
 
 PRIOR = Path("artifacts/prior")
 """Where train_prior writes unless told otherwise; retrain reads it if background.source is `prior`."""
 KEY = ".key"
 """File in the artifacts of stages outside of dvc.yaml: the fingerprint of what they are made from."""
+RUN = f"{UNFINISHED}run.jsonl"
+"""File in an unfinished artifact: the MLflow run that records it."""
+
+BATCHES = {
+    "train_base": "training.batch_size",
+    "accumulate_filters": "filters.heads.batch_size",
+    "generate_masks": "masks.batch_size",
+    "retrain": "retraining.batch_size",
+    "measure_faithfulness": "masks.batch_size",
+}
+"""Stage → the parameter that decides how much memory it takes."""
 
 
 def run(main: Callable[..., None]) -> None:
@@ -57,6 +76,20 @@ def finish(folder: Path, key: str) -> None:
     (folder / KEY).write_text(key)
 
 
+def resume_key(stage: str, params: SimpleNamespace, sources: dict[str, str], *made_from: str | Path) -> str:
+    """A hash of everything that finished parts of a stage's work follow from: nothing else is gone on with.
+
+    Args:
+        stage: The stage.
+        params: The sections that it reads; `tracking` changes no result.
+        sources: Data source → module that reads it.
+        made_from: What else the work is made from: fingerprints, seeds, the contents of files.
+    """
+    sections = [section.model_dump_json() for name, section in vars(params).items() if name != "tracking"]
+    code = code_fingerprint(f"stages.{stage}", sources[params.data.source])
+    return fingerprint(torch.__version__, code, *made_from, *sections)
+
+
 @contextmanager
 def recorded(
     name: str,
@@ -84,8 +117,9 @@ def recorded(
     run_name, logged = f"{name}/seed-{seed}", flattened(sections)
     shown = f"{tags['row']} · {tags['stage']} · seed {seed}"  # MLflow cuts long names: the row comes first
     with (
-        atomic_folder(out, run_name, resume) as folder,
-        tracking.run(shown, params.tracking, tags, logged, folder / HISTORY) as record,
+        atomic_folder(out, run_name, resume and fingerprint(run_name, resume)) as folder,
+        tracking.run(shown, params.tracking, tags, logged, folder / HISTORY, trail=folder / RUN) as record,
+        memory_errors(tags["stage"], device.type == "cuda", BATCHES.get(tags["stage"], ""), logged),
     ):
         yield folder, record
         record.artifacts(folder)

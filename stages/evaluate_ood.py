@@ -3,6 +3,7 @@
 Reads   a classifier and the test splits, which no stage before this one touches.
 Writes  OUT/predictions.safetensors (the answers on every view), OUT/metrics.json, OUT/data.json (class names, and the
         code of rendered images), OUT/history.jsonl; for the base also OUT/pictures.safetensors (the contact sheet).
+        A killed run goes on after its last finished view.
 Paper   the protocols stand in reports/deviations.md.  Cost: about 30 s on two cores.
 """
 
@@ -13,13 +14,14 @@ from typing import Literal
 
 from everycause.artifacts import write_json
 from everycause.data.shifts import views
-from everycause.data.sources import class_names, open_split
+from everycause.data.sources import SOURCES, class_names, open_split
 from everycause.device import start
 from everycause.evaluation.metrics import metrics
 from everycause.evaluation.ood import ContactSheet, data_description, evaluate
 from everycause.inference import open_classifier
+from everycause.models import weights_fingerprint
 from everycause.params import read
-from stages.entry import recorded, run
+from stages.entry import recorded, resume_key, run
 
 PROTOCOLS = {"cue_conflict": "stages.cue_conflict:main"}
 """Protocols with data of their own, imported when asked for: no other evaluation depends on them."""
@@ -59,12 +61,14 @@ def main(
     data, kept = params.data.seen_by(classifier.framing), cache if evaluation.keep_corrupted else None
     shifted = views(data, evaluation.corruptions, evaluation.severities, threads, kept)
     test = next(shifted)
-    with recorded(f"evaluate_ood/{row}", params, out, seed, device, test.split.identity) as (folder, record):
+    identity = test.split.identity
+    key = resume_key("evaluate_ood", params, SOURCES, model, weights_fingerprint(classifier), identity)
+    with recorded(f"evaluate_ood/{row}", params, out, seed, device, identity, key) as (folder, record):
         opened = chain([test], shifted)
         if row == "base":
             sheet = ContactSheet(open_split(data, "train", threads), evaluation.severities)
             opened = sheet.passing(opened)
-        stored = evaluate(classifier, opened)
+        stored = evaluate(classifier, opened, folder)
         measures = metrics(stored, data.code)
         record({f"test/{name}": value for name, value in measures.items()}, 0)
         stored.save(folder)

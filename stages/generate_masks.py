@@ -8,7 +8,7 @@ Paper   arXiv 2511.12100 (SS-CA), Counterfactual LIMA.  Cost: about 30 s on two 
 
 from pathlib import Path
 
-from everycause.artifacts import code_fingerprint, fingerprint, write_json
+from everycause.artifacts import write_json
 from everycause.data.sources import SOURCES, open_split
 from everycause.device import start
 from everycause.errors import UserError
@@ -16,7 +16,7 @@ from everycause.explanation.masks import MaskParams, generate
 from everycause.inference import check_fits
 from everycause.models import load, model_fingerprint
 from everycause.params import read
-from stages.entry import asked, leave_out, recorded, run
+from stages.entry import asked, leave_out, recorded, resume_key, run
 
 NAME = "generate_masks/masks"
 
@@ -39,8 +39,7 @@ def main(seed: int, base: Path, out: Path, inputs: Path | None = None) -> None:
     classifier, model = load(base, device), model_fingerprint(base)
     train = open_split(params.data.seen_by(classifier.framing), "train", params.run.threads)
     check_fits(classifier, train)
-    code = code_fingerprint("stages.generate_masks", SOURCES[params.data.source])
-    key = fingerprint(model, train.identity, params.masks.model_dump_json(), code)
+    key = resume_key("generate_masks", params, SOURCES, model, train.identity)
     with recorded(NAME, params, out, seed, device, train.identity, resume=key) as (folder, record):
         summary = generate(classifier, train, params.masks, folder, model).summary()
         record(summary, 0)

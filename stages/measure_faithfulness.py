@@ -3,6 +3,7 @@
 Reads   a model and the validation split; for the base also its filter bank and its masks.
 Writes  OUT/faithfulness.json, OUT/history.jsonl. For the base, its masks of training images are compared with the parts
         of the birds as well. Where params.yaml asks for no selectors, OUT/summary.json alone, which says so.
+        A killed run goes on after its last finished selector.
 Paper   insertion and deletion as in arXiv 2511.12100 and 2504.00470; the truth of Codebirds is ours.
         Cost: about 15 s on two cores.
 """
@@ -10,7 +11,7 @@ Paper   insertion and deletion as in arXiv 2511.12100 and 2504.00470; the truth 
 from pathlib import Path
 
 from everycause.artifacts import read_json, write_json
-from everycause.data.sources import open_split
+from everycause.data.sources import SOURCES, open_split
 from everycause.device import start
 from everycause.evaluation.faithfulness import against_truth, faithfulness
 from everycause.explanation.filters import FilterBank
@@ -18,7 +19,7 @@ from everycause.explanation.masks import Masks
 from everycause.inference import check_fits
 from everycause.models import load, model_fingerprint
 from everycause.params import read
-from stages.entry import asked, leave_out, recorded, run
+from stages.entry import asked, leave_out, recorded, resume_key, run
 
 
 def main(row: str, seed: int, model: Path, filters: Path, masks: Path, out: Path, inputs: Path | None = None) -> None:
@@ -43,11 +44,14 @@ def main(row: str, seed: int, model: Path, filters: Path, masks: Path, out: Path
     data = params.data.seen_by(classifier.framing)
     validation = open_split(data, "validation", threads)
     check_fits(classifier, validation)
-    with recorded(name, params, out, seed, device, validation.identity) as (folder, record):
+    files = [file for place in (filters, masks) for file in sorted(place.glob("*.safetensors"))]
+    key = resume_key("measure_faithfulness", params, SOURCES, row, str(seed), fingerprint, validation.identity, *files)
+    with recorded(name, params, out, seed, device, validation.identity, key) as (folder, record):
         bank = None
         if row == "base" and holds_explanation(filters, "accumulate_filters"):
             bank = FilterBank.load(filters, fingerprint).global_filters(0.0)
-        measured = faithfulness(classifier, validation, params.data, params.masks, params.faithfulness, threads, bank)
+        judged = (params.data, params.masks, params.faithfulness, threads, bank, folder)
+        measured = faithfulness(classifier, validation, *judged)
         truth = {}
         if row == "base" and holds_explanation(masks, "generate_masks"):
             train = open_split(data, "train", threads)

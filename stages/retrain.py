@@ -5,7 +5,7 @@ Reads   the base classifier, the training and validation splits; its filters and
         Codebirds also read erasures of validation images, to record which causes the model uses.
 Writes  OUT/model.safetensors, OUT/row.json (what the row adds to the continued base), OUT/history.jsonl. A row with
         counterfactual images also OUT/pictures.safetensors (examples, everycause/training/examples.py), a row with
-        rounds OUT/round-*.safetensors (Masks) and OUT/rounds.json; killed, it goes on after its last finished round.
+        rounds OUT/round-*.safetensors (Masks) and OUT/rounds.json. A killed run goes on within its epoch.
 Paper   arXiv 2511.12100, 2501.11087; rounds are this project's own. Cost: about 40 s on two cores, 110 s with rounds.
 """
 
@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import torch
 
-from everycause.artifacts import code_fingerprint, fingerprint, write_json
+from everycause.artifacts import write_json
 from everycause.data.erasures import ValidationErasures
 from everycause.data.sources import SOURCES, open_split
 from everycause.device import start
@@ -28,9 +28,9 @@ from everycause.models import Classifier, load, model_fingerprint
 from everycause.params import read
 from everycause.training.counterfactuals import Recipe, Upstream
 from everycause.training.examples import save_pictures
-from everycause.training.rounds import CHECKPOINT, Observe
+from everycause.training.rounds import Observe
 from everycause.training.rows import ROWS, retrain
-from stages.entry import PRIOR, recorded, run
+from stages.entry import PRIOR, recorded, resume_key, run
 
 HEADLINE = ("masks", "joint")
 """Rows whose models are logged to MLflow, beside the base."""
@@ -59,9 +59,11 @@ def main(row: str, seed: int, base: Path, filters: Path, masks: Path, out: Path)
     classifier, data, threshold = upstream.base, params.data, params.filters.frequency_threshold
     recipe = Recipe(data, params.masks, params.background, params.exchange, params.loss, threshold, params.run.threads)
     retraining = retrain(row, upstream, recipe, params.retraining, params.rounds, seed)
-    key = resume_key(params, upstream, (masks, filters), seed) if ROWS[row].rounds else None
-    name, identity = f"retrain/{row}", upstream.train.identity
-    with recorded(name, params, out, seed, device, identity, resume=key) as (folder, record):
+    places = (masks, filters, PRIOR)
+    files = [file for place in places for file in sorted(place.glob("*.safetensors")) if "heads-" not in file.name]
+    identities = (upstream.model, upstream.train.identity, upstream.validation.identity)
+    key = resume_key("retrain", params, SOURCES, row, str(seed), *identities, *files)
+    with recorded(f"retrain/{row}", params, out, seed, device, upstream.train.identity, key) as (folder, record):
         rounds = []
         for epoch in retraining.epochs(folder, observer(params, seed)):
             record(epoch.measures, epoch.number)
@@ -73,8 +75,6 @@ def main(row: str, seed: int, base: Path, filters: Path, masks: Path, out: Path)
             models = {"base": load(base, device), row: classifier}
             save_pictures(folder, pictures, models, params.data, params.run.threads)
         classifier.save(folder)
-        for checkpoint in folder.glob(Path(CHECKPOINT).stem + ".*"):
-            checkpoint.unlink()
         if params.tracking.log_models and row in HEADLINE:
             record.model(classifier)
 
@@ -99,15 +99,6 @@ def opened(params: SimpleNamespace, base: Path, filters: Path, masks: Path, devi
         watch_filters=(filters / FILE).is_file(),
         open_prior=lambda: inpainting_prior(PRIOR, train, device),
     )
-
-
-def resume_key(params: SimpleNamespace, upstream: Upstream, explained: tuple[Path, ...], seed: int) -> str:
-    """A hash of everything that finished rounds were made from."""
-    used = [section.model_dump_json() for name, section in vars(params).items() if name != "tracking"]
-    made_from = (upstream.model, upstream.train.identity, upstream.validation.identity, str(seed))
-    places = (*explained, PRIOR)
-    files = [file for place in places for file in sorted(place.glob("*.safetensors")) if "heads-" not in file.name]
-    return fingerprint(*made_from, code_fingerprint("stages.retrain", SOURCES[params.data.source]), *files, *used)
 
 
 def observer(params: SimpleNamespace, seed: int) -> Observe:

@@ -2,7 +2,7 @@
 
 Reads   the training and validation splits.
 Writes  OUT/prior.safetensors, OUT/history.jsonl, OUT/samples.png. Where params.yaml names another prior,
-        OUT/summary.json alone, which says so.
+        OUT/summary.json alone, which says so. A killed run goes on after the last epoch that it kept.
 Paper   Ho, Jain, Abbeel, NeurIPS 2020.  Cost: about 20 minutes on two cores.
 """
 
@@ -18,7 +18,7 @@ from everycause.explanation.prior_training import TRAINED, samples, save_prior, 
 from everycause.params import read
 from everycause.reporting.counterfactuals import sheet
 from everycause.reporting.figures import save
-from stages.entry import finish, finished, leave_out, recorded, run
+from stages.entry import finish, finished, leave_out, recorded, resume_key, run
 
 SAMPLES = 32
 """Images that are drawn from the prior, to be looked at."""
@@ -41,8 +41,9 @@ def main(out: Path, seed: int = 0) -> None:
     key = fingerprint(train.identity, params.prior.model_dump_json(), str(seed), code)
     if finished(out, key):
         return
-    with recorded(name, params, out, seed, device, train.identity) as (folder, record):
-        denoiser, epochs = train_prior(params.prior, train, validation, seed, device)
+    unfinished = resume_key("train_prior", params, SOURCES, key, validation.identity)
+    with recorded(name, params, out, seed, device, train.identity, unfinished) as (folder, record):
+        denoiser, epochs = train_prior(params.prior, train, validation, seed, device, folder)
         for number, measures in enumerate(epochs, 1):
             record(measures, number)
         save_prior(denoiser, params.prior, train, folder)

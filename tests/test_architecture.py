@@ -27,13 +27,13 @@ TRAINING_STAGES = ("train_base", "accumulate_filters", "generate_masks", "retrai
 FORBIDDEN_WORDS = {"utils", "helpers", "common", "misc", "manager", "handler", "processor", "v2"}
 TIMMS = "get_classifier"
 """A name that timm calls: a network of ours must answer to it."""
-MOST_MODULES = 121
+MOST_MODULES = 123
 BUDGETS = {
     "codebirds": 1025,
     "everycause.data": 3195,
-    "everycause.explanation": 4415,
-    "everycause.training": 2475,
-    "everycause.evaluation": 2160,
+    "everycause.explanation": 4440,
+    "everycause.training": 2650,
+    "everycause.evaluation": 2180,
     "everycause.reporting": 2400,
     "everycause.tuning": 1900,
     "everycause.worlds": 1125,

@@ -2,15 +2,18 @@
 
 import errno
 import os
+import re
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
-from everycause.errors import UserError
+from everycause.errors import UserError, memory_errors
+from everycause.params import flattened
 from stages import tune
-from stages.entry import asked, run
+from stages.entry import BATCHES, asked, run
 from tests.conftest import ROOT
 
 
@@ -45,6 +48,31 @@ def test_errors_of_libraries_keep_their_traceback(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(type(error)) as raised:
         started(monkeypatch, error)
     assert raised.value is error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        MemoryError(),
+    ],
+)
+def test_exhausted_memory_is_one_sentence_that_names_the_parameter(error: Exception) -> None:
+    raw = flattened(yaml.safe_load((ROOT / "params.yaml").read_text()))
+    for stage, name in BATCHES.items():
+        said = f"{stage}: the memory of the GPU is exhausted; params.yaml: {name} is {raw[name]}: lower it"
+        with pytest.raises(UserError, match=f"^{re.escape(said)}$"), memory_errors(stage, True, name, raw):
+            raise error
+    said = "evaluate_ood: the memory of the machine is exhausted; end what else uses it"
+    with pytest.raises(UserError, match=said), memory_errors("evaluate_ood", False, "", raw):
+        raise error
+
+
+def test_other_errors_in_a_stage_are_no_matter_of_memory() -> None:
+    with pytest.raises(RuntimeError, match="of torch"), memory_errors("retrain", True, "", {}):
+        raise RuntimeError("of torch")
 
 
 def test_what_is_asked_for_is_read_and_a_damaged_file_is_named(tmp_path: Path) -> None:

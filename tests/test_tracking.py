@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import mlflow
@@ -182,6 +183,31 @@ def test_a_server_that_answers_byte_by_byte_is_given_up_and_holds_no_lock(
     with pytest.raises(UserError, match="cannot be reached or read") as caught:
         tracking.experiment_id("tests")
     assert "\n" not in str(caught.value)
+
+
+class Failing(BaseHTTPRequestHandler):
+    """Answers 500 to everything."""
+
+    def do_GET(self) -> None:
+        self.send_error(500)
+
+    do_POST = do_GET
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+def test_a_server_that_answers_500_is_one_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Failing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_port}")
+        with caplog.at_level(logging.WARNING), run("failing", PARAMS, TAGS, {}, tmp_path / HISTORY) as record:
+            record({"loss": 1.0}, 1)
+        server.shutdown()
+    assert caplog.text.count("recorded on disk only") == 1 and len(lines(tmp_path / HISTORY)) == 1
 
 
 def test_a_locked_database_is_one_line_of_warning(

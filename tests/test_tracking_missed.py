@@ -12,9 +12,11 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import mlflow
 import pytest
+import torch
 
 from everycause import tracking
 from everycause import tracking_store as store
@@ -22,6 +24,7 @@ from everycause.artifacts import HISTORY, atomic_folder
 from everycause.errors import UserError
 from everycause.tracking import TrackingParams, run, send_missed
 from stages import sync_tracking
+from stages.entry import recorded
 from tests.conftest import ROOT
 
 PARAMS = TrackingParams(experiment="tests", log_models=False, system_metrics_seconds=0.0)
@@ -67,7 +70,7 @@ def down(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for name in ("open_client", "log_metrics", "set_tags"):
         monkeypatch.setattr(store, name, gone)
-    monkeypatch.setattr(mlflow.MlflowClient, "log_artifacts", gone)
+    monkeypatch.setattr(mlflow.MlflowClient, "log_artifact", gone)
     monkeypatch.setattr(mlflow.MlflowClient, "set_terminated", gone)
 
 
@@ -236,3 +239,76 @@ def test_where_nothing_can_be_noted_the_run_goes_on(
     with run("one", PARAMS, TAGS, {}, tmp_path / HISTORY) as record:
         record({"loss": 1.0}, 1)
     assert len((tmp_path / HISTORY).read_text().splitlines()) == 1 and "cannot be noted" in caplog.text
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from types import SimpleNamespace
+import torch
+from everycause.artifacts import part
+from everycause.tracking import TrackingParams
+from stages.entry import recorded
+params = SimpleNamespace(tracking=TrackingParams(experiment="tests", log_models=False, system_metrics_seconds=0.0))
+def begun(name):
+    return recorded(f"retrain/{name}", params, Path(name), 0, torch.device("cpu"), "data", "one key")
+with begun("same") as (folder, record), begun("other") as (other, another):
+    for step in (1, 2):
+        record({"loss": 1 / step}, step)
+        another({"loss": 1 / step}, step)
+    for place in (folder, other):
+        with part(place / "shard") as file:
+            file.write_text("finished")
+    os._exit(9)
+"""
+
+
+def killed(tmp_path: Path, address: str | None = None) -> None:
+    """A process that dies while it writes the artifacts `same` and `other`."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "DVC_ROOT": str(tmp_path)}
+    environment |= {"MLFLOW_TRACKING_URI": address} if address else {}
+    done = subprocess.run([sys.executable, "-c", KILLED], cwd=tmp_path, env=environment, check=False)
+    assert done.returncode == 9
+
+
+def gone_on(name: str, key: str) -> None:
+    params = SimpleNamespace(tracking=PARAMS)
+    with recorded(f"retrain/{name}", params, Path(name), 0, torch.device("cpu"), "data", key) as (folder, record):
+        for step in (1, 2, 3):
+            record({"loss": 1 / step}, step)
+        (folder / "model").write_text("whole")
+
+
+def test_a_killed_stage_goes_on_as_the_same_run_and_one_that_starts_anew_is_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    mlflow.set_tracking_uri(tracking.tracking_uri())
+    before = set(mlflow.search_runs(experiment_names=["tests"])["run_id"])
+    gone_on("same", "one key")
+    gone_on("other", "another key")
+    found = mlflow.search_runs(experiment_names=["tests"], output_format="list")
+    same, cut, anew = (
+        [one for one in found if one.data.tags["row"] == row and (one.info.run_id in before) == old]
+        for row, old in (("same", True), ("other", True), ("other", False))
+    )
+    assert len(found) == 3 and len(same) == len(cut) == len(anew) == 1
+    for one, status, steps in ((same[0], "FINISHED", 3), (cut[0], "KILLED", 2), (anew[0], "FINISHED", 3)):
+        assert one.info.status == status
+        assert curve(one, "loss") == [(step, 1 / step) for step in range(1, steps + 1)]
+    assert same[0].data.tags["state"] == "went on"
+    files = [file.path for file in mlflow.MlflowClient().list_artifacts(same[0].info.run_id)]
+    assert files == [HISTORY, "model", "shard"] and not list((tmp_path / "same").glob("unfinished*"))
+
+
+def test_what_a_killed_stage_noted_for_later_is_sent_by_the_one_that_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed(tmp_path, "nonsense://nowhere")
+    assert len(notes(tmp_path)) == 2
+    monkeypatch.chdir(tmp_path)
+    gone_on("same", "one key")
+    assert len(notes(tmp_path)) == 1, "MLflow has it now"
+    (one,) = (run for run in runs().values() if run.data.tags["row"] == "same")
+    assert curve(one, "loss") == [(1, 1.0), (2, 1 / 2), (3, 1 / 3)] and one.info.status == "FINISHED"

@@ -12,6 +12,8 @@ Paper: arXiv 2501.11087, section on detection.
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -20,6 +22,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 from torch import Tensor
 from tqdm import tqdm
 
+from everycause.artifacts import fingerprint
 from everycause.data.shifts import View
 from everycause.data.split import Split
 from everycause.explanation.filters import FilterBank, FilterGenerator, FilterParams, confident, permuted, random_like
@@ -28,6 +31,7 @@ from everycause.inference import readouts
 from everycause.models import Classifier, Readout
 from everycause.params import Section
 from everycause.shapes import Bool, Float, Int64
+from everycause.unfinished import kept
 
 Agreement = Literal["recall", "precision", "f1", "l1"]
 RULE, RANDOM, PERMUTED = "filters", "filters_random", "filters_permuted"
@@ -286,11 +290,17 @@ class Explained(NamedTuple):
 
 
 def detect(
-    explained: Explained, views: Iterator[View], filters: FilterParams, params: DetectionParams, seed: int
+    explained: Explained,
+    views: Iterator[View],
+    filters: FilterParams,
+    params: DetectionParams,
+    seed: int,
+    folder: Path | None = None,
 ) -> DetectionReport:
     """The measures of every detector, and of relabelling by filters, on every split.
 
-    Erasures are left out: they ask what a model needs, not whether it errs.
+    Erasures are left out: they ask what a model needs, not whether it errs. With the folder of an unfinished artifact,
+    splits that were judged before are not judged again.
 
     Raises:
         UserError: the images or classes of a split are not those that the classifier was made for.
@@ -306,19 +316,22 @@ def detect(
         return Evidence.joined([evidence(*block, agreements, params) for block in readouts(classifier, split)])
 
     found = detectors(told(validation), params.accept_above)
-    report: DetectionReport = {}
-    for name, known in _by_report(views, told):
+
+    def judged(name: str, parts: list[View]) -> dict[str, Any]:
+        known = Evidence.joined([told(view.split) for view in parts])
         detections = {detector: find(known) for detector, find in found.items()}
         wrong = known.prediction != known.labels
-        report[name] = {
+        outcome: dict[str, Any] = {
             "images": len(known.labels),
             "errors": int(wrong.sum()),
             "detectors": {detector: detection_measures(one, wrong) for detector, one in detections.items()},
             "relabelling": relabelling(detections[RULE], known),
         }
         if name == "test":
-            report[name]["by_class"] = list(by_class(detections[RULE], known, classifier.class_names))
-    return report
+            outcome["by_class"] = list(by_class(detections[RULE], known, classifier.class_names))
+        return outcome
+
+    return {name: kept(folder, _file_name(name, parts), partial(judged, name, parts)) for name, parts in _splits(views)}
 
 
 def flat(report: DetectionReport) -> dict[str, float]:
@@ -331,15 +344,17 @@ def flat(report: DetectionReport) -> dict[str, float]:
     }
 
 
-def _by_report(views: Iterator[View], told: Callable[[Split], Evidence]) -> Iterator[tuple[str, Evidence]]:
-    """The evidence of every split; all corruptions together, at the end."""
-    corrupted: list[Evidence] = []
+def _splits(views: Iterator[View]) -> Iterator[tuple[str, list[View]]]:
+    """Every split by name; all corruptions together, at the end."""
+    corrupted: list[View] = []
     for view in tqdm(views, desc="detecting", disable=None):
-        if view.name.startswith("erasures/"):
-            continue
         if view.name.startswith("corruptions/"):
-            corrupted.append(told(view.split))
-        else:
-            yield view.name, told(view.split)
+            corrupted.append(view)
+        elif not view.name.startswith("erasures/"):
+            yield view.name, [view]
     if corrupted:
-        yield "corruptions", Evidence.joined(corrupted)
+        yield "corruptions", corrupted
+
+
+def _file_name(name: str, views: list[View]) -> str:
+    return f"{name.replace('/', '-')}-{fingerprint(*(view.split.identity for view in views))}"

@@ -5,7 +5,9 @@ its rankings by insertion and deletion curves. Two references exist: the true mi
 16 regions, and on Codebirds the parts of the birds, which determine the class.
 """
 
+from functools import partial
 from itertools import combinations
+from pathlib import Path
 
 import torch
 from pydantic import Field, model_validator
@@ -29,6 +31,7 @@ from everycause.networks import folded
 from everycause.params import Section
 from everycause.shapes import Bool, Float, Int64
 from everycause.training.rounds import size_at_flip
+from everycause.unfinished import kept
 
 MOST_REGIONS = 16
 """Regions among which the true minimum is found: all sets of up to 4 of 16 regions are 2,516."""
@@ -67,6 +70,7 @@ def faithfulness(
     params: FaithfulnessParams,
     threads: int,
     filters: Tensor | None = None,
+    folder: Path | None = None,
 ) -> dict[str, dict[str, float]]:
     """The measures of each selector on the same images: those that the model predicts correctly and confidently.
 
@@ -78,6 +82,7 @@ def faithfulness(
         params: The selectors, and the number of images.
         threads: Number of threads that render.
         filters: Filters of each class, for the selector `filter_cam`, which is left out without them.
+        folder: Folder of an unfinished artifact: selectors that were measured before are not measured again.
 
     Raises:
         UserError: no image is predicted correctly and confidently, or every selector is left out.
@@ -86,11 +91,10 @@ def faithfulness(
         raise UserError(f"faithfulness.selectors names 'filter_cam' alone, {NEEDS_FILTERS}")
     index = select_images(classifier, split, masks.confidence, params.images).index
     coarse = masks.model_copy(update={"partition": "grid", "regions": MOST_REGIONS})
-    smallest = smallest_sizes(classifier, split, index[: params.exact_images], coarse)
-    result = {}
-    for selector in params.selectors:
-        if selector == "filter_cam" and filters is None:
-            continue
+    exact = index[: params.exact_images]
+    smallest = kept(folder, "smallest", lambda: smallest_sizes(classifier, split, exact, coarse))
+
+    def measured(selector: SelectorName) -> dict[str, float]:
         found = sets_of(classifier, split, index, masks.model_copy(update={"selector": selector}), filters)
         measures = {name: value for name, value in found.summary().items() if name not in NO_MEASURES}
         order = region_order(classifier, split, found, selector, masks)
@@ -101,8 +105,13 @@ def faithfulness(
             both = small.flipped & (smallest > 0)
             if bool(both.any()):
                 measures["optimality_ratio"] = float(small.sizes[both].sum() / smallest[both].sum())
-        result[selector] = measures | against_truth(found, data, threads, 0, "validation")
-    return result
+        return measures | against_truth(found, data, threads, 0, "validation")
+
+    return {
+        selector: kept(folder, selector, partial(measured, selector))
+        for selector in params.selectors
+        if selector != "filter_cam" or filters is not None
+    }
 
 
 def sets_of(

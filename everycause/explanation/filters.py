@@ -66,6 +66,7 @@ def filter_generator(
     seed: int,
     device: torch.device,
     kept: tuple[Path, str] | None = None,
+    folder: Path | None = None,
 ) -> FilterGenerator:
     """A generator by name.
 
@@ -80,6 +81,8 @@ def filter_generator(
         kept: A folder in which the heads are written as they are trained, and the fingerprint of the model; None holds
             them in memory.
 
+    With the folder of an unfinished artifact, heads whose training was killed go on.
+
     Raises:
         UserError: the loss of the heads is not finite, or a class that needs images has none.
     """
@@ -87,7 +90,8 @@ def filter_generator(
         return ExactFilters("sufficient", head)
     if name == "exact_necessary":
         return ExactFilters("necessary", head)
-    blocks = head_blocks(readout.activations.to(device), labels.to(device), head.to(device), params, seed, name)
+    on_device = readout.activations.to(device), labels.to(device), head.to(device)
+    blocks = head_blocks(*on_device, params, seed, name, folder)
     return together(blocks) if kept is None else StoredHeads.written(blocks, *kept)
 
 

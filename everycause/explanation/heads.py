@@ -30,12 +30,15 @@ from everycause.errors import UserError
 from everycause.explanation.filter_heads import FilterHeads
 from everycause.params import Section
 from everycause.shapes import Float, Int64
+from everycause.unfinished import Unfinished
 
 MOST_BYTES = 2**26
 """Weights of a block: training takes some three times as much."""
 MOMENTUM = 0.9
 PENALTY = 1e-3
 """The papers' factor of both the sparsity and the logit term."""
+LARGEST_KEPT = 2**30
+"""Bytes of weights above which no unfinished state is written: it would take as much memory again, and its time."""
 Variant = Literal["all_classes", "only_class", "singular", "straight_through"]
 """Which images each head is trained on, and towards which class.
 
@@ -90,13 +93,14 @@ def train_heads(
     params: HeadParams,
     seed: int,
     variant: Variant = "all_classes",
+    folder: Path | None = None,
 ) -> FilterHeads:
     """Minimum-correct heads of a linear classifier head, trained where the activations lie, returned on the CPU.
 
     Raises:
         UserError: the loss is not finite.
     """
-    return together(head_blocks(activations, labels, head, params, seed, variant))
+    return together(head_blocks(activations, labels, head, params, seed, variant, folder))
 
 
 def head_blocks(
@@ -106,6 +110,7 @@ def head_blocks(
     params: HeadParams,
     seed: int,
     variant: Variant = "all_classes",
+    folder: Path | None = None,
 ) -> Iterator[FilterHeads]:
     """The same heads, block of classes by block of classes.
 
@@ -114,7 +119,7 @@ def head_blocks(
     """
     through = variant == "straight_through"
     gradient = partial(minimum_correct_gradient, sparsity=params.sparsity, straight_through=through)
-    return _trained(activations, labels, head, params, seed, gradient, variant)
+    return _trained(activations, labels, head, params, seed, gradient, variant, folder)
 
 
 def train_incorrect_heads(
@@ -123,13 +128,14 @@ def train_incorrect_heads(
     head: LastLayer,
     params: HeadParams,
     seed: int,
+    folder: Path | None = None,
 ) -> FilterHeads:
     """Minimum-incorrect heads, likewise.
 
     Raises:
         UserError: the loss is not finite.
     """
-    return together(incorrect_head_blocks(activations, labels, head, params, seed))
+    return together(incorrect_head_blocks(activations, labels, head, params, seed, folder))
 
 
 def incorrect_head_blocks(
@@ -138,13 +144,14 @@ def incorrect_head_blocks(
     head: LastLayer,
     params: HeadParams,
     seed: int,
+    folder: Path | None = None,
 ) -> Iterator[FilterHeads]:
     """The same heads, block of classes by block of classes.
 
     Raises:
         UserError: the loss is not finite.
     """
-    return _trained(activations, labels, head, params, seed, minimum_incorrect_gradient, "all_classes")
+    return _trained(activations, labels, head, params, seed, minimum_incorrect_gradient, "all_classes", folder)
 
 
 def together(blocks: Iterable[FilterHeads]) -> FilterHeads:
@@ -197,8 +204,12 @@ def _trained(
     seed: int,
     gradient: LossGradient,
     variant: Variant,
+    folder: Path | None,
 ) -> Iterator[FilterHeads]:
-    """All heads, after gradient descent, block by block; every block draws what it would draw in a single block."""
+    """All heads, after gradient descent, block by block; every block draws what it would draw in a single block.
+
+    With the folder of an unfinished artifact, a block that was killed goes on after the last epoch that was kept.
+    """
     generator, order_generator = torch.Generator().manual_seed(seed), torch.Generator()
     labels = labels.to(activations.device)
     count, filters = 1 if variant == "singular" else len(head.weight), activations.shape[1]
@@ -215,7 +226,15 @@ def _trained(
         weight = _drawn(len(block), filters, generator).to(activations)
         order = _orders(labels, len(head.weight), params, variant, order_generator)
         velocity = torch.zeros_like(weight)
+        # the derivative of correct and of incorrect heads is not the same function
+        kind = "incorrect" if gradient is minimum_incorrect_gradient else variant
+        unfinished, done = Unfinished(folder, f"heads-{kind}-{int(block[0])}", "these heads are trained again"), 0
+        if (state := unfinished.load(weight.device)) is not None:
+            done, weight, velocity = state["epochs"], state["weight"], state["velocity"]
         for epoch, steps in enumerate(order, 1):
+            if epoch <= done:  # only its order is drawn again
+                progress.update()
+                continue
             for number, index in enumerate(steps, 1):
                 own = index if len(index) == 1 else index[block.to(index.device)]
                 batch = StepBatch(activations[own], _targets(labels[own], block, variant))
@@ -229,6 +248,8 @@ def _trained(
                     )
                 descend(weight, velocity, onto_outputs, images, params.learning_rate)
             progress.update()
+            if unfinished.due() or epoch == params.epochs:
+                unfinished.save({"epochs": epoch, "weight": weight, "velocity": velocity})
         made = FilterHeads(weight[:, :, :-1].cpu().contiguous(), weight[:, :, -1].cpu().contiguous())
         del weight, velocity
         yield made

@@ -20,6 +20,7 @@ from everycause.explanation.prior import Denoiser, DiffusionPrior, LowPassPrior,
 from everycause.explanation.steering import PIXEL_ATTACK, CounterfactualParams
 from everycause.params import Section
 from everycause.shapes import Float, Int64
+from everycause.unfinished import Unfinished
 from everycause.weights import UNREADABLE, not_finite
 
 FILE = "prior.safetensors"
@@ -61,11 +62,13 @@ def training_scheduler() -> Any:
 
 
 def train_prior(
-    params: PriorParams, train: Split, validation: Split, seed: int, device: torch.device
+    params: PriorParams, train: Split, validation: Split, seed: int, device: torch.device, folder: Path | None = None
 ) -> tuple[Denoiser, Iterator[dict[str, float]]]:
     """A denoiser, and the epochs that train it in place; after the last one it has the average of the weights.
 
     The loss is the mean squared error of the estimated noise (Ho et al., equation 14), with more steps of little noise.
+    With the folder of an unfinished artifact, a training that was killed goes on after the last epoch that it kept; the
+    epochs that it had yielded come first.
 
     Returns:
         The denoiser; an iterator that trains an epoch at a time and yields the loss on training and validation images.
@@ -76,11 +79,11 @@ def train_prior(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         denoiser = Denoiser(params, train.image_size).to(device, memory_format=torch.channels_last)
-    return denoiser, _epochs(denoiser, params, train, validation, seed)
+    return denoiser, _epochs(denoiser, params, train, validation, seed, Unfinished(folder))
 
 
 def _epochs(
-    denoiser: Denoiser, params: PriorParams, train: Split, validation: Split, seed: int
+    denoiser: Denoiser, params: PriorParams, train: Split, validation: Split, seed: int, unfinished: Unfinished
 ) -> Iterator[dict[str, float]]:
     generator, total = torch.Generator().manual_seed(seed), params.epochs * -(-len(train) // params.batch_size)
     optimizer = torch.optim.AdamW(denoiser.parameters(), params.learning_rate)
@@ -88,7 +91,12 @@ def _epochs(
         optimizer, params.learning_rate, total_steps=max(total, 2), pct_start=0.1, cycle_momentum=False
     )
     average = ModelEmaV3(denoiser, params.average, use_warmup=True)
-    for epoch in range(1, params.epochs + 1):
+    changing = {"denoiser": denoiser, "optimizer": optimizer, "schedule": schedule, "average": average.module}
+    recorded = _restored(unfinished, changing, generator, next(denoiser.parameters()).device)
+    if len(recorded) == params.epochs:
+        denoiser.load_state_dict(average.module.state_dict())
+    yield from recorded
+    for epoch in range(len(recorded) + 1, params.epochs + 1):
         order, losses = torch.randperm(len(train), generator=generator).numpy(), []
         title = f"prior epoch {epoch}/{params.epochs}"
         shown = tqdm(batches(train, params.batch_size, order), desc=title, disable=None, leave=False)
@@ -106,9 +114,26 @@ def _epochs(
             average.update(denoiser, step=int(schedule.last_epoch))
             losses.append(loss.item())
         reached = validation_loss(average.module, validation, params.batch_size)
+        recorded.append({"train/loss": float(np.mean(losses)), "validation/loss": reached})
+        if unfinished.due():
+            parts = {name: part.state_dict() for name, part in changing.items()}
+            unfinished.save({**parts, "generator": generator.get_state(), "recorded": recorded})
         if epoch == params.epochs:
             denoiser.load_state_dict(average.module.state_dict())
-        yield {"train/loss": float(np.mean(losses)), "validation/loss": reached}
+        yield recorded[-1]
+
+
+def _restored(
+    unfinished: Unfinished, changing: dict[str, Any], generator: torch.Generator, device: torch.device
+) -> list[dict[str, float]]:
+    """The epochs that were recorded before a kill, with everything that changes in its state after them."""
+    if (state := unfinished.load(device)) is None:
+        return []
+    for name, part in changing.items():
+        part.load_state_dict(state[name])
+    generator.set_state(state["generator"].cpu())
+    recorded: list[dict[str, float]] = state["recorded"]
+    return recorded
 
 
 def denoising_loss(

@@ -1,14 +1,15 @@
-"""The training loop: which weights learn, and epochs.
+"""The training loop: steps, and epochs.
 
 Training is a generator of epochs that knows no logger: stages and sweeps record what it yields. All random numbers
 follow the seed: order, augmentation and counterfactual images come from one generator, dropout and stochastic depth
 from torch's global one, which is seeded anew for every epoch and restored afterwards.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -23,15 +24,14 @@ from everycause.data.split import Split
 from everycause.errors import UserError
 from everycause.inference import logits_of
 from everycause.models import Classifier, ModelParams, new_classifier
-from everycause.networks import last_layers
 from everycause.params import Section
 from everycause.shapes import Bool
 from everycause.training.loss import PLAIN_LOSS, FilterTerms, LossParams, accuracy, filter_terms, joint_terms
-from everycause.training.objectives import Objective
-from everycause.training.optimizer import OptimizerParams, optimizer, schedule
-from everycause.training.steps import AugmentationParams, Counterfactuals, Step, training_steps
-
-EVERYTHING = ["all"]
+from everycause.training.objectives import Objective, Stateful
+from everycause.training.optimizer import OptimizerParams, optimizer, schedule, training_mode
+from everycause.training.position import Position
+from everycause.training.steps import AugmentationParams, Counterfactuals, Order, Step, training_steps
+from everycause.unfinished import Unfinished
 
 
 class FitParams(Section):
@@ -93,68 +93,6 @@ class Goal(NamedTuple):
 PLAIN = Goal(PLAIN_LOSS, None, None)
 
 
-def trainable_modules(classifier: Classifier, names: list[str]) -> list[nn.Module]:
-    """The modules whose weights learn: `all`, `head`, or dotted names within the network.
-
-    Raises:
-        UserError: the network has no module of that name.
-    """
-    if names == EVERYTHING:
-        return [classifier.network]
-    modules = dict(classifier.network.named_modules())
-    if unknown := [name for name in names if name != "head" and (name not in modules or not name)]:
-        top = ", ".join(name for name, _ in classifier.network.named_children())
-        raise UserError(
-            f"trainable: '{unknown[0]}' is neither 'all' nor 'head' nor a module of {classifier.params.name} "
-            f"(top level: {top})"
-        )
-    heads = last_layers(classifier.network)
-    return [module for name in names for module in (heads if name == "head" else [modules[name]])]
-
-
-def trainable_parameters(classifier: Classifier, names: list[str]) -> list[nn.Parameter]:
-    """The parameters that learn, each once.
-
-    Raises:
-        UserError: as trainable_modules, or there are none.
-    """
-    modules = trainable_modules(classifier, names)
-    parameters = list(dict.fromkeys(value for module in modules for value in module.parameters()))
-    if not parameters:
-        raise UserError(
-            f"trainable: {', '.join(names)} of {classifier.params.name} holds no weights: name modules that do"
-        )
-    return parameters
-
-
-@contextmanager
-def training_mode(classifier: Classifier, names: list[str], frozen_statistics: bool = False) -> Iterator[None]:
-    """Training mode within the block, evaluation mode afterwards; only trainable weights require a gradient.
-
-    Dropout and stochastic depth are active in the whole network. Normalization that is not trainable, or all of it
-    with `frozen_statistics`, keeps its running statistics, and uses them.
-    """
-    wanted = {id(value) for value in trainable_parameters(classifier, names)}
-    learning = {id(part) for module in trainable_modules(classifier, names) for part in module.modules()}
-    before = [(value, value.requires_grad) for value in classifier.parameters()]
-    for module in classifier.train().modules():
-        if (frozen_statistics or id(module) not in learning) and has_statistics(module):
-            module.training = False
-    for value, _ in before:
-        value.requires_grad_(id(value) in wanted)
-    try:
-        yield
-    finally:
-        for value, required in before:
-            value.requires_grad_(required)
-        classifier.eval()
-
-
-def has_statistics(module: nn.Module) -> bool:
-    """Whether a module itself keeps running statistics of its inputs, as batch normalization does."""
-    return any(name.startswith("running_") for name, _ in module.named_buffers(recurse=False))
-
-
 class Training:
     """A classifier in training. It can go on with another goal, and its state can be saved and loaded."""
 
@@ -170,19 +108,33 @@ class Training:
         self.generator = torch.Generator().manual_seed(seed)
         self.epoch = 0
         self.average = ModelEmaV3(classifier.network, params.average) if params.average else None
+        self.position: Position | None = None
+        """Where it stands within the epochs that are under way; None between calls of `epochs`."""
+        self.after_step: Callable[[], None] = lambda: None
+        """Called after every step, when the state can be saved."""
+
+    @property
+    def finished(self) -> int:
+        """Epochs that are over."""
+        return self.epoch - (self.position is not None and self.position.step > 0)
 
     def epochs(self, goal: Goal, count: int) -> Iterator[Epoch]:
-        """Some more epochs; the order of the images begins anew with each call.
+        """Some more epochs; the order of the images begins anew with each call, unless a saved one goes on.
 
         Raises:
             UserError: the loss is not finite; the sentence names row, epoch and batch.
         """
-        size = min(self.params.batch_size, 2 * len(self.train))
-        steps = training_steps(self.train, size, self.params.augmentation, goal.counterfactuals, self.generator)
-        for _ in range(count):
-            self.epoch += 1
+        size, augmentation = min(self.params.batch_size, 2 * len(self.train)), self.params.augmentation
+        if self.position is None:
+            self.position = Position(Order(len(self.train), self.generator))
+        at = self.position
+        steps = training_steps(self.train, size, augmentation, goal.counterfactuals, self.generator, at.order)
+        for left in reversed(range(count)):
+            self.epoch += at.step == 0  # an epoch that goes on has its number
             with training_mode(self.classifier, self.params.trainable, self.params.frozen_statistics), self._seeded():
-                terms = self._epoch(islice(steps, self.per_epoch), goal)
+                terms = self._epoch(islice(steps, self.per_epoch - at.step), goal)
+            if not left:
+                self.position = None
             reached = accuracy(logits_of(self.classifier, self.validation, self._result), self.validation.labels)
             yield Epoch(self.epoch, terms | {"validation/accuracy": reached})
 
@@ -203,7 +155,8 @@ class Training:
         """
         device = self.classifier.device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(self.epoch * 2**32 + self.seed)
+            assert self.position is not None
+            self.position.seed(self.epoch * 2**32 + self.seed, device)
             yield
 
     def _epoch(self, steps: Iterator[Step], goal: Goal) -> dict[str, float]:
@@ -211,9 +164,10 @@ class Training:
 
         The terms are read once, at the end, so that no step waits for a GPU.
         """
-        seen: dict[str, list[Tensor]] = {}
+        at = self.position
+        assert at is not None
         title = f"{self.row} epoch {self.epoch}/{self.params.epochs}"
-        for step in tqdm(steps, total=self.per_epoch, desc=title, disable=None, leave=False):
+        for step in tqdm(steps, total=self.per_epoch, initial=at.step, desc=title, disable=None, leave=False):
             terms = step_terms(self.classifier, step, goal, self.params.label_smoothing)
             self.optimizer.zero_grad(set_to_none=True)
             terms["loss"].backward()
@@ -222,8 +176,10 @@ class Training:
             if self.average is not None:
                 self.average.update(self.classifier.network)
             for name, value in terms.items():
-                seen.setdefault(name, []).append(value.detach())
-        values = {name: torch.stack(some).double().cpu() for name, some in seen.items()}
+                at.terms.setdefault(name, []).append(value.detach())
+            at.step += 1
+            self.after_step()
+        values = {name: torch.stack(some).double().cpu() for name, some in at.next_epoch().items()}
         if len(diverged := (~values["loss"].isfinite()).nonzero()):
             number = int(diverged[0, 0])
             raise UserError(
@@ -232,50 +188,76 @@ class Training:
             )
         return {f"train/{name}": float(some.sum()) / self.per_epoch for name, some in values.items()}
 
-    def state(self) -> dict[str, Any]:
-        """Everything that the next epoch depends on, in a form that torch.save takes."""
+    def state(self, goal: Goal = PLAIN) -> dict[str, Any]:
+        """Everything that the next step depends on, in a form that torch.save takes; `goal` is what is minimized."""
         return {
             "network": self.classifier.network.state_dict(),
+            "average": None if self.average is None else self.average.module.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
+            "objective": goal.objective.state() if isinstance(goal.objective, Stateful) else None,
             "generator": self.generator.get_state(),
             "epoch": self.epoch,
+            "position": None if self.position is None else self.position.state(self.classifier.device),
         }
 
-    def load_state(self, state: dict[str, Any]) -> None:
+    def load_state(self, state: dict[str, Any], goal: Goal = PLAIN) -> None:
         """Go on from a saved state."""
         self.classifier.network.load_state_dict(state["network"])
+        if self.average is not None:
+            self.average.module.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
+        if isinstance(goal.objective, Stateful):
+            goal.objective.load_state(state["objective"])
         self.generator.set_state(state["generator"].cpu())  # torch.load puts it where the network lies
-        self.epoch = state["epoch"]
+        self.epoch, at = state["epoch"], state["position"]
+        self.position = None if at is None else Position.restored(at, Order(len(self.train), self.generator))
 
 
 def fit(
     classifier: Classifier, train: Split, validation: Split, params: FitParams, seed: int,
-    goal: Goal = PLAIN, row: str = "base",
+    goal: Goal = PLAIN, row: str = "base", unfinished: Unfinished | None = None,
 ) -> Iterator[Epoch]:  # fmt: skip
     """Train a classifier in place, epoch by epoch; at the end it is the epoch that `keep` names.
+
+    With `unfinished`, a training that was killed goes on; the epochs that it had recorded come first.
 
     Raises:
         UserError: the loss is not finite; the sentence names row, epoch and batch.
     """
-    best, state = -1.0, None
-    training = Training(classifier, train, validation, params, seed, row)
-    for epoch in training.epochs(goal, params.epochs):
-        yield epoch
+    unfinished, training = unfinished or Unfinished(), Training(classifier, train, validation, params, seed, row)
+    best, result, recorded = -1.0, None, list[Epoch]()
+
+    def keep_state() -> None:
+        if unfinished.due():
+            epochs = [tuple(epoch) for epoch in recorded]
+            unfinished.save({"training": training.state(goal), "best": best, "result": result, "epochs": epochs})
+
+    training.after_step = keep_state
+    if (state := unfinished.load(classifier.device)) is not None:
+        training.load_state(state["training"], goal)
+        best, result, recorded = state["best"], state["result"], [Epoch(*epoch) for epoch in state["epochs"]]
+        yield from recorded
+    for epoch in training.epochs(goal, params.epochs - training.finished):
         if params.keep == "best" and epoch.measures["validation/accuracy"] > best:
-            best, state = epoch.measures["validation/accuracy"], training.weights()
-    if state is None and params.average:
-        state = training.weights()
-    if state is not None:
-        classifier.network.load_state_dict(state)
+            best, result = epoch.measures["validation/accuracy"], training.weights()
+        recorded.append(epoch)
+        keep_state()
+        yield epoch
+    if result is None and params.average:
+        result = training.weights()
+    if result is not None:
+        classifier.network.load_state_dict(result)
 
 
 def train_base(
-    model: ModelParams, params: BaseParams, train: Split, validation: Split, seed: int, device: torch.device
-) -> tuple[Classifier, Iterator[Epoch]]:
+    model: ModelParams, params: BaseParams, train: Split, validation: Split, seed: int, device: torch.device,
+    folder: Path | None = None,
+) -> tuple[Classifier, Iterator[Epoch]]:  # fmt: skip
     """A new base classifier, trained as its epochs are drawn: `head_epochs` of the head alone, then the others.
+
+    With the folder of an unfinished artifact, a training that was killed goes on.
 
     Raises:
         UserError: the network does not exist; drawing epochs raises it if the loss is not finite.
@@ -287,8 +269,9 @@ def train_base(
         if params.head_epochs:
             slower = params.optimizer.model_copy(update={"learning_rate": params.head_learning_rate})
             changes = {"epochs": params.head_epochs, "trainable": ["head"], "optimizer": slower}
-            yield from fit(classifier, train, validation, params.model_copy(update=changes), seed)
-        for epoch in fit(classifier, train, validation, params, seed):
+            alone, kept = params.model_copy(update=changes), Unfinished(folder, "head")
+            yield from fit(classifier, train, validation, alone, seed, unfinished=kept)
+        for epoch in fit(classifier, train, validation, params, seed, unfinished=Unfinished(folder)):
             yield epoch._replace(number=params.head_epochs + epoch.number)
 
     return classifier, epochs()

@@ -50,6 +50,17 @@ class Objective(Protocol):
         """
 
 
+@runtime_checkable
+class Stateful(Protocol):
+    """An objective that changes from step to step."""
+
+    def state(self) -> Tensor:
+        """What the next step depends on."""
+
+    def load_state(self, state: Tensor) -> None:
+        """Go on from a saved state."""
+
+
 class Features(NamedTuple):
     """What one forward pass gives before and behind the last layer."""
 
@@ -176,6 +187,14 @@ class GroupRobust:
     def weights(self) -> Float[Tensor, "groups"]:
         """The weight of each group, q, which sum to 1."""
         return self._weights
+
+    def state(self) -> Tensor:
+        """The weight of each group."""
+        return self._weights
+
+    def load_state(self, state: Tensor) -> None:
+        """Go on with saved weights."""
+        self._weights = state.cpu()
 
     def terms(self, classifier: Classifier, inputs: Tensor, step: Step, entropy: Entropy) -> dict[str, Tensor]:
         """The weighted sum of the groups' mean losses; a group without an image in the batch adds 0."""

@@ -1,5 +1,7 @@
-"""Optimizer and learning rate: which parameters decay, how the rate falls from layer to layer and over the steps."""
+"""Which weights learn, and how: which parameters decay, how the rate falls from layer to layer and over the steps."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -7,8 +9,12 @@ from pydantic import Field
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import nn
 
+from everycause.errors import UserError
+from everycause.models import Classifier
+from everycause.networks import last_layers
 from everycause.params import Section
 
+EVERYTHING = ["all"]
 MOMENTUM = 0.9
 """Momentum of stochastic gradient descent, as in both papers."""
 
@@ -28,6 +34,68 @@ class OptimizerParams(Section):
     """Share of the steps that lead up to the peak; ignored with a constant schedule."""
     layer_decay: float = Field(gt=0, le=1)
     """Factor of the learning rate from each layer to the one below it, as timm counts layers; 1: the same for all."""
+
+
+def trainable_modules(classifier: Classifier, names: list[str]) -> list[nn.Module]:
+    """The modules whose weights learn: `all`, `head`, or dotted names within the network.
+
+    Raises:
+        UserError: the network has no module of that name.
+    """
+    if names == EVERYTHING:
+        return [classifier.network]
+    modules = dict(classifier.network.named_modules())
+    if unknown := [name for name in names if name != "head" and (name not in modules or not name)]:
+        top = ", ".join(name for name, _ in classifier.network.named_children())
+        raise UserError(
+            f"trainable: '{unknown[0]}' is neither 'all' nor 'head' nor a module of {classifier.params.name} "
+            f"(top level: {top})"
+        )
+    heads = last_layers(classifier.network)
+    return [module for name in names for module in (heads if name == "head" else [modules[name]])]
+
+
+def trainable_parameters(classifier: Classifier, names: list[str]) -> list[nn.Parameter]:
+    """The parameters that learn, each once.
+
+    Raises:
+        UserError: as trainable_modules, or there are none.
+    """
+    modules = trainable_modules(classifier, names)
+    parameters = list(dict.fromkeys(value for module in modules for value in module.parameters()))
+    if not parameters:
+        raise UserError(
+            f"trainable: {', '.join(names)} of {classifier.params.name} holds no weights: name modules that do"
+        )
+    return parameters
+
+
+@contextmanager
+def training_mode(classifier: Classifier, names: list[str], frozen_statistics: bool = False) -> Iterator[None]:
+    """Training mode within the block, evaluation mode afterwards; only trainable weights require a gradient.
+
+    Dropout and stochastic depth are active in the whole network. Normalization that is not trainable, or all of it
+    with `frozen_statistics`, keeps its running statistics, and uses them.
+    """
+    wanted = {id(value) for value in trainable_parameters(classifier, names)}
+    learning = {id(part) for module in trainable_modules(classifier, names) for part in module.modules()}
+    before = [(value, value.requires_grad) for value in classifier.parameters()]
+    for module in classifier.train().modules():
+        if (frozen_statistics or id(module) not in learning) and has_statistics(module):
+            module.training = False
+    for value, _ in before:
+        value.requires_grad_(id(value) in wanted)
+    try:
+        yield
+    finally:
+        for value, required in before:
+            value.requires_grad_(required)
+        classifier.eval()
+
+
+def has_statistics(module: nn.Module) -> bool:
+    """Whether a module itself keeps running statistics of its inputs, as batch normalization does."""
+    return any(name.startswith("running_") for name, _ in module.named_buffers(recurse=False))
 
 
 def optimizer(network: nn.Module, params: OptimizerParams) -> torch.optim.Optimizer:

@@ -7,7 +7,6 @@ pool are replaced as well, so that the model cannot use the scene instead. The s
 more regions than before. Training goes on to the same number of steps and images as in every other row.
 """
 
-import io
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,17 +15,21 @@ from typing import NamedTuple
 import torch
 from pydantic import Field
 
-from everycause.artifacts import is_whole, part
-from everycause.explanation.masks import MaskParams, Masks, searched, select_images
+from everycause.artifacts import UNFINISHED, is_whole, part
+from everycause.explanation.masks import SEARCHED_TOGETHER, MaskParams, Masks, searched, select_images
 from everycause.models import Classifier
 from everycause.params import Section
 from everycause.training.counterfactuals import Pool, Removals, Upstream
 from everycause.training.fit import Epoch, Goal, Training
+from everycause.unfinished import Unfinished
 
 ROUND = "round-{}.safetensors"
 """File of the masks that joined the pool before a round, by the number of the round."""
-CHECKPOINT = "checkpoint.pt"
-"""File of the state after the last finished round."""
+CHECKPOINT = f"{UNFINISHED}training.pt"
+"""File of the state, which names the rounds whose masks have been searched."""
+PART = UNFINISHED + "round-{}-{}.safetensors"
+"""File of the masks of a search under way, by the numbers of round and chunk."""
+REMEDY = "the rounds start again"
 Observe = Callable[[int, Classifier, Masks | None], dict[str, float]]
 """Measures the model after a round: number of the round (0: the base), model, masks that joined the pool before it."""
 
@@ -44,12 +47,14 @@ class RoundsParams(Section):
 
 
 class Progress(NamedTuple):
-    """The finished rounds."""
+    """How far the rounds are."""
 
     masks: list[Masks | None]
-    """The masks of each round; None once the searches have ended."""
+    """The masks of each round that has begun; None once the searches have ended."""
     epochs: list[Epoch]
     """Everything that was recorded."""
+    finished: int = 0
+    """Rounds that are over."""
 
 
 class Rounds:
@@ -76,31 +81,41 @@ class Rounds:
         """All epochs, and after each round an entry with the measures of `observe`.
 
         Args:
-            folder: Where checkpoints and masks are written after each round. Rounds that it holds are not trained
-                again; their epochs come first.
+            folder: Where masks are written before each round, and the unfinished state now and then. What it holds is
+                not done again; the epochs that were recorded come first.
             observe: Measures the base and the model after each round.
 
         Raises:
             UserError: the loss is not finite.
         """
-        training, number_of = self.training, self.params.rounds
-        done = load_checkpoint(folder, training) if folder is not None else Progress([], [])
-        self._found, recorded = list(done.masks), list(done.epochs)
+        training, unfinished = self.training, Unfinished(folder, remedy=REMEDY)
+        done = load_checkpoint(folder, training, unfinished)
+        self._found, recorded, finished = list(done.masks), list(done.epochs), done.finished
+
+        def keep_state(over: int) -> None:
+            save_checkpoint(unfinished, training, Progress(self._found, recorded, over))
+
         if not recorded and observe is not None:
             recorded.append(Epoch(0, observe(0, training.classifier, None)))
         yield from recorded
-        ends = [round(number * training.params.epochs / number_of) for number in range(number_of + 1)]
-        for number in range(len(self._found) + 1, number_of + 1):
-            self._found.append(self._next_masks())
+        count = self.params.rounds
+        ends = [round(number * training.params.epochs / count) for number in range(count + 1)]
+        for number in range(finished + 1, count + 1):
+            training.after_step = lambda over=number - 1: keep_state(over) if unfinished.due() else None
+            if len(self._found) < number:
+                self._found.append(self._next_masks(folder))
+                save_masks(folder, self._found, self.upstream)
+                keep_state(number - 1)
             self._renew_goal()
-            for epoch in training.epochs(self.goal, ends[number] - ends[number - 1]):
+            for epoch in training.epochs(self.goal, ends[number] - training.finished):
                 recorded.append(epoch)
+                training.after_step()
                 yield epoch
-            if observe is not None:
-                recorded.append(Epoch(training.epoch, observe(number, training.classifier, self._found[-1])))
-                yield recorded[-1]
-            if folder is not None:
-                save_checkpoint(folder, training, Progress(self._found, recorded), self.upstream.model)
+            after = observe(number, training.classifier, self._found[-1]) if observe is not None else None
+            measured = [Epoch(training.epoch, after)] if after is not None else []
+            recorded.extend(measured)
+            keep_state(number)
+            yield from measured
         self._renew_goal()
 
     def _renew_goal(self) -> None:
@@ -111,15 +126,25 @@ class Rounds:
             pool = pool if masks is None else pool.joined(masks)
         self.goal = self.goal._replace(counterfactuals=replace(self._removals, pool=pool))
 
-    def _next_masks(self) -> Masks | None:
-        """The masks of the model as it is now; None if the searches have ended."""
+    def _next_masks(self, folder: Path | None) -> Masks | None:
+        """The masks of the model as it is now; None if the searches have ended. A search that was killed goes on."""
         if not self._found:
             return self.upstream.masks
         if has_ended(self._found, self.params.growth):
             return None
         classifier, train = self.training.classifier, self.upstream.train
         selection = select_images(classifier, train, self.search.confidence, self.params.images)
-        masks = Masks.joined(list(searched(classifier, train, selection.index, self.search)))
+        parts: list[Masks] = []
+        for chunk, rows in enumerate(selection.index.split(SEARCHED_TOGETHER)):
+            file = None if folder is None else folder / PART.format(len(self._found) + 1, chunk)
+            if file is not None and is_whole(file):
+                parts.append(Masks.read(file))
+                continue
+            parts.extend(searched(classifier, train, rows, self.search))
+            if file is not None:
+                with part(file) as writing:
+                    parts[-1].save(writing, self.upstream.model, train.identity)
+        masks = Masks.joined(parts)
         return replace(masks, selection_counts=selection.counts) if bool(masks.flipped.any()) else None
 
 
@@ -142,35 +167,36 @@ def size_at_flip(masks: Masks) -> float:
     return float(torch.where(masks.flipped, masks.sizes, masks.order.shape[1] + 1).double().mean())
 
 
-def save_checkpoint(folder: Path, training: Training, done: Progress, model: str) -> None:
-    """Write the state after a round, so that a killed run can go on; `model` is the fingerprint of the base."""
-    if done.masks[-1] is not None:
-        with part(folder / ROUND.format(len(done.masks))) as writing:
-            done.masks[-1].save(writing, model, training.train.identity)
-    state = {
-        "searched": [masks is not None for masks in done.masks],
-        "epochs": [tuple(epoch) for epoch in done.epochs],
-        "training": training.state(),
-    }
-    buffer = io.BytesIO()
-    torch.save(state, buffer)  # into memory: on a full disk torch raises a RuntimeError that does not say so
-    with part(folder / CHECKPOINT) as writing:
-        writing.write_bytes(buffer.getvalue())
+def save_masks(folder: Path | None, found: list[Masks | None], upstream: Upstream) -> None:
+    """Write the masks of the round that begins, where it has any."""
+    if folder is not None and found[-1] is not None:
+        with part(folder / ROUND.format(len(found))) as writing:
+            found[-1].save(writing, upstream.model, upstream.train.identity)
 
 
-def load_checkpoint(folder: Path, training: Training) -> Progress:
-    """The finished rounds in a folder, and the training in its state after the last of them; none in a fresh folder.
+def save_checkpoint(unfinished: Unfinished, training: Training, done: Progress) -> None:
+    """Write the state, so that a killed run can go on; the masks are in files of their own."""
+    unfinished.save(
+        {
+            "searched": [masks is not None for masks in done.masks],
+            "epochs": [tuple(epoch) for epoch in done.epochs],
+            "finished": done.finished,
+            "training": training.state(),
+        }
+    )
+
+
+def load_checkpoint(folder: Path | None, training: Training, unfinished: Unfinished) -> Progress:
+    """How far the rounds in a folder are, and the training in that state; no rounds in a fresh folder.
 
     Where a file of it is damaged, that is reported once, and the rounds start again.
     """
-    path, remedy = folder / CHECKPOINT, "the rounds start again"
-    if not is_whole(path, remedy):
+    state = unfinished.load(training.classifier.device)
+    if folder is None or state is None:
         return Progress([], [])
-    # without map_location a run that was killed on a GPU could not go on on a CPU
-    state = torch.load(path, map_location=training.classifier.device, weights_only=True)
     files = [folder / ROUND.format(number) if used else None for number, used in enumerate(state["searched"], 1)]
-    if not all(file is None or is_whole(file, remedy) for file in files):
+    if not all(file is None or is_whole(file, REMEDY) for file in files):
         return Progress([], [])
     training.load_state(state["training"])
     masks = [None if file is None else Masks.read(file) for file in files]
-    return Progress(masks, [Epoch(number, measures) for number, measures in state["epochs"]])
+    return Progress(masks, [Epoch(number, measures) for number, measures in state["epochs"]], state["finished"])

@@ -48,6 +48,7 @@ from everycause.training.objectives import (
 )
 from everycause.training.rounds import Observe, Rounds, RoundsParams
 from everycause.training.steps import Counterfactuals
+from everycause.unfinished import Unfinished
 
 log = logging.getLogger(__name__)
 
@@ -195,20 +196,21 @@ class Retraining:
     def __iter__(self) -> Iterator[Epoch]:
         return self.epochs()
 
-    def epochs(self, checkpoint_folder: Path | None = None, observe: Observe | None = None) -> Iterator[Epoch]:
+    def epochs(self, folder: Path | None = None, observe: Observe | None = None) -> Iterator[Epoch]:
         """Train, epoch by epoch.
 
         Args:
-            checkpoint_folder: Where a row with rounds writes its state after each round and finds that of a killed run.
+            folder: Where the unfinished state is kept, and that of a killed run is found.
             observe: Measures the model before the first and after each round; its measures are yielded as entries.
 
         Raises:
             UserError: the loss is not finite; the sentence names row, epoch and batch.
         """
         if self._rounds is not None:
-            return self._rounds.epochs(checkpoint_folder, observe)
-        upstream, params = self._upstream, self._params
-        return fit(upstream.base, upstream.train, upstream.validation, params, self._seed, self._goal, self._row)
+            return self._rounds.epochs(folder, observe)
+        upstream, unfinished = self._upstream, Unfinished(folder)
+        images = upstream.train, upstream.validation
+        return fit(upstream.base, *images, self._params, self._seed, self._goal, self._row, unfinished)
 
     def pictures(self) -> Pictures | None:
         """Examples of the counterfactual images that were shown last; None if the row has none."""

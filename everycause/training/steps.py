@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -131,10 +131,28 @@ class Step:
     """Classes, or probabilities of the classes where images are mixed."""
 
 
-def shuffled_forever(count: int, generator: torch.Generator) -> Iterator[int]:
-    """The indices 0 to count − 1 in a random order, then in another one, without end."""
-    while True:
-        yield from torch.randperm(count, generator=generator).tolist()
+class Order:
+    """The indices 0 to count − 1 in a random order, then in another one, without end; its place can be saved."""
+
+    def __init__(self, count: int, generator: torch.Generator) -> None:
+        self._count, self._generator = count, generator
+        self._indices: list[int] = []
+        self._place = 0
+
+    def __next__(self) -> int:
+        if self._place == len(self._indices):
+            self._indices, self._place = torch.randperm(self._count, generator=self._generator).tolist(), 0
+        self._place += 1
+        return self._indices[self._place - 1]
+
+    def state(self) -> dict[str, Any]:
+        """The order under way and the place in it. The generator's state is its owner's."""
+        return {"indices": torch.tensor(self._indices, dtype=torch.int64), "place": self._place}
+
+    def load_state(self, state: dict[str, Any]) -> "Order":
+        """Go on from a saved place."""
+        self._indices, self._place = state["indices"].tolist(), state["place"]
+        return self
 
 
 def training_steps(
@@ -143,14 +161,15 @@ def training_steps(
     augmentation: AugmentationParams,
     counterfactuals: Counterfactuals | None,
     generator: torch.Generator,
+    order: Order | None = None,
 ) -> Iterator[Step]:
-    """Steps of `size` images, without end.
+    """Steps of `size` images, without end, in an order that begins anew or is given.
 
     With counterfactuals, half of the images of a step are originals. Each of them that has a counterfactual is shown
     with it, under the same augmentation, and further originals take the places that remain. So every row of the results
     table sees the same number of images in the same number of steps.
     """
-    order = shuffled_forever(len(split), generator)
+    order = Order(len(split), generator) if order is None else order
     photographic = photograph_transform(split.image_size, augmentation)
     while True:
         first = size if counterfactuals is None else size - size // 2

@@ -1,6 +1,7 @@
 """Heads trained together against torch.optim.SGD, one head after the other, step by step, in double precision."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -21,6 +22,7 @@ from everycause.explanation.heads import (
     train_heads,
     train_incorrect_heads,
 )
+from everycause.unfinished import SECONDS, Unfinished
 
 CLASSES, FILTERS, IMAGES = 4, 12, 53
 PARAMS = HeadParams(sparsity=20.0, learning_rate=0.02, epochs=4, batch_size=8)
@@ -115,6 +117,30 @@ def test_heads_trained_in_blocks_are_those_trained_together(
 def test_two_trainings_from_one_seed_are_equal_to_the_last_bit(problem: tuple[Tensor, Tensor, LastLayer]) -> None:
     first, second, other = (train_heads(*problem, PARAMS, seed) for seed in (0, 0, 1))
     assert torch.equal(first.weight, second.weight) and not torch.equal(first.weight, other.weight)
+
+
+@pytest.mark.parametrize("variant", get_args(Variant))
+def test_a_training_that_is_killed_after_any_epoch_goes_on_to_the_same_bytes(
+    problem: tuple[Tensor, Tensor, LastLayer], variant: Variant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(SECONDS, "0")
+    whole, save = train_heads(*problem, PARAMS, 0, variant), Unfinished.save
+    assert PARAMS.epochs >= 2
+    for killed in (1, PARAMS.epochs):
+        folder = tmp_path / str(killed)
+        folder.mkdir()
+
+        def dies(self: Unfinished, state: dict, killed: int = killed) -> None:
+            save(self, state)
+            if state["epochs"] == killed:
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(module.Unfinished, "due", lambda self: self.file is not None)
+            patched.setattr(module.Unfinished, "save", dies)
+            train_heads(*problem, PARAMS, 0, variant, Unfinished(folder))
+        resumed = train_heads(*problem, PARAMS, 0, variant, Unfinished(folder))
+        assert torch.equal(whole.weight, resumed.weight) and torch.equal(whole.bias, resumed.bias)
 
 
 def test_a_head_does_not_see_the_others_and_steps_are_those_of_the_optimizer() -> None:

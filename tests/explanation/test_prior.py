@@ -1,5 +1,6 @@
 """The diffusion prior: its filter against its formulas, its gradient, its refinement, its training, and bad input."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from everycause.explanation.prior_training import (
 )
 from everycause.explanation.steering import CounterfactualParams
 from everycause.params import read
+from everycause.unfinished import SECONDS
 from tests.conftest import ROOT
 from tests.explanation.painting import toy_prior
 
@@ -129,6 +131,29 @@ def test_training_learns_to_estimate_noise_and_repeats_bitwise(train: Split, sma
         made.append(denoiser.state_dict())
     assert losses[-1] < 0.92 * losses[0] < 2
     assert all(torch.equal(value, made[1][name]) for name, value in made[0].items())
+
+
+def test_a_training_that_stops_after_any_epoch_goes_on_to_the_same_bytes(
+    train: Split, small: PriorParams, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(SECONDS, "0")
+    some = train.subset(np.arange(64))
+    short = small.model_copy(update={"epochs": 2})
+
+    def begun(folder: Path | None) -> tuple[Denoiser, Iterator[dict[str, float]]]:
+        return train_prior(short, some, some.subset(np.arange(16)), 0, CPU, folder)
+
+    whole, epochs = begun(None)
+    expected = list(epochs)
+    for finished in (1, 2):
+        folder = tmp_path / str(finished)
+        folder.mkdir()
+        _, stopped = begun(folder)
+        assert [next(stopped) for _ in range(finished)] == expected[:finished]
+        stopped.close()
+        resumed, rest = begun(folder)
+        assert list(rest) == expected
+        assert all(torch.equal(value, resumed.state_dict()[name]) for name, value in whole.state_dict().items())
 
 
 def test_samples_start_from_noise_and_are_colors(small: PriorParams) -> None:

@@ -19,16 +19,12 @@ from everycause.training.fit import (
     BaseParams,
     Training,
     fit,
-    has_statistics,
-    optimizer,
-    schedule,
     step_terms,
     train_base,
-    trainable_parameters,
-    training_mode,
 )
 from everycause.training.loss import LossParams, accuracy
 from everycause.training.objectives import MaskedDistillation
+from everycause.training.optimizer import has_statistics, optimizer, schedule, trainable_parameters, training_mode
 from everycause.training.rows import ROWS, Row, goal_of, retrain
 from everycause.training.steps import training_steps
 from tests.conftest import MODEL, ROOT, STATISTICS, make_classifier

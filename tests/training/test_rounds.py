@@ -9,12 +9,12 @@ from everycause.artifacts import DAMAGED, PARTS
 from everycause.data.sources import DataParams, open_split
 from everycause.data.split import Split
 from everycause.errors import UserError
-from everycause.explanation.masks import Masks, searched
+from everycause.explanation.masks import MaskParams, Masks, searched
 from everycause.models import Classifier
 from everycause.training import rounds as module
 from everycause.training.counterfactuals import Upstream
 from everycause.training.fit import Epoch
-from everycause.training.rounds import CHECKPOINT, ROUND, RoundsParams, has_ended, size_at_flip
+from everycause.training.rounds import CHECKPOINT, PART, ROUND, RoundsParams, has_ended, size_at_flip
 from everycause.training.rows import retrain
 from tests.explanation.searching import PARAMS, always_right, undecided
 from tests.training.invented import PARAMS as TRAINING
@@ -215,8 +215,38 @@ def test_a_killed_run_goes_on_after_its_last_round_to_the_same_weights_and_recor
     assert list(retraining.epochs(tmp_path, observed)) == epochs
     assert trained == [1, 2, 1][last:] and places == [torch.device("cpu")]
     assert all(torch.equal(*pair) for pair in zip(weights(whole), weights(resumed), strict=True))
-    left = {path.name for path in tmp_path.iterdir()} - {PARTS}
+    searches = {PART.format(number, 0) for number in (2, 3)}
+    left = {path.name for path in tmp_path.iterdir()} - {PARTS, *searches}
     assert left == {CHECKPOINT, *(ROUND.format(number) for number in (1, 2, 3))}
+
+
+def test_a_search_that_is_killed_goes_on_after_its_last_chunk(
+    upstream: Upstream, train: Split, data_params: DataParams, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "has_ended", lambda _found, _growth: False)
+    monkeypatch.setattr(module, "SEARCHED_TOGETHER", 5)  # three chunks of the 12 images
+    fit, rounds = FIT.model_copy(update={"epochs": 2}), RoundsParams(rounds=2, images=12, growth=0.0)
+    chunks: list[int] = []
+    real = module.searched
+
+    def counted(classifier: Classifier, split: Split, index: torch.Tensor, params: MaskParams) -> Iterator[Masks]:
+        if len(chunks) == 2:
+            raise KeyboardInterrupt
+        chunks.append(len(index))
+        return real(classifier, split, index, params)
+
+    def begun(folder: Path | None) -> tuple[Upstream, list[Epoch]]:
+        own = anew(upstream, train)
+        return own, list(retrain("masks_rounds", own, recipe(data_params), fit, rounds, 0).epochs(folder))
+
+    whole, epochs = begun(None)
+    monkeypatch.setattr(module, "searched", counted)
+    with pytest.raises(KeyboardInterrupt):
+        begun(tmp_path)
+    chunks[:] = [0]
+    resumed, again = begun(tmp_path)
+    assert chunks == [0, 2] and again == epochs
+    assert all(torch.equal(*pair) for pair in zip(weights(whole), weights(resumed), strict=True))
 
 
 def cut(content: bytes) -> bytes:
