@@ -30,6 +30,7 @@ from everycause.worlds.page import (
     study_figure,
     study_page,
 )
+from everycause.worlds.workers import train
 from stages.entry import run
 
 

@@ -1,6 +1,7 @@
 """Who may import whom, and how large things may grow."""
 
 import ast
+import builtins
 import re
 import tomllib
 from pathlib import Path
@@ -116,6 +117,27 @@ def test_modules_and_functions_stay_small(module: str) -> None:
             assert not words(node.name) & FORBIDDEN_WORDS, node.name
             assert not node.name.startswith("get_") or node.name == TIMMS, node.name
     assert not words(module) & FORBIDDEN_WORDS
+
+
+@pytest.mark.parametrize("module", [*MODULES, *(f"stages.{path.stem}" for path in (ROOT / "stages").glob("[a-z]*.py"))])
+def test_every_name_that_a_module_uses_is_defined_in_it(module: str) -> None:
+    # ruff's own check is off: it takes the dimensions of shapes for names
+    known, used = {*dir(builtins), "__file__", "__name__"}, set()
+    for node in ast.walk(tree_of(module)):
+        match node:
+            case ast.Import() | ast.ImportFrom():
+                known |= {(name.asname or name.name).split(".")[0] for name in node.names}
+            case ast.FunctionDef() | ast.ClassDef():
+                known.add(node.name)
+            case ast.arg():
+                known.add(node.arg)
+            case ast.ExceptHandler() | ast.MatchAs():
+                known.add(node.name or "")
+            case ast.Name(ctx=ast.Load()):
+                used.add(node.id)
+            case ast.Name():
+                known.add(node.id)
+    assert not used - known
 
 
 def test_there_are_few_rooms() -> None:

@@ -1,6 +1,7 @@
 """Evaluation on the test split and on every shifted split: one pass, which keeps what is said of each image."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 

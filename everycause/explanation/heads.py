@@ -18,6 +18,7 @@ Source: Tariq, Zia, Ghafoor, Knowledge-Based Systems 257 (2022), arXiv 2501.0683
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
@@ -37,8 +38,6 @@ MOST_BYTES = 2**26
 MOMENTUM = 0.9
 PENALTY = 1e-3
 """The papers' factor of both the sparsity and the logit term."""
-LARGEST_KEPT = 2**30
-"""Bytes of weights above which no unfinished state is written: it would take as much memory again, and its time."""
 Variant = Literal["all_classes", "only_class", "singular", "straight_through"]
 """Which images each head is trained on, and towards which class.
 
