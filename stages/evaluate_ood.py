@@ -11,6 +11,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Literal
 
+from everycause import ranks
 from everycause.artifacts import write_json
 from everycause.data.shifts import views
 from everycause.data.sources import class_names, open_split
@@ -50,7 +51,11 @@ def main(
             model.weights says.
     """
     if protocol in PROTOCOLS:
-        resolve_name(PROTOCOLS[protocol])(row=row, seed=seed, model=model, out=out, images=images, weights=weights)
+        if ranks.is_first():
+            with ranks.alone():
+                resolve_name(PROTOCOLS[protocol])(
+                    row=row, seed=seed, model=model, out=out, images=images, weights=weights
+                )
         return
     params = read("run", "tracking", "data", "model", "evaluation")
     device, evaluation, threads = start(params.run, seed), params.evaluation, params.run.threads
@@ -60,19 +65,18 @@ def main(
     shifted = views(data, evaluation.corruptions, evaluation.severities, threads, kept)
     test = next(shifted)
     with recorded(f"evaluate_ood/{row}", params, out, seed, device, test.split.identity) as (folder, record):
-        opened = chain([test], shifted)
-        if row == "base":
-            sheet = ContactSheet(open_split(data, "train", threads), evaluation.severities)
-            opened = sheet.passing(opened)
-        stored = evaluate(classifier, opened)
-        measures = metrics(stored, data.code)
-        record({f"test/{name}": value for name, value in measures.items()}, 0)
-        stored.save(folder)
-        write_json(folder / "metrics.json", measures)
-        write_json(folder / "data.json", data_description(data, test.split))
-        if row == "base":
+        shown = row == "base"
+        sheet = ContactSheet(open_split(data, "train", threads), evaluation.severities) if shown else None
+        stored = evaluate(classifier, chain([test], shifted), sheet)
+        if sheet is not None:
             sheet.save(folder)
+        if ranks.is_first():
+            measures = metrics(stored, data.code)
+            record({f"test/{name}": value for name, value in measures.items()}, 0)
+            stored.save(folder)
+            write_json(folder / "metrics.json", measures)
+            write_json(folder / "data.json", data_description(data, test.split))
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, divided=True)

@@ -8,6 +8,7 @@ Paper   arXiv 2511.12100 (SS-CA), Counterfactual LIMA.  Cost: about 30 s on two 
 
 from pathlib import Path
 
+from everycause import ranks
 from everycause.artifacts import code_fingerprint, fingerprint, write_json
 from everycause.data.sources import SOURCES, open_split
 from everycause.device import start
@@ -44,7 +45,8 @@ def main(seed: int, base: Path, out: Path, inputs: Path | None = None) -> None:
     with recorded(NAME, params, out, seed, device, train.identity, resume=key) as (folder, record):
         summary = generate(classifier, train, params.masks, folder, model).summary()
         record(summary, 0)
-        write_json(folder / "summary.json", summary)
+        if ranks.is_first():
+            write_json(folder / "summary.json", summary)
 
 
 def check_selector(masks: MaskParams) -> None:
@@ -61,4 +63,4 @@ def check_selector(masks: MaskParams) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, divided=True)

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 
 import torch
 
+from everycause import ranks
 from everycause.artifacts import code_fingerprint, fingerprint, save_tensors, write_json
 from everycause.data.erasures import ValidationErasures
 from everycause.data.sources import SOURCES, open_split
@@ -34,8 +35,7 @@ from everycause.training.rows import ROWS, retrain
 from stages.entry import recorded, run
 
 PICTURES = "pictures.safetensors"
-HEADLINE = ("masks", "joint")
-"""Rows whose models are logged to MLflow, beside the base."""
+HEADLINE = ("masks", "joint")  # rows whose models are logged to MLflow, beside the base
 
 
 def main(row: str, seed: int, base: Path, filters: Path, masks: Path, out: Path) -> None:
@@ -62,20 +62,20 @@ def main(row: str, seed: int, base: Path, filters: Path, masks: Path, out: Path)
     recipe = Recipe(data, params.masks, params.background, params.exchange, params.loss, threshold, params.run.threads)
     retraining = retrain(row, upstream, recipe, params.retraining, params.rounds, seed)
     key = resume_key(params, upstream, (masks, filters), seed) if ROWS[row].rounds else None
-    name, identity = f"retrain/{row}", upstream.train.identity
-    with recorded(name, params, out, seed, device, identity, resume=key) as (folder, record):
+    with recorded(f"retrain/{row}", params, out, seed, device, upstream.train.identity, key) as (folder, record):
         rounds = []
         for epoch in retraining.epochs(folder, observer(params, seed)):
             record(epoch.measures, epoch.number)
             rounds += [epoch.measures] if "round/round" in epoch.measures else []
-        if rounds:
-            write_json(folder / "rounds.json", rounds)
-        write_json(folder / "row.json", {"row": row, "meaning": ROWS[row].meaning})
-        if (pictures := retraining.pictures()) is not None:
-            save_pictures(folder, pictures)
-        classifier.save(folder)
-        for checkpoint in folder.glob(Path(CHECKPOINT).stem + ".*"):
-            checkpoint.unlink()
+        if ranks.is_first():
+            if rounds:
+                write_json(folder / "rounds.json", rounds)
+            write_json(folder / "row.json", {"row": row, "meaning": ROWS[row].meaning})
+            if (pictures := retraining.pictures()) is not None:
+                save_pictures(folder, pictures)
+            classifier.save(folder)
+            for checkpoint in folder.glob(Path(CHECKPOINT).stem + ".*"):
+                checkpoint.unlink()
         if params.tracking.log_models and row in HEADLINE:
             record.model(classifier)
 
@@ -104,7 +104,7 @@ def opened(params: SimpleNamespace, base: Path, filters: Path, masks: Path, devi
 def resume_key(params: SimpleNamespace, upstream: Upstream, explained: tuple[Path, ...], seed: int) -> str:
     """A hash of everything that finished rounds were made from."""
     used = [section.model_dump_json() for name, section in vars(params).items() if name != "tracking"]
-    made_from = (upstream.model, upstream.train.identity, upstream.validation.identity, str(seed))
+    made_from = upstream.model, upstream.train.identity, upstream.validation.identity, str(seed)
     files = [file for place in explained for file in sorted(place.glob("*.safetensors"))]
     return fingerprint(*made_from, code_fingerprint("stages.retrain", SOURCES[params.data.source]), *files, *used)
 
@@ -127,4 +127,4 @@ def save_pictures(folder: Path, pictures: Pictures) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, divided=True)

@@ -7,6 +7,7 @@ Paper   plain cross-entropy, the starting point of both papers.  Cost: about 100
 
 from pathlib import Path
 
+from everycause import ranks
 from everycause.data.sources import open_split
 from everycause.device import start
 from everycause.models import framing_of
@@ -32,10 +33,11 @@ def main(seed: int, out: Path) -> None:
             record.tag({"weights": said(params.model.name, params.model.weights)})
         for epoch in epochs:
             record(epoch.measures, epoch.number)
-        classifier.save(folder)
+        if ranks.is_first():
+            classifier.save(folder)
         if params.tracking.log_models:
             record.model(classifier)
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, divided=True)

@@ -1,13 +1,15 @@
 """Counterfactual masks: the regions of each image whose removal flips its prediction, for many images of a split.
 
 `generate` searches shard by shard: memory does not grow with the number of images, and a killed run goes on after its
-last finished shard. One image of any network is explained by everycause.explainer.
+last finished shard. Several processes divide the images of a shard, since no mask depends on other images.
+One image of any network is explained by everycause.explainer.
 
 Paper: arXiv 2511.12100 (SS-CA, Counterfactual LIMA); differences are listed in docs/deviations.md.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,6 +17,7 @@ from pydantic import Field
 from torch import Tensor
 from tqdm import tqdm
 
+from everycause import ranks
 from everycause.artifacts import is_whole, load_explanation, load_tensors, part, save_tensors
 from everycause.data.images import Images
 from everycause.data.split import Split
@@ -247,16 +250,17 @@ def generate(
     selection = select_images(classifier, split, params.confidence, params.images)
     for number, index in enumerate(selection.index.split(params.shard)):
         file = folder / FILE.format(number)
-        if not is_whole(file):
+        if not ranks.decided(partial(is_whole, file)):
             chunks = tqdm(
-                searched(classifier, split, index, params, filters),
-                total=-(-len(index) // SEARCHED_TOGETHER),
-                desc=f"searching masks, shard {number + 1}",
-                disable=None,
-            )
-            found = replace(Masks.joined(list(chunks)), selection_counts=selection.counts)
-            with part(file) as writing:
-                found.save(writing, model, split.identity)
+                searched(classifier, split, own := ranks.own_part(index), params, filters),
+                desc=f"searching masks, shard {number + 1}", total=-(-len(own) // SEARCHED_TOGETHER),
+                disable=ranks.without_progress(),
+            )  # fmt: skip
+            found = replace(Masks.joined(ranks.joined(list(chunks))), selection_counts=selection.counts)
+            if ranks.is_first():
+                with part(file) as writing:
+                    found.save(writing, model, split.identity)
+    ranks.wait()
     return Masks.load(folder, model, split.identity)
 
 

@@ -18,14 +18,16 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
+from everycause import ranks
 from everycause.data.images import normalized
 from everycause.data.split import Split
 from everycause.errors import UserError
-from everycause.inference import logits_of
+from everycause.inference import logits_divided
 from everycause.models import Classifier, ModelParams, new_classifier
 from everycause.networks import last_layers
 from everycause.params import Section
 from everycause.shapes import Bool
+from everycause.training.division import all_rows, average_gradients, own_rows, whole_batch_statistics
 from everycause.training.loss import PLAIN_LOSS, FilterTerms, LossParams, accuracy, filter_terms, joint_terms
 from everycause.training.objectives import Objective
 from everycause.training.optimizer import OptimizerParams, optimizer, schedule
@@ -164,6 +166,7 @@ class Training:
         self.classifier, self.train, self.validation, self.params, self.row = classifier, train, validation, params, row
         self.seed = seed
         self.per_epoch = max(1, len(train) // params.batch_size)
+        check_divisible(params.batch_size)
         with training_mode(classifier, params.trainable):  # so that the optimizer takes trainable weights alone
             self.optimizer = optimizer(classifier.network, params.optimizer)
         self.schedule = schedule(self.optimizer, params.optimizer, params.epochs * self.per_epoch)
@@ -181,9 +184,11 @@ class Training:
         steps = training_steps(self.train, size, self.params.augmentation, goal.counterfactuals, self.generator)
         for _ in range(count):
             self.epoch += 1
-            with training_mode(self.classifier, self.params.trainable, self.params.frozen_statistics), self._seeded():
+            mode = training_mode(self.classifier, self.params.trainable, self.params.frozen_statistics)
+            with mode, self._seeded(), whole_batch_statistics():
                 terms = self._epoch(islice(steps, self.per_epoch), goal)
-            reached = accuracy(logits_of(self.classifier, self.validation, self._result), self.validation.labels)
+            logits = logits_divided(self.classifier, self.validation, self._result)
+            reached = accuracy(logits, self.validation.labels)
             yield Epoch(self.epoch, terms | {"validation/accuracy": reached})
 
     @property
@@ -200,10 +205,11 @@ class Training:
         """Seed torch's global generators, which dropout draws from, by seed and epoch; restore them afterwards.
 
         So an epoch depends neither on what ran before in the process nor on whether the run was killed and went on.
+        Each of several processes draws other numbers for its images.
         """
         device = self.classifier.device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(self.epoch * 2**32 + self.seed)
+            torch.manual_seed(ranks.number() * 2**52 + self.epoch * 2**32 + self.seed)
             yield
 
     def _epoch(self, steps: Iterator[Step], goal: Goal) -> dict[str, float]:
@@ -213,10 +219,11 @@ class Training:
         """
         seen: dict[str, list[Tensor]] = {}
         title = f"{self.row} epoch {self.epoch}/{self.params.epochs}"
-        for step in tqdm(steps, total=self.per_epoch, desc=title, disable=None, leave=False):
+        for step in tqdm(steps, total=self.per_epoch, desc=title, disable=ranks.without_progress(), leave=False):
             terms = step_terms(self.classifier, step, goal, self.params.label_smoothing)
             self.optimizer.zero_grad(set_to_none=True)
             terms["loss"].backward()
+            average_gradients(self.optimizer)
             self.optimizer.step()
             self.schedule.step()
             if self.average is not None:
@@ -304,10 +311,10 @@ def step_terms(classifier: Classifier, step: Step, goal: Goal, label_smoothing: 
     count, labels = len(step.labels), step.labels.to(inputs.device)
     activity_terms: FilterTerms | None = None
     if goal.filters is None:
-        logits = classifier(inputs)
+        logits = all_rows(classifier(own_rows(inputs)), len(inputs))
     else:
-        seen = classifier.readout(inputs)
-        logits, activations, filters = seen.logits, seen.activations[:count], goal.filters.to(inputs.device)
+        seen, filters = classifier.readout(own_rows(inputs)), goal.filters.to(inputs.device)
+        logits, activations = all_rows(seen.logits, len(inputs)), all_rows(seen.activations, len(inputs))[:count]
         activity_terms = filter_terms(activations, labels, filters, goal.weights.surrogate)
     other_labels = step.counterfactual_labels.to(inputs.device)
     return joint_terms(logits[:count], labels, logits[count:], other_labels, activity_terms, goal.weights, entropy)

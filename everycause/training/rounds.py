@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from pydantic import Field
 
+from everycause import ranks
 from everycause.artifacts import is_whole, part
 from everycause.explanation.masks import MaskParams, Masks, searched, select_images
 from everycause.models import Classifier
@@ -99,7 +100,7 @@ class Rounds:
             if observe is not None:
                 recorded.append(Epoch(training.epoch, observe(number, training.classifier, self._found[-1])))
                 yield recorded[-1]
-            if folder is not None:
+            if folder is not None and ranks.is_first():
                 save_checkpoint(folder, training, Progress(self._found, recorded), self.upstream.model)
         self._renew_goal()
 
@@ -119,7 +120,9 @@ class Rounds:
             return None
         classifier, train = self.training.classifier, self.upstream.train
         selection = select_images(classifier, train, self.search.confidence, self.params.images)
-        masks = Masks.joined(list(searched(classifier, train, selection.index, self.search)))
+        masks = Masks.joined(
+            ranks.joined(list(searched(classifier, train, ranks.own_part(selection.index), self.search)))
+        )
         return replace(masks, selection_counts=selection.counts) if bool(masks.flipped.any()) else None
 
 
