@@ -27,13 +27,21 @@ from everycause.models import Classifier, ModelParams, new_classifier
 from everycause.networks import last_layers
 from everycause.params import Section
 from everycause.shapes import Bool
-from everycause.training.division import all_rows, average_gradients, own_rows, whole_batch_statistics
+from everycause.training.division import (
+    all_rows,
+    average_gradients,
+    check_divisible,
+    own_rows,
+    whole_batch_statistics,
+)
 from everycause.training.loss import PLAIN_LOSS, FilterTerms, LossParams, accuracy, filter_terms, joint_terms
 from everycause.training.objectives import Objective
 from everycause.training.optimizer import OptimizerParams, optimizer, schedule
 from everycause.training.steps import AugmentationParams, Counterfactuals, Step, training_steps
 
 EVERYTHING = ["all"]
+APART = 2_654_435_761
+"""Between the seeds of two processes: a prime near 2³² / 1.618, so that no two of them are near each other."""
 
 
 class FitParams(Section):
@@ -209,7 +217,8 @@ class Training:
         """
         device = self.classifier.device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(ranks.number() * 2**52 + self.epoch * 2**32 + self.seed)
+            own = (self.seed + ranks.number() * APART) % 2**32
+            torch.manual_seed(self.epoch * 2**32 + own)
             yield
 
     def _epoch(self, steps: Iterator[Step], goal: Goal) -> dict[str, float]:
