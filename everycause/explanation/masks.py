@@ -277,7 +277,7 @@ def searched(
         UserError: the regions do not fit the images.
     """
     scorer, exact = scorers(classifier, params)
-    for rows in index.split(SEARCHED_TOGETHER):
+    for rows in index.split(SEARCHED_TOGETHER) if len(index) else ():
         images, others = split.read(rows.numpy()), other_images(split, rows, params.baseline)
         partition, shared = partitions(params.partition, images, params.regions), is_shared(params.partition)
         statistics, device = classifier.statistics, classifier.device
