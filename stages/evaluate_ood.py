@@ -67,7 +67,7 @@ def main(
     with recorded(f"evaluate_ood/{row}", params, out, seed, device, test.split.identity) as (folder, record):
         shown = row == "base"
         sheet = ContactSheet(open_split(data, "train", threads), evaluation.severities) if shown else None
-        stored = evaluate(classifier, chain([test], shifted), sheet)
+        stored = evaluate(classifier, chain([test], shifted), sheet, evaluation.precision)
         if sheet is not None:
             sheet.save(folder)
         if ranks.is_first():

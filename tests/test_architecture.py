@@ -27,13 +27,13 @@ TRAINING_STAGES = ("train_base", "accumulate_filters", "generate_masks", "retrai
 FORBIDDEN_WORDS = {"utils", "helpers", "common", "misc", "manager", "handler", "processor", "v2"}
 TIMMS = "get_classifier"
 """A name that timm calls: a network of ours must answer to it."""
-MOST_MODULES = 104
+MOST_MODULES = 108
 BUDGETS = {
     "codebirds": 1025,
     "everycause.data": 3180,
     "everycause.explanation": 3750,
-    "everycause.training": 2115,
-    "everycause.evaluation": 2015,
+    "everycause.training": 2370,
+    "everycause.evaluation": 2045,
     "everycause.reporting": 1525,
     "everycause.tuning": 1900,
     "everycause.worlds": 1125,

@@ -1,8 +1,7 @@
 """Counterfactual masks: the regions of each image whose removal flips its prediction, for many images of a split.
 
 `generate` searches shard by shard: memory does not grow with the number of images, and a killed run goes on after its
-last finished shard. Several processes divide the images of a shard, since no mask depends on other images.
-One image of any network is explained by everycause.explainer.
+last finished shard. Several processes divide a shard. One image of any network is explained by everycause.explainer.
 
 Paper: arXiv 2511.12100 (SS-CA, Counterfactual LIMA); differences are listed in docs/deviations.md.
 """
@@ -33,11 +32,12 @@ from everycause.explanation.regions import (
     masked_images,
     partitions,
 )
-from everycause.explanation.scoring import Precision, Scorer
+from everycause.explanation.scoring import Scorer
 from everycause.explanation.search import Method, SearchInputs, search
 from everycause.explanation.selectors import SELECTORS, Request, SelectorName, cut_at_flip
 from everycause.models import Classifier
 from everycause.params import Section
+from everycause.precision import Precision
 from everycause.shapes import Bool, Float, Int64
 
 FILE = "masks-{:05d}.safetensors"
@@ -72,7 +72,7 @@ class MaskParams(Section):
     batch_size: int = Field(ge=1, le=100_000)
     """Masked images per forward pass."""
     precision: Precision
-    """Of proposals: bfloat16 is faster on a GPU; every set is confirmed and pruned with the stored float32 model."""
+    """Of proposals: 16 bits are faster on a GPU; every set is confirmed and pruned with the stored float32 model."""
     compiled: bool
     """Whether torch.compile is used, which pays from some ten thousand images on."""
 

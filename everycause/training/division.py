@@ -43,8 +43,9 @@ def own_rows(inputs: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "ow
 
 
 def all_rows(own: Float[Tensor, "own features"], total: int) -> Float[Tensor, "batch features"]:
-    """What all processes have computed for their images, in the order of the `total` images."""
-    return own if ranks.count() == 1 else _AllRows.apply(own, total, ranks.number(), ranks.count())
+    """What all processes have computed for their images, in the order of the `total` images, in float32."""
+    exact = own.float()
+    return exact if ranks.count() == 1 else _AllRows.apply(exact, total, ranks.number(), ranks.count())
 
 
 def average_gradients(optimizer: torch.optim.Optimizer) -> None:

@@ -8,7 +8,6 @@ from torch's global one, which is seeded anew for every epoch and restored after
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from itertools import islice
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -26,6 +25,7 @@ from everycause.inference import logits_divided
 from everycause.models import Classifier, ModelParams, new_classifier
 from everycause.networks import last_layers
 from everycause.params import Section
+from everycause.precision import Precision, autocast
 from everycause.shapes import Bool
 from everycause.training.division import (
     all_rows,
@@ -37,9 +37,12 @@ from everycause.training.division import (
 from everycause.training.loss import PLAIN_LOSS, FilterTerms, LossParams, accuracy, filter_terms, joint_terms
 from everycause.training.objectives import Objective
 from everycause.training.optimizer import OptimizerParams, optimizer, schedule
+from everycause.training.prefetch import prefetched
 from everycause.training.steps import AugmentationParams, Counterfactuals, Step, training_steps
 
 EVERYTHING = ["all"]
+FIRST_SCALE = 2.0**8
+"""Of the loss in float16; it grows by itself. From torch's own, 2¹⁶, a short training would skip its first steps."""
 APART = 2_654_435_761
 """Between the seeds of two processes: a prime near 2³² / 1.618, so that no two of them are near each other."""
 
@@ -63,6 +66,8 @@ class FitParams(Section):
     rounds ignore it."""
     frozen_statistics: bool
     """Whether batch normalization uses, and keeps, the statistics that the network came with."""
+    precision: Precision
+    """Of the forward and backward passes; weights and loss stay float32. With float16 the loss is scaled."""
     augmentation: AugmentationParams
     """Random changes of training images."""
     optimizer: OptimizerParams
@@ -178,6 +183,8 @@ class Training:
         with training_mode(classifier, params.trainable):  # so that the optimizer takes trainable weights alone
             self.optimizer = optimizer(classifier.network, params.optimizer)
         self.schedule = schedule(self.optimizer, params.optimizer, params.epochs * self.per_epoch)
+        scaled = params.precision == "float16"
+        self.scaler = torch.amp.GradScaler(classifier.device.type, init_scale=FIRST_SCALE, enabled=scaled)
         self.generator = torch.Generator().manual_seed(seed)
         self.epoch = 0
         self.average = ModelEmaV3(classifier.network, params.average) if params.average else None
@@ -194,7 +201,7 @@ class Training:
             self.epoch += 1
             mode = training_mode(self.classifier, self.params.trainable, self.params.frozen_statistics)
             with mode, self._seeded(), whole_batch_statistics():
-                terms = self._epoch(islice(steps, self.per_epoch), goal)
+                terms = self._epoch(prefetched(steps, self.per_epoch, self.classifier.device), goal)
             logits = logits_divided(self.classifier, self.validation, self._result)
             reached = accuracy(logits, self.validation.labels)
             yield Epoch(self.epoch, terms | {"validation/accuracy": reached})
@@ -229,11 +236,13 @@ class Training:
         seen: dict[str, list[Tensor]] = {}
         title = f"{self.row} epoch {self.epoch}/{self.params.epochs}"
         for step in tqdm(steps, total=self.per_epoch, desc=title, disable=ranks.without_progress(), leave=False):
-            terms = step_terms(self.classifier, step, goal, self.params.label_smoothing)
+            with autocast(self.classifier.device, self.params.precision):
+                terms = step_terms(self.classifier, step, goal, self.params.label_smoothing)
             self.optimizer.zero_grad(set_to_none=True)
-            terms["loss"].backward()
+            self.scaler.scale(terms["loss"]).backward()
             average_gradients(self.optimizer)
-            self.optimizer.step()
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
             self.schedule.step()
             if self.average is not None:
                 self.average.update(self.classifier.network)
@@ -254,6 +263,7 @@ class Training:
             "network": self.classifier.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
             "generator": self.generator.get_state(),
             "epoch": self.epoch,
         }
@@ -263,6 +273,7 @@ class Training:
         self.classifier.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
+        self.scaler.load_state_dict(state["scaler"])
         self.generator.set_state(state["generator"].cpu())  # torch.load puts it where the network lies
         self.epoch = state["epoch"]
 

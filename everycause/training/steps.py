@@ -223,5 +223,5 @@ def seeded(generator: torch.Generator) -> Iterator[None]:
     """
     seed = int(torch.randint(2**31, (1,), generator=generator))
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # of the CPU alone: a GPU in the midst of an epoch keeps its own
         yield
