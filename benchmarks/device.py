@@ -96,7 +96,7 @@ def trained(raw: dict, device: torch.device, epochs: int) -> Trained:
     data = DataParams(**raw["data"])
     train, validation = (open_split(data, name, raw["run"]["threads"]) for name in ("train", "validation"))
     params = BaseParams(**raw["training"]).model_copy(update={"epochs": epochs})
-    start(RunParams(device=device.type, threads=raw["run"]["threads"]), 0)
+    start(RunParams(device=device.type, threads=raw["run"]["threads"], processes=1), 0)
     classifier, fitted = train_base(ModelParams(**raw["model"]), params, train, validation, 0, device)
     history = list(fitted)
     losses = [epoch.measures["train/loss"] for epoch in history]
@@ -220,7 +220,7 @@ def main() -> None:
     chosen = parser.parse_args()
     raw = yaml.safe_load((ROOT / ("profiles/smoke.yaml" if chosen.small else "params.yaml")).read_text())
     sizes = SMALL if chosen.small else FULL
-    device = start(RunParams(device=chosen.device, threads=raw["run"]["threads"]), 0)
+    device = start(RunParams(device=chosen.device, threads=raw["run"]["threads"], processes=1), 0)
     results: dict[str, float | str] = {"device": device_name(device), "torch": torch.__version__}
     base = trained(raw, device, sizes.epochs)
     for measures in (

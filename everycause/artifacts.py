@@ -38,7 +38,14 @@ UNFINISHED = "unfinished-"
 ROOT = Path(__file__).parents[1]
 """The folder that holds the packages below."""
 PACKAGES = ("codebirds", "everycause", "stages")
-NOT_FINGERPRINTED = {"everycause", "everycause.errors", "everycause.params", "everycause.tracking", "stages.entry"}
+NOT_FINGERPRINTED = {
+    "everycause",
+    "everycause.errors",
+    "everycause.params",
+    "everycause.tracking",
+    "stages.entry",
+    "stages.recording",
+}
 """Modules that can stop a stage or record it, but cannot change what it writes."""
 
 log = logging.getLogger(__name__)

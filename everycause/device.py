@@ -11,6 +11,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from everycause import ranks
 from everycause.errors import UserError
 from everycause.params import Section
 
@@ -21,7 +22,10 @@ class RunParams(Section):
     device: Literal["auto", "cpu", "cuda"]
     """`auto` takes a GPU where there is one."""
     threads: int = Field(ge=1)
-    """CPU threads, at most four per core of the machine that runs. Another number may give other bytes."""
+    """CPU threads of each process, at most four per core of the machine that runs. Another number may give other
+    bytes."""
+    processes: int = Field(ge=1, le=1024)
+    """Processes of this machine that share the work of a stage, one on each GPU where there are GPUs."""
 
 
 def start(params: RunParams, seed: int) -> torch.device:
@@ -36,9 +40,12 @@ def start(params: RunParams, seed: int) -> torch.device:
     if params.device == "cuda" and not torch.cuda.is_available():
         raise UserError("run.device is 'cuda', but torch sees no CUDA device here: set run.device to 'auto' or 'cpu'")
     cores = os.cpu_count() or 1
-    if params.threads > 4 * cores:
+    together = ranks.local_count()
+    if params.threads * together > 4 * cores:
+        each = f" for each of {together} processes" if together > 1 else ""
         raise UserError(
-            f"run.threads is {params.threads}, and this machine has {cores} cores: set it to {cores} or less"
+            f"run.threads is {params.threads}{each}, and this machine has {cores} cores: set it to "
+            f"{max(1, cores // together)} or less"
         )
     # cuBLAS reads this when CUDA starts; without it some of its products are not deterministic
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -50,7 +57,23 @@ def start(params: RunParams, seed: int) -> torch.device:
     np.random.seed(seed)
     torch.manual_seed(seed)
     automatic = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(automatic if params.device == "auto" else params.device)
+    device = torch.device(automatic if params.device == "auto" else params.device)
+    return own_gpu(torch.cuda.device_count()) if device.type == "cuda" and ranks.count() > 1 else device
+
+
+def own_gpu(gpus: int) -> torch.device:
+    """The GPU of this process, one of several on a machine with `gpus` of them.
+
+    Raises:
+        UserError: there are fewer GPUs than processes.
+    """
+    if ranks.local_count() > gpus:
+        raise UserError(
+            f"{ranks.local_count()} processes share this machine, and it has {gpus} GPUs: set run.processes to {gpus}"
+        )
+    device = torch.device("cuda", ranks.local_number())
+    torch.cuda.set_device(device)
+    return device
 
 
 def memory_mib(device: torch.device) -> int:

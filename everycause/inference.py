@@ -8,8 +8,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from everycause import ranks
 from everycause.data.images import Images, Statistics, normalized
-from everycause.data.split import Split, batches
+from everycause.data.split import Split, batches, parts
 from everycause.errors import UserError
 from everycause.models import FILE, Classifier, ModelParams, Readout, load
 from everycause.networks import evaluating, own_framing, own_statistics
@@ -113,6 +114,21 @@ def readout_of(classifier: Classifier, split: Split) -> Readout:
         UserError: the split's images or classes are not those that the classifier was made for.
     """
     return joined([readout for readout, _ in readouts(classifier, split)])
+
+
+def logits_divided(
+    classifier: Classifier, split: Split, network: nn.Module | None = None
+) -> Float[Tensor, "images classes"]:
+    """As logits_of, and bit by bit the same; several processes, which must all call it, divide the images among them.
+
+    Raises:
+        UserError: as logits_of.
+    """
+    if ranks.count() == 1:
+        return logits_of(classifier, split, network)
+    check_fits(classifier, split)
+    rows = parts(len(split), batch_size(classifier))
+    return torch.cat(ranks.mapped(lambda some: logits_of_images(classifier, split.read(some), network), rows))
 
 
 @torch.inference_mode()

@@ -148,6 +148,11 @@ class Record:
             run.attempt(lambda: store.log_model(run.client, run.run_id, classifier), store.UPLOAD_SECONDS)
 
 
+def unrecorded() -> Record:
+    """A record that keeps nothing, for processes whose work another one records."""
+    return Record(None, None, Journal(ROOT / MISSED, {}))
+
+
 @contextmanager
 def run(
     name: str,

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from everycause import ranks
 from everycause.artifacts import UNFINISHED, is_whole, part
 from everycause.errors import UserError
 
@@ -39,14 +40,21 @@ class Unfinished:
 
     def due(self) -> bool:
         """Whether the last state is old enough for another one to be worth its time."""
-        return self.file is not None and time.monotonic() >= self._next
+        return self.file is not None and ranks.is_first() and time.monotonic() >= self._next
 
     def save(self, state: dict[str, Any]) -> None:
         """Replace the state: tensors, numbers, text, and lists and mappings of them.
 
+        Of several processes that share a stage the first one writes; the others, whose state is the same, go on from
+        what it wrote.
+
         Raises:
             OSError: the disk is full or cannot be written; the last state stays.
         """
+        if ranks.is_first():
+            self._write(state)
+
+    def _write(self, state: dict[str, Any]) -> None:
         if self.file is None:
             return
         began, buffer = time.monotonic(), io.BytesIO()
@@ -78,7 +86,7 @@ def kept(folder: Path | None, name: str, make: Callable[[], T]) -> T:
         found: T = state["value"]
         return found
     value = make()
-    unfinished.save({"value": value})
+    unfinished._write({"value": value})  # whichever process made it
     return value
 
 

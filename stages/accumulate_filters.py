@@ -27,7 +27,8 @@ from everycause.explanation.heads import LastLayer, incorrect_head_blocks
 from everycause.inference import readout_of
 from everycause.models import load, model_fingerprint
 from everycause.params import read
-from stages.entry import asked, leave_out, recorded, resume_key, run
+from stages.entry import asked, leave_out, run
+from stages.recording import recorded, resume_key
 
 NAME = "accumulate_filters/filters"
 

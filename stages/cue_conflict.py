@@ -21,7 +21,8 @@ from everycause.models import Classifier, ModelParams, load
 from everycause.networks import folded
 from everycause.params import read
 from everycause.weights import published
-from stages.entry import recorded, run
+from stages.entry import run
+from stages.recording import recorded
 
 COLUMNS = ["model", "class", "measure", "value", "low", "high"]
 

@@ -19,7 +19,8 @@ from everycause.evaluation.detection import Explained, detect, flat
 from everycause.explanation.filters import FilterBank
 from everycause.models import load, model_fingerprint
 from everycause.params import read
-from stages.entry import asked, leave_out, recorded, resume_key, run
+from stages.entry import asked, leave_out, run
+from stages.recording import recorded, resume_key
 
 NAME = "detect_misclassifications/base"
 

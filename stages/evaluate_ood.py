@@ -12,6 +12,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Literal
 
+from everycause import ranks
 from everycause.artifacts import write_json
 from everycause.data.shifts import views
 from everycause.data.sources import SOURCES, class_names, open_split
@@ -21,7 +22,8 @@ from everycause.evaluation.ood import ContactSheet, data_description, evaluate
 from everycause.inference import open_classifier
 from everycause.models import weights_fingerprint
 from everycause.params import read
-from stages.entry import recorded, resume_key, run
+from stages.entry import run
+from stages.recording import recorded, resume_key
 
 PROTOCOLS = {"cue_conflict": "stages.cue_conflict:main"}
 """Protocols with data of their own, imported when asked for: no other evaluation depends on them."""
@@ -52,7 +54,11 @@ def main(
             model.weights says.
     """
     if protocol in PROTOCOLS:
-        resolve_name(PROTOCOLS[protocol])(row=row, seed=seed, model=model, out=out, images=images, weights=weights)
+        if ranks.is_first():
+            with ranks.alone():
+                resolve_name(PROTOCOLS[protocol])(
+                    row=row, seed=seed, model=model, out=out, images=images, weights=weights
+                )
         return
     params = read("run", "tracking", "data", "model", "evaluation")
     device, evaluation, threads = start(params.run, seed), params.evaluation, params.run.threads
@@ -61,22 +67,20 @@ def main(
     data, kept = params.data.seen_by(classifier.framing), cache if evaluation.keep_corrupted else None
     shifted = views(data, evaluation.corruptions, evaluation.severities, threads, kept)
     test = next(shifted)
-    identity = test.split.identity
+    identity, shown = test.split.identity, row == "base"
     key = resume_key("evaluate_ood", params, SOURCES, model, weights_fingerprint(classifier), identity)
     with recorded(f"evaluate_ood/{row}", params, out, seed, device, identity, key) as (folder, record):
-        opened = chain([test], shifted)
-        if row == "base":
-            sheet = ContactSheet(open_split(data, "train", threads), evaluation.severities)
-            opened = sheet.passing(opened)
-        stored = evaluate(classifier, opened, folder)
-        measures = metrics(stored, data.code)
-        record({f"test/{name}": value for name, value in measures.items()}, 0)
-        stored.save(folder)
-        write_json(folder / "metrics.json", measures)
-        write_json(folder / "data.json", data_description(data, test.split))
-        if row == "base":
+        sheet = ContactSheet(open_split(data, "train", threads), evaluation.severities) if shown else None
+        stored = evaluate(classifier, chain([test], shifted), folder, sheet, evaluation.precision)
+        if sheet is not None:
             sheet.save(folder)
+        if ranks.is_first():
+            measures = metrics(stored, data.code)
+            record({f"test/{name}": value for name, value in measures.items()}, 0)
+            stored.save(folder)
+            write_json(folder / "metrics.json", measures)
+            write_json(folder / "data.json", data_description(data, test.split))
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, divided=True)

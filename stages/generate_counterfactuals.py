@@ -6,9 +6,11 @@ Paper   ACE, CVPR 2023; CECAS, arXiv 2507.09881.  Cost: about 6 minutes for 64 i
         last finished shard.
 """
 
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+from everycause import ranks
 from everycause.artifacts import code_fingerprint, fingerprint, write_json
 from everycause.data.attributes import attribute
 from everycause.data.sources import SOURCES, DataParams, open_split
@@ -22,7 +24,8 @@ from everycause.inference import check_fits
 from everycause.models import Classifier, load, model_fingerprint
 from everycause.params import read
 from everycause.tracking import Record
-from stages.entry import finish, finished, recorded, run
+from stages.entry import finish, finished, run
+from stages.recording import recorded
 
 
 def main(base: Path, prior: Path, out: Path, seed: int = 0, method: str | None = None) -> None:
@@ -58,7 +61,7 @@ def make(method: str, params: SimpleNamespace, base: Path, prior: Path, out: Pat
         settings.model_copy(update={"methods": [method]}).model_dump_json(),
         code_fingerprint("everycause.explanation.counterfactual_images", SOURCES[data.source]),
     )  # fmt: skip
-    if finished(out, key):
+    if ranks.decided(partial(finished, out, key)):
         return
     name = f"generate_counterfactuals/{method}"
     with recorded(name, params, out, seed, device, validation.identity, resume=key) as (folder, record):
@@ -66,8 +69,9 @@ def make(method: str, params: SimpleNamespace, base: Path, prior: Path, out: Pat
         attack = Attack(classifier, filters, settings, factors, alpha)
         summary = generate(attack, validation, folder, model, seed).summary()
         record(summary, settings.factors.epochs + 1)
-        write_json(folder / "summary.json", summary | {"prior": filters.label})
-        finish(folder, key)
+        if ranks.is_first():
+            write_json(folder / "summary.json", summary | {"prior": filters.label})
+            finish(folder, key)
 
 
 def trained_factors(
@@ -85,4 +89,4 @@ def trained_factors(
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, divided=True)

@@ -8,6 +8,7 @@ Paper   arXiv 2511.12100 (SS-CA), Counterfactual LIMA.  Cost: about 30 s on two 
 
 from pathlib import Path
 
+from everycause import ranks
 from everycause.artifacts import write_json
 from everycause.data.sources import SOURCES, open_split
 from everycause.device import start
@@ -16,7 +17,8 @@ from everycause.explanation.masks import MaskParams, generate
 from everycause.inference import check_fits
 from everycause.models import load, model_fingerprint
 from everycause.params import read
-from stages.entry import asked, leave_out, recorded, resume_key, run
+from stages.entry import asked, leave_out, run
+from stages.recording import recorded, resume_key
 
 NAME = "generate_masks/masks"
 
@@ -43,7 +45,8 @@ def main(seed: int, base: Path, out: Path, inputs: Path | None = None) -> None:
     with recorded(NAME, params, out, seed, device, train.identity, resume=key) as (folder, record):
         summary = generate(classifier, train, params.masks, folder, model).summary()
         record(summary, 0)
-        write_json(folder / "summary.json", summary)
+        if ranks.is_first():
+            write_json(folder / "summary.json", summary)
 
 
 def check_selector(masks: MaskParams) -> None:
@@ -60,4 +63,4 @@ def check_selector(masks: MaskParams) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, divided=True)

@@ -27,7 +27,8 @@ from everycause.explanation.attributions import ATTRIBUTIONS, library
 from everycause.explanation.image_selection import select_images
 from everycause.inference import TIMM, open_classifier
 from everycause.params import read
-from stages.entry import recorded, run
+from stages.entry import run
+from stages.recording import recorded
 
 SHARD = 6
 """Photographs per finished part."""

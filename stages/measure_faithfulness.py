@@ -19,7 +19,8 @@ from everycause.explanation.masks import Masks
 from everycause.inference import check_fits
 from everycause.models import load, model_fingerprint
 from everycause.params import read
-from stages.entry import asked, leave_out, recorded, resume_key, run
+from stages.entry import asked, leave_out, run
+from stages.recording import recorded, resume_key
 
 
 def main(row: str, seed: int, model: Path, filters: Path, masks: Path, out: Path, inputs: Path | None = None) -> None:

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import torch
 
+from everycause import ranks
 from everycause.artifacts import write_json
 from everycause.data.erasures import ValidationErasures
 from everycause.data.sources import SOURCES, open_split
@@ -30,10 +31,10 @@ from everycause.training.counterfactuals import Recipe, Upstream
 from everycause.training.examples import save_pictures
 from everycause.training.rounds import Observe
 from everycause.training.rows import ROWS, retrain
-from stages.entry import PRIOR, recorded, resume_key, run
+from stages.entry import PRIOR, run
+from stages.recording import recorded, resume_key
 
-HEADLINE = ("masks", "joint")
-"""Rows whose models are logged to MLflow, beside the base."""
+HEADLINE = ("masks", "joint")  # rows whose models are logged to MLflow, beside the base
 
 
 def main(row: str, seed: int, base: Path, filters: Path, masks: Path, out: Path) -> None:
@@ -68,13 +69,14 @@ def main(row: str, seed: int, base: Path, filters: Path, masks: Path, out: Path)
         for epoch in retraining.epochs(folder, observer(params, seed)):
             record(epoch.measures, epoch.number)
             rounds += [epoch.measures] if "round/round" in epoch.measures else []
-        if rounds:
-            write_json(folder / "rounds.json", rounds)
-        write_json(folder / "row.json", {"row": row, "meaning": ROWS[row].meaning})
-        if (pictures := retraining.pictures()) is not None:
-            models = {"base": load(base, device), row: classifier}
-            save_pictures(folder, pictures, models, params.data, params.run.threads)
-        classifier.save(folder)
+        if ranks.is_first():
+            if rounds:
+                write_json(folder / "rounds.json", rounds)
+            write_json(folder / "row.json", {"row": row, "meaning": ROWS[row].meaning})
+            if (pictures := retraining.pictures()) is not None:
+                models = {"base": load(base, device), row: classifier}
+                save_pictures(folder, pictures, models, params.data, params.run.threads)
+            classifier.save(folder)
         if params.tracking.log_models and row in HEADLINE:
             record.model(classifier)
 
@@ -113,4 +115,4 @@ def observer(params: SimpleNamespace, seed: int) -> Observe:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, divided=True)

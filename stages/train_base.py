@@ -7,13 +7,15 @@ Paper   plain cross-entropy, the starting point of both papers.  Cost: about 100
 
 from pathlib import Path
 
+from everycause import ranks
 from everycause.data.sources import SOURCES, open_split
 from everycause.device import start
 from everycause.models import framing_of
 from everycause.params import read
 from everycause.training.fit import train_base
 from everycause.weights import said
-from stages.entry import recorded, resume_key, run
+from stages.entry import run
+from stages.recording import recorded, resume_key
 
 
 def main(seed: int, out: Path) -> None:
@@ -33,10 +35,11 @@ def main(seed: int, out: Path) -> None:
             record.tag({"weights": said(params.model.name, params.model.weights)})
         for epoch in epochs:
             record(epoch.measures, epoch.number)
-        classifier.save(folder)
+        if ranks.is_first():
+            classifier.save(folder)
         if params.tracking.log_models:
             record.model(classifier)
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, divided=True)

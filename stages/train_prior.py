@@ -18,7 +18,8 @@ from everycause.explanation.prior_training import TRAINED, samples, save_prior, 
 from everycause.params import read
 from everycause.reporting.counterfactuals import sheet
 from everycause.reporting.figures import save
-from stages.entry import finish, finished, leave_out, recorded, resume_key, run
+from stages.entry import finish, finished, leave_out, run
+from stages.recording import recorded, resume_key
 
 SAMPLES = 32
 """Images that are drawn from the prior, to be looked at."""

@@ -28,13 +28,13 @@ TRAINING_STAGES = ("train_base", "accumulate_filters", "generate_masks", "retrai
 FORBIDDEN_WORDS = {"utils", "helpers", "common", "misc", "manager", "handler", "processor", "v2"}
 TIMMS = "get_classifier"
 """A name that timm calls: a network of ours must answer to it."""
-MOST_MODULES = 123
+MOST_MODULES = 128
 BUDGETS = {
     "codebirds": 1025,
     "everycause.data": 3195,
-    "everycause.explanation": 4440,
-    "everycause.training": 2650,
-    "everycause.evaluation": 2180,
+    "everycause.explanation": 4460,
+    "everycause.training": 2940,
+    "everycause.evaluation": 2220,
     "everycause.reporting": 2400,
     "everycause.tuning": 1900,
     "everycause.worlds": 1125,

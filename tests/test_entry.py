@@ -13,7 +13,8 @@ import yaml
 from everycause.errors import UserError, memory_errors
 from everycause.params import flattened
 from stages import tune
-from stages.entry import BATCHES, asked, run
+from stages.entry import asked, run
+from stages.recording import BATCHES
 from tests.conftest import ROOT
 
 

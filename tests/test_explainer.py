@@ -442,7 +442,8 @@ print(*ours)
         "everycause", "everycause.data", "everycause.data.digests", "everycause.data.images", "everycause.errors",
         "everycause.explainer", "everycause.explanation", "everycause.explanation.inputs",
         "everycause.explanation.objectives", "everycause.explanation.regions", "everycause.explanation.scoring",
-        "everycause.explanation.search", "everycause.networks", "everycause.shapes", "everycause.weights",
+        "everycause.explanation.search", "everycause.networks", "everycause.precision", "everycause.shapes",
+        "everycause.weights",
     }  # fmt: skip
 
 

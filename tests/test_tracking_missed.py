@@ -24,7 +24,7 @@ from everycause.artifacts import HISTORY, atomic_folder
 from everycause.errors import UserError
 from everycause.tracking import TrackingParams, run, send_missed
 from stages import sync_tracking
-from stages.entry import recorded
+from stages.recording import recorded
 from tests.conftest import ROOT
 
 PARAMS = TrackingParams(experiment="tests", log_models=False, system_metrics_seconds=0.0)
@@ -248,7 +248,7 @@ from types import SimpleNamespace
 import torch
 from everycause.artifacts import part
 from everycause.tracking import TrackingParams
-from stages.entry import recorded
+from stages.recording import recorded
 params = SimpleNamespace(tracking=TrackingParams(experiment="tests", log_models=False, system_metrics_seconds=0.0))
 def begun(name):
     return recorded(f"retrain/{name}", params, Path(name), 0, torch.device("cpu"), "data", "one key")

@@ -106,7 +106,7 @@ def normalized(
     """Images with zero mean and unit deviation per channel; 0 is the data set's mean color."""
     mean = torch.tensor(statistics.mean, device=device)[:, None, None] * 255
     scale = 1 / (torch.tensor(statistics.standard_deviation, device=device)[:, None, None] * 255)
-    return (images.to(device) - mean).mul_(scale).contiguous(memory_format=torch.channels_last)
+    return (images.to(device, non_blocking=True) - mean).mul_(scale).contiguous(memory_format=torch.channels_last)
 
 
 def held_out(labels: Int64[np.ndarray, "images"], share: float, seed: int) -> Bool[np.ndarray, "images"]:

@@ -136,6 +136,11 @@ def statistics(split: Split, chunk: int = 512) -> Statistics:
     return Statistics(tuple((mean / 255).tolist()), tuple((deviation / 255).tolist()))
 
 
+def parts(count: int, size: int) -> list[Int64[np.ndarray, "rows"]]:
+    """The numbers 0 to count − 1, `size` at a time."""
+    return [np.arange(start, min(start + size, count)) for start in range(0, count, size)]
+
+
 def batches(split: Split, size: int, order: np.ndarray | None = None) -> Iterator[Batch]:
     """The split in batches, in the order of its indices or in the given one."""
     order = np.arange(len(split)) if order is None else order

@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from codebirds.glyphs import CUES
+from everycause import ranks
 from everycause.artifacts import save_tensors
 from everycause.data.corruptions import check
 from everycause.data.images import Images
@@ -23,6 +24,7 @@ from everycause.inference import logit_batches
 from everycause.models import Classifier
 from everycause.networks import folded
 from everycause.params import Section
+from everycause.precision import Precision, in_precision
 from everycause.shapes import Float, Int64
 from everycause.unfinished import kept
 
@@ -42,6 +44,9 @@ class EvaluationParams(Section):
     """Whether images corrupted here are kept on disk for the next row, or made anew. All 75 combinations of corruption
     and severity of 480 images at 64 pixels take 0.4 GiB."""
 
+    precision: Precision
+    """Of the network; 16 bits are faster on a GPU, and move logits by about 0.01."""
+
     @model_validator(mode="after")
     def _exist(self) -> "EvaluationParams":
         for name in self.corruptions:
@@ -54,23 +59,37 @@ Predict = Callable[[View], Iterator[Float[Tensor, "batch classes"]]]
 """The logits of the images of a view, in order, a batch at a time."""
 
 
-def predictions(views: Iterator[View], predict: Predict, folder: Path | None = None) -> Predictions:
+def predictions(
+    views: Iterator[View],
+    predict: Predict,
+    folder: Path | None = None,
+    own: Callable[[View], bool] = lambda _view: True,
+) -> Predictions:
     """What any predictor answers on every view. The logits of a batch are dropped before the next batch.
 
-    With the folder of an unfinished artifact, the answers on each view are kept there, and not asked for again.
+    Args:
+        views: What to ask about.
+        predict: The predictor.
+        folder: Of an unfinished artifact: the answers on each view are kept there, and not asked for again.
+        own: Whether this process asks about a view. The answers of all processes are put together.
     """
-    stored: dict[str, Answers] = {}
-    among, known, classes, released = {}, {}, 0, False
-    for view in tqdm(views, desc="evaluating", disable=None):
-        name = f"{view.name.replace('/', '-')}-{view.split.identity}"
-        found, compared = kept(folder, name, partial(_plain, view, predict))
-        stored[view.name] = Answers(*found)
+    found: dict[str, tuple[list[Tensor], Tensor | None]] = {}
+    names, among, known, classes, released = [], {}, {}, 0, False
+    for view in tqdm(views, desc="evaluating", disable=ranks.without_progress()):
+        names.append(view.name)
+        if own(view):
+            name = f"{view.name.replace('/', '-')}-{view.split.identity}"
+            found[view.name] = kept(folder, name, partial(_plain, view, predict))
         classes, released = view.split.num_classes, released | view.released
         if view.among is not None:
             among[view.name] = view.among
         if view.name == "test":
             conforms = None if view.factors is None else torch.from_numpy(view.factors.conforms(classes))
-            known = {"groups": view.groups, "conforms": conforms, "compared": compared}
+            known = {"groups": view.groups, "conforms": conforms}
+    every = {name: one for part in ranks.gathered(found) for name, one in part.items()}
+    if "test" in every:
+        known["compared"] = every["test"][1]
+    stored = {name: Answers(*every[name][0]) for name in names}
     return Predictions(stored, classes, **known, among=among, released=released)
 
 
@@ -94,17 +113,39 @@ def _plain(view: View, predict: Predict) -> tuple[list[Tensor], Tensor | None]:
     return list(found), compared
 
 
-def evaluate(classifier: Classifier, views: Iterator[View], folder: Path | None = None) -> Predictions:
+def evaluate(
+    classifier: Classifier,
+    views: Iterator[View],
+    folder: Path | None = None,
+    sheet: "ContactSheet | None" = None,
+    precision: Precision = "float32",
+) -> Predictions:
     """What a classifier answers on every view.
 
     The network runs with batch normalization folded into its convolutions: the same logits up to rounding, about 1.4
-    times as fast on a CPU. With the folder of an unfinished artifact, no view is evaluated again.
+    times as fast on a CPU. Several processes divide the views among them: each next one goes to the process that has
+    the fewest images so far.
+
+    Args:
+        classifier: The model.
+        views: What to evaluate it on.
+        folder: Of an unfinished artifact: no view is evaluated again.
+        sheet: Collects pictures of the views.
+        precision: Of the network.
 
     Raises:
         UserError: the images or the classes of a view are not those that the classifier was made for.
     """
-    network = folded(classifier.network)
-    return predictions(views, lambda view: logit_batches(classifier, view.split, network), folder)
+    network, images = in_precision(folded(classifier.network), precision), [0] * ranks.count()
+
+    def own(view: View) -> bool:
+        turn = images.index(min(images))
+        images[turn] += len(view.split)
+        if sheet is not None:
+            sheet.see(view, turn == ranks.number())
+        return turn == ranks.number()
+
+    return predictions(views, lambda view: logit_batches(classifier, view.split, network), folder, own)
 
 
 def data_description(data: DataParams, test: Split) -> dict[str, Any]:
@@ -135,19 +176,21 @@ class ContactSheet:
     """
 
     def __init__(self, train: Split, severities: list[int]) -> None:
-        self._lines: dict[str, Images] = {"train": _first_images(train)}
+        self._lines: dict[str, Images | None] = {"train": _first_images(train)}
         self._severity = str(sorted(severities)[(len(severities) - 1) // 2])
         self._sizes: set[int] = set()
 
-    def passing(self, views: Iterator[View]) -> Iterator[View]:
-        """The same views, one by one; those that are shown leave their first images here."""
-        for view in views:
-            if (line := self._line(view.name)) is not None:
-                self._lines[line] = _first_images(view.split)
-            yield view
+    def see(self, view: View, own: bool = True) -> None:
+        """Take the first images of a view, if it is shown; `own` says whether this process is the one to read it."""
+        if (line := self._line(view.name)) is not None:
+            self._lines[line] = _first_images(view.split) if own else None
 
     def save(self, folder: Path) -> None:
-        """Write the images into a folder, as one file."""
+        """Write the images into a folder, as one file. All processes must call this; the first one writes."""
+        for part in ranks.gathered({line: images for line, images in self._lines.items() if images is not None}):
+            self._lines.update(part)
+        if not ranks.is_first():
+            return
         tensors = {f"{number:03d}": images for number, images in enumerate(self._lines.values())}
         save_tensors(folder / PICTURES, tensors, {"names": list(self._lines)})
 

@@ -1,12 +1,13 @@
 """Counterfactual images of many images of a split, in shards: a killed run goes on after its last finished one."""
 
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from everycause import ranks
 from everycause.artifacts import is_whole, load_explanation, part, save_tensors
 from everycause.data.split import Split
 from everycause.errors import UserError
@@ -102,6 +103,8 @@ def explained_images(attack: Attack, split: Split) -> Targets:
 def generate(attack: Attack, split: Split, folder: Path, model: str, seed: int) -> CounterfactualImages:
     """Change images of a split, write the shards that are not in `folder` yet, and read all shards back.
 
+    Several processes divide the batches of each shard among them, and the first one writes it.
+
     Args:
         attack: How.
         split: The images.
@@ -116,14 +119,18 @@ def generate(attack: Attack, split: Split, folder: Path, model: str, seed: int) 
     size, params = attack.params.shard, attack.params
     for number, chosen in enumerate(torch.arange(len(rows)).split(size)):
         file = folder / FILE.format(number)
-        if not is_whole(file):
+        if not ranks.decided(partial(is_whole, file)):
             title = f"counterfactual images, shard {number + 1}"
-            chunks = tqdm(chosen.split(params.batch_size), desc=title, disable=None, leave=False)
-            found = [_changed(attack, split, rows[some], classes[some], seed) for some in chunks]
+            found = ranks.mapped(
+                lambda some: _changed(attack, split, rows[some], classes[some], seed),
+                chosen.split(params.batch_size), title,
+            )  # fmt: skip
             names = [field.name for field in fields(CounterfactualImages)]
             joined = {name: torch.cat([getattr(one, name) for one in found]) for name in names}
-            with part(file) as writing:
-                CounterfactualImages(**joined).save(writing, model, split.identity)
+            if ranks.is_first():
+                with part(file) as writing:
+                    CounterfactualImages(**joined).save(writing, model, split.identity)
+    ranks.wait()
     return CounterfactualImages.load(folder, model, split.identity)
 
 

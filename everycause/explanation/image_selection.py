@@ -5,10 +5,12 @@ Memory does not grow with the number of classes.
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from everycause.data.split import Split, batches
+from everycause import ranks
+from everycause.data.split import Split, batches, parts
 from everycause.errors import UserError
 from everycause.inference import batch_size, logits_of_images
 from everycause.models import Classifier
@@ -27,15 +29,20 @@ class ImageSelection(NamedTuple):
 def select_images(classifier: Classifier, split: Split, confidence: float, images: int) -> ImageSelection:
     """The images that are predicted correctly with more than `confidence`, at most `images`, evenly over the classes.
 
+    Several processes divide the images among them, in the batches of one.
+
     Raises:
         UserError: there are none.
     """
-    correct, confident = [], []
-    for batch in batches(split, 8 * batch_size(classifier)):
+
+    def judged(rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        (batch,) = batches(split, len(rows), rows)
         probability, prediction = logits_of_images(classifier, batch.images).softmax(dim=1).max(dim=1)
-        correct.append(prediction == batch.labels)
-        confident.append(correct[-1] & (probability > confidence))
-    right, eligible = torch.cat(correct), torch.cat(confident)
+        correct = prediction == batch.labels
+        return correct, correct & (probability > confidence)
+
+    found = ranks.mapped(judged, parts(len(split), 8 * batch_size(classifier)))
+    right, eligible = (torch.cat(columns) for columns in zip(*found, strict=True))
     counts = torch.tensor([len(right), int((~right).sum()), int((right & ~eligible).sum())])
     index = evenly_over_classes(eligible.nonzero()[:, 0], split.labels, images)
     if len(index) == 0:

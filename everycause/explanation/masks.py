@@ -1,13 +1,14 @@
 """Counterfactual masks: the regions of each image whose removal flips its prediction, for many images of a split.
 
 `generate` searches shard by shard: memory does not grow with the number of images, and a killed run goes on after its
-last finished shard. One image of any network is explained by everycause.explainer.
+last finished shard. Several processes divide a shard. One image of any network is explained by everycause.explainer.
 
 Paper: arXiv 2511.12100 (SS-CA, Counterfactual LIMA); differences are listed in docs/deviations.md.
 """
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from pydantic import Field
 from torch import Tensor
 from tqdm import tqdm
 
+from everycause import ranks
 from everycause.artifacts import is_whole, part
 from everycause.data.split import Split
 from everycause.explanation.image_selection import select_images
@@ -32,11 +34,12 @@ from everycause.explanation.regions import (
     other_images,
     partitions,
 )
-from everycause.explanation.scoring import Precision, Scorer
+from everycause.explanation.scoring import Scorer
 from everycause.explanation.search import Method, SearchInputs, search
 from everycause.explanation.selectors import SELECTORS, Request, SelectorName, cut_at_flip
 from everycause.models import Classifier
 from everycause.params import Section
+from everycause.precision import Precision
 from everycause.shapes import Float, Int64
 
 SEARCHED_TOGETHER = 512
@@ -70,7 +73,7 @@ class MaskParams(Section):
     batch_size: int = Field(ge=1, le=100_000)
     """Masked images per forward pass."""
     precision: Precision
-    """Of proposals: bfloat16 is faster on a GPU; every set is confirmed and pruned with the stored float32 model."""
+    """Of proposals: 16 bits are faster on a GPU; every set is confirmed and pruned with the stored float32 model."""
     compiled: bool
     """Whether torch.compile is used, which pays from some ten thousand images on."""
     fido: FidoParams
@@ -108,16 +111,17 @@ def generate(
     selection = select_images(classifier, split, params.confidence, params.images)
     for number, index in enumerate(selection.index.split(params.shard)):
         file = folder / FILE.format(number)
-        if not is_whole(file):
+        if not ranks.decided(partial(is_whole, file)):
             chunks = tqdm(
-                searched(classifier, split, index, params, filters),
-                total=-(-len(index) // SEARCHED_TOGETHER),
-                desc=f"searching masks, shard {number + 1}",
-                disable=None,
-            )
-            found = replace(Masks.joined(list(chunks)), selection_counts=selection.counts)
-            with part(file) as writing:
-                found.save(writing, model, split.identity)
+                searched(classifier, split, own := ranks.own_part(index), params, filters),
+                desc=f"searching masks, shard {number + 1}", total=-(-len(own) // SEARCHED_TOGETHER),
+                disable=ranks.without_progress(),
+            )  # fmt: skip
+            found = replace(Masks.joined(ranks.joined(list(chunks))), selection_counts=selection.counts)
+            if ranks.is_first():
+                with part(file) as writing:
+                    found.save(writing, model, split.identity)
+    ranks.wait()
     return Masks.load(folder, model, split.identity)
 
 
@@ -134,7 +138,7 @@ def searched(
         UserError: the regions do not fit the images.
     """
     scorer, exact = scorers(classifier, params)
-    for rows in index.split(SEARCHED_TOGETHER):
+    for rows in index.split(SEARCHED_TOGETHER) if len(index) else ():
         images, others = split.read(rows.numpy()), other_images(split, rows, params.baseline)
         partition, shared = partitions(params.partition, images, params.regions), is_shared(params.partition)
         statistics, device = classifier.statistics, classifier.device

@@ -19,6 +19,7 @@ from everycause.errors import UserError
 from everycause.explanation.prior import Denoiser, DiffusionPrior, LowPassPrior, Prior, PriorParams
 from everycause.explanation.steering import PIXEL_ATTACK, CounterfactualParams
 from everycause.params import Section
+from everycause.precision import in_precision
 from everycause.shapes import Float, Int64
 from everycause.unfinished import Unfinished
 from everycause.weights import UNREADABLE, not_finite
@@ -249,6 +250,7 @@ def open_prior(
     else:
         denoiser, scheduler = pipeline(Path(prior.source), train.image_size)
     denoiser = denoiser.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+    denoiser = in_precision(denoiser, params.precision)
     return DiffusionPrior(denoiser, scheduler, params.chain, params.tau, params.eta, params.checkpointed)
 
 

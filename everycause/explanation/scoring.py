@@ -9,7 +9,7 @@ backward pass, which was measured at 1.3 to 2.4 forward passes (reports/log.md).
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from everycause.explanation.objectives import Logits, Objective
 from everycause.explanation.regions import MaskedImages
 from everycause.networks import evaluating, folded
+from everycause.precision import Precision, autocast
 from everycause.shapes import Bool, Float, Int64
 
 GRADIENT = 3
 """Forward passes that a gradient counts as."""
-Precision = Literal["float32", "bfloat16"]
 
 
 class Scorer:
@@ -33,7 +33,7 @@ class Scorer:
         device: Where the network lies; found from its parameters where it is not given.
         fast: Use a copy with batch normalization folded into the convolutions, where the network can be traced. Without
             it the network itself is used, in true float32 (no TF32).
-        precision: bfloat16 runs under autocast.
+        precision: bfloat16 and float16 run under autocast.
         compiled: Use torch.compile, which pays from some ten thousand images on.
         padded: Fill every pass up to `batch_size` with copies of its last row.
     """
@@ -118,7 +118,7 @@ class Scorer:
         return torch.cat(results)[: len(removed)]
 
     def _forward(self, images: Tensor) -> Tensor:
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+        with autocast(images.device, self.precision):
             return self.network(images.to(self.dtype).contiguous(memory_format=torch.channels_last)).float()
 
     def _chunks(self, count: int) -> Iterator[Tensor]:

@@ -29,6 +29,7 @@ from everycause.explanation.prior import ImageNoise, Pixels, Prior
 from everycause.models import Classifier, Readout
 from everycause.networks import evaluating
 from everycause.params import Section
+from everycause.precision import autocast
 from everycause.shapes import Bool, Float, Int64, UInt8
 
 RUNNER_UP, TRUE_LABEL = "runner_up", "true_label"
@@ -72,6 +73,8 @@ class CounterfactualParams(Section):
     """Images per file; a killed run goes on after its last finished file."""
     checkpointed: bool
     """Whether activations are computed again for the gradient: less memory, more time."""
+    precision: Literal["float32", "bfloat16"]
+    """Of classifier and prior; bfloat16 is faster on a GPU, and gives other images."""
     factors: FactorParams
     """Of `cecas-` methods."""
 
@@ -255,7 +258,9 @@ def read(attack: Attack, images: Pixels) -> Readout:
     """Logits and features of images with colors from 0 to 1; gradients pass through."""
     statistics = attack.classifier.statistics
     mean, deviation = (torch.tensor(values, device=images.device)[:, None, None] for values in statistics)
-    return attack.classifier.readout((images - mean) / deviation)
+    with autocast(images.device, attack.params.precision):
+        found = attack.classifier.readout((images - mean) / deviation)
+    return Readout(found.logits.float(), found.activations.float())
 
 
 def kept_places(originals: Pixels, changed: Pixels, params: CounterfactualParams) -> Bool[Tensor, "batch height width"]:

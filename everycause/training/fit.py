@@ -8,7 +8,6 @@ from torch's global one, which is seeded anew for every epoch and restored after
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -19,19 +18,34 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
+from everycause import ranks
 from everycause.data.images import normalized
 from everycause.data.split import Split
 from everycause.errors import UserError
-from everycause.inference import logits_of
+from everycause.inference import logits_divided
 from everycause.models import Classifier, ModelParams, new_classifier
 from everycause.params import Section
+from everycause.precision import Precision, autocast
 from everycause.shapes import Bool
+from everycause.training.division import (
+    all_rows,
+    average_gradients,
+    check_divisible,
+    own_rows,
+    whole_batch_statistics,
+)
 from everycause.training.loss import PLAIN_LOSS, FilterTerms, LossParams, accuracy, filter_terms, joint_terms
 from everycause.training.objectives import Objective, Stateful
 from everycause.training.optimizer import OptimizerParams, optimizer, schedule, training_mode
 from everycause.training.position import Position
-from everycause.training.steps import AugmentationParams, Counterfactuals, Order, Step, training_steps
+from everycause.training.prefetch import prefetched
+from everycause.training.steps import AugmentationParams, Counterfactuals, Drawn, Order, Step, training_steps
 from everycause.unfinished import Unfinished
+
+FIRST_SCALE = 2.0**8
+"""Of the loss in float16; it grows by itself. From torch's own, 2¹⁶, a short training would skip its first steps."""
+APART = 2_654_435_761
+"""Between the seeds of two processes: a prime near 2³² / 1.618, so that no two of them are near each other."""
 
 
 class FitParams(Section):
@@ -53,6 +67,8 @@ class FitParams(Section):
     rounds ignore it."""
     frozen_statistics: bool
     """Whether batch normalization uses, and keeps, the statistics that the network came with."""
+    precision: Precision
+    """Of the forward and backward passes; weights and loss stay float32. With float16 the loss is scaled."""
     augmentation: AugmentationParams
     """Random changes of training images."""
     optimizer: OptimizerParams
@@ -102,9 +118,12 @@ class Training:
         self.classifier, self.train, self.validation, self.params, self.row = classifier, train, validation, params, row
         self.seed = seed
         self.per_epoch = max(1, len(train) // params.batch_size)
+        check_divisible(params.batch_size)
         with training_mode(classifier, params.trainable):  # so that the optimizer takes trainable weights alone
             self.optimizer = optimizer(classifier.network, params.optimizer)
         self.schedule = schedule(self.optimizer, params.optimizer, params.epochs * self.per_epoch)
+        scaled = params.precision == "float16"
+        self.scaler = torch.amp.GradScaler(classifier.device.type, init_scale=FIRST_SCALE, enabled=scaled)
         self.generator = torch.Generator().manual_seed(seed)
         self.epoch = 0
         self.average = ModelEmaV3(classifier.network, params.average) if params.average else None
@@ -131,11 +150,14 @@ class Training:
         steps = training_steps(self.train, size, augmentation, goal.counterfactuals, self.generator, at.order)
         for left in reversed(range(count)):
             self.epoch += at.step == 0  # an epoch that goes on has its number
-            with training_mode(self.classifier, self.params.trainable, self.params.frozen_statistics), self._seeded():
-                terms = self._epoch(islice(steps, self.per_epoch - at.step), goal)
+            mode = training_mode(self.classifier, self.params.trainable, self.params.frozen_statistics)
+            with mode, self._seeded(), whole_batch_statistics():
+                drawn = prefetched(steps, self.per_epoch - at.step, self.classifier.device, at.order.drawn)
+                terms = self._epoch(drawn, goal)
             if not left:
                 self.position = None
-            reached = accuracy(logits_of(self.classifier, self.validation, self._result), self.validation.labels)
+            logits = logits_divided(self.classifier, self.validation, self._result)
+            reached = accuracy(logits, self.validation.labels)
             yield Epoch(self.epoch, terms | {"validation/accuracy": reached})
 
     @property
@@ -152,14 +174,16 @@ class Training:
         """Seed torch's global generators, which dropout draws from, by seed and epoch; restore them afterwards.
 
         So an epoch depends neither on what ran before in the process nor on whether the run was killed and went on.
+        Each of several processes draws other numbers for its images.
         """
         device = self.classifier.device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             assert self.position is not None
-            self.position.seed(self.epoch * 2**32 + self.seed, device)
+            own = (self.seed + ranks.number() * APART) % 2**32
+            self.position.seed(self.epoch * 2**32 + own, device)
             yield
 
-    def _epoch(self, steps: Iterator[Step], goal: Goal) -> dict[str, float]:
+    def _epoch(self, steps: Iterator[tuple[Step, Drawn]], goal: Goal) -> dict[str, float]:
         """One epoch of optimizer steps; the mean of each loss term over the steps.
 
         The terms are read once, at the end, so that no step waits for a GPU.
@@ -167,11 +191,16 @@ class Training:
         at = self.position
         assert at is not None
         title = f"{self.row} epoch {self.epoch}/{self.params.epochs}"
-        for step in tqdm(steps, total=self.per_epoch, initial=at.step, desc=title, disable=None, leave=False):
-            terms = step_terms(self.classifier, step, goal, self.params.label_smoothing)
+        hidden = ranks.without_progress()
+        shown = tqdm(steps, total=self.per_epoch, initial=at.step, desc=title, disable=hidden, leave=False)
+        for step, at.drawn in shown:
+            with autocast(self.classifier.device, self.params.precision):
+                terms = step_terms(self.classifier, step, goal, self.params.label_smoothing)
             self.optimizer.zero_grad(set_to_none=True)
-            terms["loss"].backward()
-            self.optimizer.step()
+            self.scaler.scale(terms["loss"]).backward()
+            average_gradients(self.optimizer)
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
             self.schedule.step()
             if self.average is not None:
                 self.average.update(self.classifier.network)
@@ -196,7 +225,8 @@ class Training:
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "objective": goal.objective.state() if isinstance(goal.objective, Stateful) else None,
-            "generator": self.generator.get_state(),
+            "scaler": self.scaler.state_dict(),
+            "generator": self.generator.get_state() if self.position is None else self.position.generator_state(),
             "epoch": self.epoch,
             "position": None if self.position is None else self.position.state(self.classifier.device),
         }
@@ -210,6 +240,7 @@ class Training:
         self.schedule.load_state_dict(state["schedule"])
         if isinstance(goal.objective, Stateful):
             goal.objective.load_state(state["objective"])
+        self.scaler.load_state_dict(state["scaler"])
         self.generator.set_state(state["generator"].cpu())  # torch.load puts it where the network lies
         self.epoch, at = state["epoch"], state["position"]
         self.position = None if at is None else Position.restored(at, Order(len(self.train), self.generator))
@@ -287,10 +318,10 @@ def step_terms(classifier: Classifier, step: Step, goal: Goal, label_smoothing: 
     count, labels = len(step.labels), step.labels.to(inputs.device)
     activity_terms: FilterTerms | None = None
     if goal.filters is None:
-        logits = classifier(inputs)
+        logits = all_rows(classifier(own_rows(inputs)), len(inputs))
     else:
-        seen = classifier.readout(inputs)
-        logits, activations, filters = seen.logits, seen.activations[:count], goal.filters.to(inputs.device)
+        seen, filters = classifier.readout(own_rows(inputs)), goal.filters.to(inputs.device)
+        logits, activations = all_rows(seen.logits, len(inputs)), all_rows(seen.activations, len(inputs))[:count]
         activity_terms = filter_terms(activations, labels, filters, goal.weights.surrogate)
     other_labels = step.counterfactual_labels.to(inputs.device)
     return joint_terms(logits[:count], labels, logits[count:], other_labels, activity_terms, goal.weights, entropy)

@@ -18,6 +18,7 @@ from everycause.models import Classifier
 from everycause.networks import last_layers
 from everycause.shapes import Float, Int64
 from everycause.training.counterfactuals import Recipe, Upstream
+from everycause.training.division import all_rows, own_rows
 from everycause.training.steps import Step
 
 MUTED_FEATURES, MUTED_IMAGES = 1 / 3, 1 / 3
@@ -86,10 +87,10 @@ def features_of(classifier: Classifier, inputs: Float[Tensor, "images 3 height w
     seen: list[Tensor] = []
     handle = layers[0].register_forward_pre_hook(lambda _module, arguments: seen.append(arguments[0]))
     try:
-        logits = classifier(inputs)
+        logits = all_rows(classifier(own_rows(inputs)), len(inputs))
     finally:
         handle.remove()
-    return Features(seen[0], logits, layers[0])
+    return Features(all_rows(seen[0], len(inputs)), logits, layers[0])
 
 
 class SelfChallenging:
@@ -136,7 +137,7 @@ class SpectralDecoupling:
 
     def terms(self, classifier: Classifier, inputs: Tensor, step: Step, entropy: Entropy) -> dict[str, Tensor]:
         """Cross-entropy and the squared length of the logits."""
-        logits, labels = classifier(inputs), step.labels.to(inputs.device)
+        logits, labels = all_rows(classifier(own_rows(inputs)), len(inputs)), step.labels.to(inputs.device)
         plain, length = entropy(logits, labels), logits.square().sum(dim=1).mean()
         return {"cross_entropy": plain, "logits": length, "loss": plain + DECOUPLING / 2 * length}
 
@@ -198,7 +199,7 @@ class GroupRobust:
 
     def terms(self, classifier: Classifier, inputs: Tensor, step: Step, entropy: Entropy) -> dict[str, Tensor]:
         """The weighted sum of the groups' mean losses; a group without an image in the batch adds 0."""
-        logits, labels = classifier(inputs), step.labels.to(inputs.device)
+        logits, labels = all_rows(classifier(own_rows(inputs)), len(inputs)), step.labels.to(inputs.device)
         losses = entropy(logits, labels, reduction="none")
         member = one_hot(self.groups[step.index], len(self._weights)).to(losses.dtype).to(losses.device)
         by_group = (losses @ member) / member.sum(dim=0).clamp_min(1)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from everycause.training.steps import Order
+from everycause.training.steps import Drawn, Order
 
 
 @dataclass
@@ -19,6 +19,8 @@ class Position:
     """Steps of the epoch under way that are done; 0 between epochs."""
     terms: dict[str, list[Tensor]] = field(default_factory=dict)
     """The loss terms of these steps, by name."""
+    drawn: Drawn | None = None
+    """Where order and generator stood when the last step that was taken had been drawn; None before any."""
     _dropout: list[Tensor] = field(default_factory=list)
     """States of torch's global generators, as they were saved within an epoch."""
 
@@ -36,11 +38,19 @@ class Position:
         terms, self.step, self.terms = self.terms, 0, {}
         return terms
 
+    @property
+    def _drawn(self) -> Drawn:
+        return self.order.drawn() if self.drawn is None else self.drawn
+
+    def generator_state(self) -> Tensor:
+        """State of the generator that belongs to this place."""
+        return self._drawn.generator
+
     def state(self, device: torch.device) -> dict[str, Any]:
         """The place, in a form that torch.save takes."""
         generators = [torch.get_rng_state()] + ([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])
         return {
-            "order": self.order.state(),
+            "order": {"indices": torch.tensor(self._drawn.indices, dtype=torch.int64), "place": self._drawn.place},
             "step": self.step,
             "terms": {name: torch.stack(some) for name, some in self.terms.items()},
             "dropout": generators if self.step else [],
@@ -51,4 +61,4 @@ class Position:
         """A saved place; `order` is a new one."""
         terms = {name: list(some.unbind()) for name, some in state["terms"].items()}
         dropout = [generator.cpu() for generator in state["dropout"]]  # torch.load puts them where the network lies
-        return cls(order.load_state(state["order"]), state["step"], terms, dropout)
+        return cls(order.load_state(state["order"]), state["step"], terms, None, dropout)

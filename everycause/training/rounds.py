@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from pydantic import Field
 
+from everycause import ranks
 from everycause.artifacts import UNFINISHED, is_whole, part
 from everycause.explanation.masks import SEARCHED_TOGETHER, MaskParams, Masks, searched, select_images
 from everycause.models import Classifier
@@ -27,8 +28,8 @@ ROUND = "round-{}.safetensors"
 """File of the masks that joined the pool before a round, by the number of the round."""
 CHECKPOINT = f"{UNFINISHED}training.pt"
 """File of the state, which names the rounds whose masks have been searched."""
-PART = UNFINISHED + "round-{}-{}.safetensors"
-"""File of the masks of a search under way, by the numbers of round and chunk."""
+PART = UNFINISHED + "round-{}-{}-{}.safetensors"
+"""File of the masks of a search under way, by the numbers of round, process and chunk."""
 REMEDY = "the rounds start again"
 Observe = Callable[[int, Classifier, Masks | None], dict[str, float]]
 """Measures the model after a round: number of the round (0: the base), model, masks that joined the pool before it."""
@@ -135,8 +136,9 @@ class Rounds:
         classifier, train = self.training.classifier, self.upstream.train
         selection = select_images(classifier, train, self.search.confidence, self.params.images)
         parts: list[Masks] = []
-        for chunk, rows in enumerate(selection.index.split(SEARCHED_TOGETHER)):
-            file = None if folder is None else folder / PART.format(len(self._found) + 1, chunk)
+        own = ranks.own_part(selection.index)
+        for chunk, rows in enumerate(own.split(SEARCHED_TOGETHER) if len(own) else ()):
+            file = None if folder is None else folder / PART.format(len(self._found) + 1, ranks.number(), chunk)
             if file is not None and is_whole(file):
                 parts.append(Masks.read(file))
                 continue
@@ -144,7 +146,7 @@ class Rounds:
             if file is not None:
                 with part(file) as writing:
                     parts[-1].save(writing, self.upstream.model, train.identity)
-        masks = Masks.joined(parts)
+        masks = Masks.joined(ranks.joined(parts))
         return replace(masks, selection_counts=selection.counts) if bool(masks.flipped.any()) else None
 
 
@@ -169,7 +171,7 @@ def size_at_flip(masks: Masks) -> float:
 
 def save_masks(folder: Path | None, found: list[Masks | None], upstream: Upstream) -> None:
     """Write the masks of the round that begins, where it has any."""
-    if folder is not None and found[-1] is not None:
+    if folder is not None and found[-1] is not None and ranks.is_first():
         with part(folder / ROUND.format(len(found))) as writing:
             found[-1].save(writing, upstream.model, upstream.train.identity)
 

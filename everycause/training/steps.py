@@ -131,6 +131,14 @@ class Step:
     """Classes, or probabilities of the classes where images are mixed."""
 
 
+class Drawn(NamedTuple):
+    """Where order and generator stood when a step had been drawn: later ones may be drawn before it is taken."""
+
+    indices: list[int]
+    place: int
+    generator: Tensor
+
+
 class Order:
     """The indices 0 to count − 1 in a random order, then in another one, without end; its place can be saved."""
 
@@ -145,9 +153,9 @@ class Order:
         self._place += 1
         return self._indices[self._place - 1]
 
-    def state(self) -> dict[str, Any]:
-        """The order under way and the place in it. The generator's state is its owner's."""
-        return {"indices": torch.tensor(self._indices, dtype=torch.int64), "place": self._place}
+    def drawn(self) -> Drawn:
+        """The order under way, the place in it, and the state of the generator."""
+        return Drawn(self._indices, self._place, self._generator.get_state())
 
     def load_state(self, state: dict[str, Any]) -> "Order":
         """Go on from a saved place."""
@@ -242,5 +250,5 @@ def seeded(generator: torch.Generator) -> Iterator[None]:
     """
     seed = int(torch.randint(2**31, (1,), generator=generator))
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # of the CPU alone: a GPU in the midst of an epoch keeps its own
         yield

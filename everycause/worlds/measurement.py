@@ -108,6 +108,7 @@ class Laboratory:
             stored = evaluate(
                 classifier,
                 views(data, evaluation.corruptions, evaluation.severities, self.threads, self._views(cell.where)),
+                precision=evaluation.precision,
             )
             assert data.code is not None
             measures = metrics(stored, data.code) | validated(classifier, validation)

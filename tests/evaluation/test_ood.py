@@ -101,8 +101,8 @@ def test_the_contact_sheet_shows_an_erasure_per_size_and_the_middle_severity(tmp
         "art_painting",
     ]
     sheet = ContactSheet(named("train", 99).split, [1, 3, 5])
-    passed = list(sheet.passing(named(name, number) for number, name in enumerate(names)))
-    assert [view.name for view in passed] == names
+    for number, name in enumerate(names):
+        sheet.see(named(name, number))
     sheet.save(tmp_path)
     tensors, description = load_tensors(tmp_path / PICTURES, "evaluate_ood")
     expected = {

@@ -35,6 +35,7 @@ PARAMS = FitParams(
     label_smoothing=0.0,
     average=0.0,
     frozen_statistics=False,
+    precision="float32",
     augmentation=AUGMENTATION,
     optimizer=OPTIMIZER,
 )
