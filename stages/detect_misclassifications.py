@@ -15,7 +15,7 @@ from everycause.artifacts import write_json
 from everycause.data.shifts import views
 from everycause.data.sources import SOURCES, open_split
 from everycause.device import start
-from everycause.evaluation.detection import Explained, detect, flat
+from everycause.evaluation.detection import DetectionReport, Explained, detect
 from everycause.explanation.filters import FilterBank
 from everycause.models import load, model_fingerprint
 from everycause.params import read
@@ -70,6 +70,16 @@ def main(
         record(flat(report), 0)
         pd.DataFrame(report["test"]["by_class"]).to_csv(folder / "by_class.csv", index=False)
         write_json(folder / "detection.json", report)
+
+
+def flat(report: DetectionReport) -> dict[str, float]:
+    """The measures of the detectors under one name each, for records."""
+    return {
+        f"detection/{split}/{name}/{measure}": value
+        for split, content in report.items()
+        for name, measured in content["detectors"].items()
+        for measure, value in measured.items()
+    }
 
 
 if __name__ == "__main__":

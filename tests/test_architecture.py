@@ -32,9 +32,9 @@ MOST_MODULES = 128
 BUDGETS = {
     "codebirds": 1025,
     "everycause.data": 3195,
-    "everycause.explanation": 4460,
+    "everycause.explanation": 4515,
     "everycause.training": 2940,
-    "everycause.evaluation": 2220,
+    "everycause.evaluation": 2235,
     "everycause.reporting": 2400,
     "everycause.tuning": 1900,
     "everycause.worlds": 1125,

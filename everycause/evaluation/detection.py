@@ -334,16 +334,6 @@ def detect(
     return {name: kept(folder, _file_name(name, parts), partial(judged, name, parts)) for name, parts in _splits(views)}
 
 
-def flat(report: DetectionReport) -> dict[str, float]:
-    """The measures of the detectors under one name each, for records."""
-    return {
-        f"detection/{split}/{name}/{measure}": value
-        for split, content in report.items()
-        for name, measured in content["detectors"].items()
-        for measure, value in measured.items()
-    }
-
-
 def _splits(views: Iterator[View]) -> Iterator[tuple[str, list[View]]]:
     """Every split by name; all corruptions together, at the end."""
     corrupted: list[View] = []

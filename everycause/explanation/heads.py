@@ -16,7 +16,7 @@ by one: those of 1,000 classes and 2,048 filters take 17 GB.
 Source: Tariq, Zia, Ghafoor, Knowledge-Based Systems 257 (2022), arXiv 2501.06831; used by arXiv 2501.11087.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -213,11 +213,7 @@ def _trained(
     labels = labels.to(activations.device)
     count, filters = 1 if variant == "singular" else len(head.weight), activations.shape[1]
     blocks = torch.arange(count).split(max(1, MOST_BYTES // (4 * filters * (filters + 1))))
-    starts = []
-    for block in blocks:
-        starts.append(generator.get_state())
-        _drawn(len(block), filters, generator)
-    after = generator.get_state()
+    *starts, after = _states(blocks, filters, generator)
     progress = tqdm(total=params.epochs * len(blocks), desc=f"training heads ({variant})", disable=None, leave=False)
     for block, start in zip(blocks, starts, strict=True):
         generator.set_state(start)
@@ -253,6 +249,14 @@ def _trained(
         del weight, velocity
         yield made
     progress.close()
+
+
+def _states(blocks: Sequence[Tensor], filters: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """The state of the generator before the maps of each block are drawn, and after all."""
+    for block in blocks:
+        yield generator.get_state()
+        _drawn(len(block), filters, generator)
+    yield generator.get_state()
 
 
 def _drawn(count: int, filters: int, generator: torch.Generator) -> Float[Tensor, "maps filters inputs"]:
