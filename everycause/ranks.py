@@ -6,6 +6,7 @@ the others compute. Where there is one process alone, nothing is exchanged and e
 All processes must call the functions below in the same order: each call waits for the others.
 """
 
+import io
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -110,9 +111,11 @@ def gathered(value: Value) -> list[Value]:
     """The value of every process, by rank."""
     if count() == 1:
         return [value]
-    values: list[Value | None] = [None] * count()
-    distributed.all_gather_object(values, value)
-    return values  # type: ignore[return-value]
+    packed: list[bytes] = [b""] * count()
+    written = io.BytesIO()
+    torch.save(value, written)  # distributed's own way of packing does not know tensors of uint16
+    distributed.all_gather_object(packed, written.getvalue())
+    return [torch.load(io.BytesIO(one), weights_only=False) for one in packed]
 
 
 def decided(decide: Callable[[], Value]) -> Value:

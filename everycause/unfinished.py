@@ -42,20 +42,18 @@ class Unfinished:
         """Whether the last state is old enough for another one to be worth its time."""
         return self.file is not None and ranks.is_first() and time.monotonic() >= self._next
 
-    def save(self, state: dict[str, Any]) -> None:
-        """Replace the state: tensors, numbers, text, and lists and mappings of them.
+    def save(self, state: dict[str, Any], own: bool = False) -> None:
+        """Replace the state.
 
-        Of several processes that share a stage the first one writes; the others, whose state is the same, go on from
-        what it wrote.
+        Args:
+            state: Tensors, numbers, text, and lists and mappings of them.
+            own: Whether it is that of this process alone. Otherwise the first of the processes that share a stage
+                writes, and the others, whose state is the same, go on from what it wrote.
 
         Raises:
             OSError: the disk is full or cannot be written; the last state stays.
         """
-        if ranks.is_first():
-            self._write(state)
-
-    def _write(self, state: dict[str, Any]) -> None:
-        if self.file is None:
+        if self.file is None or not (own or ranks.is_first()):
             return
         began, buffer = time.monotonic(), io.BytesIO()
         torch.save(state, buffer)  # into memory: on a full disk torch raises a RuntimeError that does not say so
@@ -86,7 +84,7 @@ def kept(folder: Path | None, name: str, make: Callable[[], T]) -> T:
         found: T = state["value"]
         return found
     value = make()
-    unfinished._write({"value": value})  # whichever process made it
+    unfinished.save({"value": value}, own=True)
     return value
 
 

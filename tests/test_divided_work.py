@@ -85,11 +85,11 @@ def test_views_are_divided_evenly_and_their_logits_are_those_of_one_process(
             return replace(split, read=lambda rows: (read.append(split.name), split.read(rows))[1])
 
         sheet = ContactSheet(train, [1, 3])
-        stored = evaluate(classifier, iter([view._replace(split=noted(view.split)) for view in opened]), sheet)
+        stored = evaluate(classifier, iter([view._replace(split=noted(view.split)) for view in opened]), sheet=sheet)
         sheet.save(folder)
         if ranks.is_first():
             stored.save(folder)
-        return list(stored.logits), len(set(read))
+        return list(stored.views), len(set(read))
 
     names, count = evaluated(fresh(tmp_path / "alone"))
     (first, some), (second, others) = together(evaluated, fresh(tmp_path / "divided"))

@@ -60,8 +60,10 @@ def disturbed(main: Callable[..., None], chance: random.Random, kills: list[str]
             left = [chance.randint(1, 4)] if attempt < MOST_KILLS else [-1]
             save = Unfinished.save
 
-            def dies(self: Unfinished, state: dict, save: Callable = save, left: list[int] = left) -> None:
-                save(self, state)
+            def dies(
+                self: Unfinished, state: dict, own: bool = False, save: Callable = save, left: list[int] = left
+            ) -> None:
+                save(self, state, own)
                 left[0] -= 1
                 if left[0] == 0:
                     raise Killed

@@ -46,6 +46,8 @@ FIRST_SCALE = 2.0**8
 """Of the loss in float16; it grows by itself. From torch's own, 2¹⁶, a short training would skip its first steps."""
 APART = 2_654_435_761
 """Between the seeds of two processes: a prime near 2³² / 1.618, so that no two of them are near each other."""
+EPOCHS_APART = 1_640_531_527
+"""The same between two epochs: an odd number near 2³² / 1.618²."""
 
 
 class FitParams(Section):
@@ -179,8 +181,8 @@ class Training:
         device = self.classifier.device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             assert self.position is not None
-            own = (self.seed + ranks.number() * APART) % 2**32
-            self.position.seed(self.epoch * 2**32 + own, device)
+            # on a CPU torch takes the low 32 bits of a seed alone
+            self.position.seed((self.seed + ranks.number() * APART + self.epoch * EPOCHS_APART) % 2**32, device)
             yield
 
     def _epoch(self, steps: Iterator[tuple[Step, Drawn]], goal: Goal) -> dict[str, float]:

@@ -138,8 +138,8 @@ def test_a_training_that_is_killed_after_any_epoch_goes_on_to_the_same_bytes(
         with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
             patched.setattr(module.Unfinished, "due", lambda self: self.file is not None)
             patched.setattr(module.Unfinished, "save", dies)
-            train_heads(*problem, PARAMS, 0, variant, Unfinished(folder))
-        resumed = train_heads(*problem, PARAMS, 0, variant, Unfinished(folder))
+            train_heads(*problem, PARAMS, 0, variant, folder)
+        resumed = train_heads(*problem, PARAMS, 0, variant, folder)
         assert torch.equal(whole.weight, resumed.weight) and torch.equal(whole.bias, resumed.bias)
 
 

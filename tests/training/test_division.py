@@ -16,7 +16,9 @@ from everycause.training.division import (
     whole_batch_statistics,
 )
 from everycause.training.fit import Training, fit
+from everycause.training.position import Position
 from everycause.training.rows import retrain
+from everycause.training.steps import Order
 from tests.conftest import make_classifier
 from tests.together import together
 from tests.training.invented import PARAMS, ROUNDS, invented_upstream, known, recipe
@@ -123,6 +125,7 @@ def test_a_step_of_fewer_images_than_processes_is_refused() -> None:
 def test_dropout_differs_between_processes_and_returns_with_the_seed(small: Split) -> None:
     def drawn() -> Tensor:
         training = Training(make_classifier(), small, small, SGD, 0, "base")
+        training.position = Position(Order(len(small), training.generator))
         with training._seeded():
             return torch.rand(3)
 

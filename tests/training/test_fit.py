@@ -25,8 +25,9 @@ from everycause.training.fit import (
 from everycause.training.loss import LossParams, accuracy
 from everycause.training.objectives import MaskedDistillation
 from everycause.training.optimizer import has_statistics, optimizer, schedule, trainable_parameters, training_mode
+from everycause.training.position import Position
 from everycause.training.rows import ROWS, Row, goal_of, retrain
-from everycause.training.steps import training_steps
+from everycause.training.steps import Order, training_steps
 from tests.conftest import MODEL, ROOT, STATISTICS, make_classifier
 from tests.training.invented import (
     AUGMENTATION,
@@ -295,6 +296,17 @@ def test_dropout_is_active_wherever_weights_learn_and_only_their_statistics_do(n
         for name, module in classifier.network.named_modules():
             if has_statistics(module):
                 assert module.training == (names == ["all"] or name.startswith(tuple(names))), name
+
+
+def test_dropout_draws_other_numbers_in_every_epoch_and_for_every_seed(small: Split, validation: Split) -> None:
+    drawn = []
+    for seed in (0, 1):
+        training = Training(make_classifier(), small, validation, PARAMS, seed, "continued")
+        training.position = Position(Order(len(small), training.generator))
+        for training.epoch in (1, 2):
+            with training._seeded():
+                drawn.append(tuple(torch.rand(4).tolist()))
+    assert len(set(drawn)) == 4
 
 
 def test_an_epoch_with_dropout_does_not_depend_on_what_ran_before(small: Split, validation: Split) -> None:

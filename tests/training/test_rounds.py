@@ -215,7 +215,7 @@ def test_a_killed_run_goes_on_after_its_last_round_to_the_same_weights_and_recor
     assert list(retraining.epochs(tmp_path, observed)) == epochs
     assert trained == [1, 2, 1][last:] and places == [torch.device("cpu")]
     assert all(torch.equal(*pair) for pair in zip(weights(whole), weights(resumed), strict=True))
-    searches = {PART.format(number, 0) for number in (2, 3)}
+    searches = {PART.format(number, 0, 0) for number in (2, 3)}
     left = {path.name for path in tmp_path.iterdir()} - {PARTS, *searches}
     assert left == {CHECKPOINT, *(ROUND.format(number) for number in (1, 2, 3))}
 
