@@ -10,7 +10,10 @@ from stages.entry import run
 
 VIEW = "results"
 MEASURES = (*tracking.RESULTS, "best/validation_completeness")
-COLUMNS = [*(f"tags.`{tag}`" for tag in ("stage", "row", "seed", "world", "state")), *(f"metrics.`{name}`" for name in MEASURES)]
+COLUMNS = [
+    *(f"tags.`{tag}`" for tag in ("stage", "row", "seed", "world", "state")),
+    *(f"metrics.`{name}`" for name in MEASURES),
+]
 """Columns with which the runs table opens; what no run has does not appear."""
 TABLE = {
     "selectedColumns": COLUMNS, "columnOrder": [], "columnWidths": {}, "runsExpanded": {}, "runsPinned": [],

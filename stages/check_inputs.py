@@ -70,7 +70,12 @@ def main(out: Path) -> None:
             code = code_fingerprint(f"stages.{stage}", SOURCES[params.data.source])
             needs = {"asked": asked.get(stage, True), "code": code, "data": content[stage]}
             write_json(folder / f"{stage}.json", needs)
-        write_json(folder / "report.json", {"asked": True, "code": code_fingerprint("stages.report")})
+        write_json(folder / "report.json", {"asked": True, "code": report_code()})
+
+
+def report_code(template: Path = Path(weights.__file__).parent / "reporting" / "page.html.j2") -> str:
+    """A hash of what the stage report does; the template of its page is a part of it."""
+    return fingerprint(code_fingerprint("stages.report"), template)
 
 
 def asked_for(params: SimpleNamespace) -> dict[str, bool]:

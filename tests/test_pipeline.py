@@ -101,3 +101,9 @@ def test_dvc_shows_the_rows_of_the_report_and_no_other_metric(tmp_path: Path) ->
     assert json.loads(shown)[""]["data"] == {
         "reports/run/rows/masks.json": {"data": {"test": 0.75, "completeness": 0.5}}
     }
+
+
+def test_another_template_of_the_page_makes_another_report(tmp_path: Path) -> None:
+    template = tmp_path / "page.html.j2"
+    template.write_text("another page")
+    assert check_inputs.report_code(template) != check_inputs.report_code() == check_inputs.report_code()
