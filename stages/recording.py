@@ -70,8 +70,8 @@ def recorded(
     sections = {key: value.model_dump() for key, value in vars(params).items() if hasattr(value, "model_dump")}
     tags = {"stage": name.split("/")[0], "row": name.split("/")[-1], "seed": str(seed)}
     tags |= tracking.identity(device, data)
-    if params.data.source == "codebirds":
-        tags["world"] = params.data.section.world
+    if (world := getattr(getattr(getattr(params, "data", None), "section", None), "world", None)) is not None:
+        tags["world"] = world  # of Codebirds
     run_name, logged = f"{name}/seed-{seed}", flattened(sections)
     shown = f"{tags['row']} · {tags['stage']} · seed {seed}"  # MLflow cuts long names: the row comes first
     with (

@@ -19,7 +19,7 @@ from everycause.precision import autocast, in_precision
 from everycause.training.fit import Training, fit
 from everycause.training.optimizer import optimizer
 from everycause.training.prefetch import ahead, prefetched
-from everycause.training.steps import Step, training_steps
+from everycause.training.steps import Drawn, Step, training_steps
 from tests.conftest import make_classifier
 from tests.training.invented import AUGMENTATION, OPTIMIZER, PARAMS, known
 
@@ -68,9 +68,10 @@ def test_the_scale_of_the_loss_is_part_of_the_state(small: Split) -> None:
 
 
 def test_evaluation_in_bfloat16_reads_the_same_images(classifier: Classifier, small: Split) -> None:
-    found = evaluate(classifier, iter([View(small)]), precision="bfloat16").logits["train"]
-    exact = logits_of(classifier, small)
-    assert not torch.equal(found, exact) and (found - exact).abs().max() < 0.05 * exact.abs().max()
+    found = evaluate(classifier, iter([View(small)]), precision="bfloat16").views["train"]
+    exact = logits_of(classifier, small).double().softmax(dim=1).amax(dim=1)
+    assert torch.equal(found.labels, small.labels)
+    assert not torch.equal(found.confidence, exact) and (found.confidence - exact).abs().max() < 0.05
 
 
 def test_counterfactual_images_in_bfloat16_reach_their_targets_too(classifier: Classifier, raw: dict) -> None:
@@ -92,10 +93,10 @@ def steps(split: Split, generator: torch.Generator) -> Iterator[Step]:
 
 def test_steps_drawn_ahead_are_the_same_and_no_number_more_is_drawn(small: Split) -> None:
     plain, other = (torch.Generator().manual_seed(3) for _ in range(2))
-    expected = list(prefetched(steps(small, plain), 7, CPU))
+    expected = list(prefetched(steps(small, plain), 7, CPU, lambda: Drawn([], 0, plain.get_state())))
     found = list(ahead(steps(small, other), 7, lambda step: step))
-    assert len(found) == len(expected) == 7
-    for one, two in zip(found, expected, strict=True):
+    assert len(found) == len(expected) == 7 and torch.equal(expected[-1][1].generator, plain.get_state())
+    for one, (two, _) in zip(found, expected, strict=True):
         assert all(torch.equal(getattr(one, field.name), getattr(two, field.name)) for field in fields(Step))
     assert torch.equal(plain.get_state(), other.get_state())
 

@@ -417,6 +417,7 @@ def test_the_notebooks_show_what_the_stages_wrote_when_opened_from_their_folder(
     assert {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")} == set(NOTEBOOKS)
     monkeypatch.setenv("EVERYCAUSE_ROOT", str(request.getfixturevalue({"codebirds": "toy"}.get(source, source))))
     monkeypatch.delenv("PYTHONPATH", raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # two threads beside another test wait for each other by spinning
     notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
     notebook.cells.append(nbformat.v4.new_code_cell("import everycause; print(everycause.__file__)"))
     done = NotebookClient(notebook, timeout=1200, kernel_name="python3").execute(cwd=str(ROOT / "notebooks"))

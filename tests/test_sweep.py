@@ -157,7 +157,7 @@ def test_what_a_trial_does_not_change_is_not_made_again(toy: Path, monkeypatch: 
 
     counted(upstream_module, "generate")
     counted(upstream_module, "train_base")
-    counted(filters_module, "train_heads")
+    counted(filters_module, "head_blocks")
     sweep = sweep_of(smoke())
 
     def upstream_of(values: dict) -> list[str]:
@@ -172,7 +172,7 @@ def test_what_a_trial_does_not_change_is_not_made_again(toy: Path, monkeypatch: 
         == []
     )
     assert (
-        upstream_of({"filters.heads.sparsity": 1.0}) == ["train_heads"]
+        upstream_of({"filters.heads.sparsity": 1.0}) == ["head_blocks"]
         and upstream_of({"filters.heads.sparsity": 1.0}) == []
     )
     assert (
@@ -180,13 +180,13 @@ def test_what_a_trial_does_not_change_is_not_made_again(toy: Path, monkeypatch: 
         and upstream_of({"masks.baseline": "zeros", "loss.lambda_mc": 0.5}) == []
     )
     assert (
-        upstream_of({"training.epochs": 1}) == ["generate", "train_base", "train_heads"]
+        upstream_of({"training.epochs": 1}) == ["generate", "head_blocks", "train_base"]
         and upstream_of({"training.epochs": 1}) == []
     )
     another = sweep_of(smoke())  # another worker finds on disk what the first one made; heads it trains itself
     made.clear()
     trial(another.cache, "joint", with_values(another.params, {"training.epochs": 1}), another.data, 1, 0)
-    assert made == ["train_heads"]
+    assert made == ["head_blocks"]
 
 
 def test_a_trial_makes_only_what_its_row_needs(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ from everycause.data.shifts import View
 from everycause.data.split import Split
 from everycause.explanation.filters import FilterBank, FilterGenerator, FilterParams, confident, permuted, random_like
 from everycause.explanation.heads import LastLayer
-from everycause.inference import readouts
+from everycause.inference import check_fits, readouts
 from everycause.models import Classifier, Readout
 from everycause.params import Section
 from everycause.shapes import Bool, Float, Int64
@@ -306,6 +306,7 @@ def detect(
         UserError: the images or classes of a split are not those that the classifier was made for.
     """
     classifier, bank, train, validation = explained
+    check_fits(classifier, train)
     head = LastLayer(*classifier.head()).to("cpu")
     own = bank.global_filters(filters.detection_frequency_threshold)
     sets = {RULE: own, RANDOM: random_like(own, seed), PERMUTED: permuted(own, seed)}
@@ -331,12 +332,15 @@ def detect(
             outcome["by_class"] = list(by_class(detections[RULE], known, classifier.class_names))
         return outcome
 
-    return {name: kept(folder, _file_name(name, parts), partial(judged, name, parts)) for name, parts in _splits(views)}
+    def judged_once(name: str, parts: list[View]) -> dict[str, Any]:
+        file = f"{name.replace('/', '-')}-{fingerprint(*(view.split.identity for view in parts))}"
+        return kept(folder, file, partial(judged, name, parts))
+
+    return {name: judged_once(name, parts) for name, parts in _splits(views)}
 
 
 def _splits(views: Iterator[View]) -> Iterator[tuple[str, list[View]]]:
-    """Every split by name; all corruptions together, at the end."""
-    corrupted: list[View] = []
+    corrupted: list[View] = []  # judged together, at the end
     for view in tqdm(views, desc="detecting", disable=None):
         if view.name.startswith("corruptions/"):
             corrupted.append(view)
@@ -344,7 +348,3 @@ def _splits(views: Iterator[View]) -> Iterator[tuple[str, list[View]]]:
             yield view.name, [view]
     if corrupted:
         yield "corruptions", corrupted
-
-
-def _file_name(name: str, views: list[View]) -> str:
-    return f"{name.replace('/', '-')}-{fingerprint(*(view.split.identity for view in views))}"

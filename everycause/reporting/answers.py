@@ -99,3 +99,15 @@ def advice_table(grid: pd.DataFrame) -> str:
         cells = [f"{100 * gains[row]['mean'].min():+.0f} to {100 * gains[row]['mean'].max():+.0f}" for row in rows]
         lines.append([kind, f"`{best}`", *cells])
     return markdown(["your images", "largest gain in the worst world", *(f"`{row}`" for row in rows)], lines)
+
+
+def price(grid: pd.DataFrame, row: str) -> str:
+    """Where a row is shown worse than training on, in words; empty where nowhere. Less is better in the scene gap."""
+    found = []
+    for measure in dict.fromkeys(grid.measure):
+        wide = count(compared(grid, row, REFERENCE, measure))
+        worse = wide.above if measure == "scene_gap" else wide.below
+        if worse:
+            name = measure.removeprefix("accuracy/").replace("_", " ")
+            found.append(f"{name} in {worse} of {wide.worlds} worlds")
+    return f"`{row}` is shown worse than training on in: {'; '.join(found)}." if found else ""

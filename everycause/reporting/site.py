@@ -27,6 +27,7 @@ COUNTERFACTUAL_MEASURES = {
     "parts_towards": "changed parts that go to the target's", "scene_stayed": "scene stays",
     "on_parts": "share of the change on parts", "l1": "mean change of a color", "ssim": "SSIM",
 }  # fmt: skip
+ADVISED = ("masks", "object_exchange")
 ABLATIONS = ("lambdas", "augment", "confidence", "frequency", "sparsity")
 
 
@@ -108,10 +109,11 @@ def _answers(reports: Path, out: Path) -> Iterator[Part]:
         "![Points gained over continued training in sixteen worlds](map/map.png)"
     ).replace("over 6 seeds", f"over {_seeds(reports)} seeds")
     yield Part("answer", "The answer", Markup(html(body, reports, out)))
+    prices = " ".join(filter(None, (answers.price(grid, row) for row in ADVISED)))
     text = (
         "Completeness gained over continued training in the worlds of the map, from the least to the most:\n\n"
-        f"{answers.advice_table(grid)}\n\nRows are explained [below](#run). Compare with your own validation images: "
-        "`make sweep` does."
+        f"{answers.advice_table(grid)}\n\n{prices} Rows are explained [below](#run). On photographs less is known: one "
+        "seed of one data set, in the next part."
     )
     yield Part("advice", "What to do with it", Markup(html(text, reports, out)))
     names = ("pacs", "cue_conflict", "imagenet_samples")

@@ -171,6 +171,14 @@ def test_advice_is_the_row_with_the_largest_gain_in_the_worst_world() -> None:
     assert "-19 to +11" in table[2] and "+6 to +7" in table[2]
 
 
+def test_the_price_of_a_row_names_measures_and_worlds() -> None:
+    lines = differences("masks", "continued", (0.1, 0.2), (-0.3, -0.2))
+    lines += [(*line[:4], "scene_gap", *line[5:]) for line in differences("masks", "continued", (0.1, 0.2), (0.3, 0.4))]
+    found = pd.DataFrame(lines, columns=COLUMNS)
+    expected = "`masks` is shown worse than training on in: completeness in 1 of 2 worlds; scene gap in 2 of 2 worlds."
+    assert answers.price(found, "masks") == expected and answers.price(found[:1], "masks") == ""
+
+
 def test_sections_are_cut_at_second_level_headings() -> None:
     assert sections("# T\n\nlead\n\n## A\n\na\n\n### B\n\nb\n\n## C\n") == {"": "lead", "A": "a\n\n### B\n\nb", "C": ""}
 
