@@ -72,3 +72,10 @@ def finished(out: Path, key: str) -> bool:
 def finish(folder: Path, key: str) -> None:
     """Note what an artifact is made from, as `finished` reads it."""
     (folder / KEY).write_text(key)
+
+
+def written(file: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    partial = file.with_suffix(".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.rename(file)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from everycause.reporting.published import paper
 from everycause.reporting.site import page
-from stages.entry import run
+from stages.entry import run, written
 
 
 def main(reports: Path = Path("reports"), out: Path = Path("reports/index.html")) -> None:
@@ -21,13 +21,6 @@ def main(reports: Path = Path("reports"), out: Path = Path("reports/index.html")
     """
     written(reports / "paper.md", paper(reports))
     written(out, page(reports / "results", reports, out.parent))
-
-
-def written(file: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    partial = file.with_suffix(".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.rename(file)
 
 
 if __name__ == "__main__":

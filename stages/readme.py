@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from everycause.errors import UserError
-from stages.entry import run
+from stages.entry import run, written
 
 BEGIN, END = "<!-- table: begin (make readme) -->", "<!-- table: end -->"
 
@@ -29,10 +29,7 @@ def main(readme: Path = Path("README.md"), table: Path = Path("reports/study/rea
     """
     if not table.is_file():
         raise UserError(f"{table} does not exist: run `make study` first")
-    changed = with_table(readme.read_text(), table.read_text())
-    partial = readme.with_suffix(".partial")
-    partial.write_text(changed)
-    partial.rename(readme)
+    written(readme, with_table(readme.read_text(), table.read_text()))
 
 
 if __name__ == "__main__":

@@ -102,12 +102,12 @@ def _answers(reports: Path, out: Path) -> Iterator[Part]:
     """What the published studies say, the answer first."""
     study, grid = (_differences(reports / name) for name in ("study", "map"))
     body = (
-        f"{answers.answer_table(study, grid)}\n\nGains in completeness over 6 seeds in three worlds, in points, with "
+        f"{answers.answer_table(study, grid)}\n\nGains in completeness over {_seeds(reports)} seeds, in points, with "
         "95 % intervals over seeds and test images; bold where they exclude 0. [The study](study/study.md), "
         f"[the map](map/map.md).\n\n{_read(reports / 'study' / 'readme_table.md', 'make study')}\n\n"
         "![Completeness of every row in three worlds, a dot for each seed](study/study.png)\n\n"
         "![Points gained over continued training in sixteen worlds](map/map.png)"
-    ).replace("over 6 seeds", f"over {_seeds(reports)} seeds")
+    )
     yield Part("answer", "The answer", Markup(html(body, reports, out)))
     prices = " ".join(filter(None, (answers.price(grid, row) for row in ADVISED)))
     text = (
