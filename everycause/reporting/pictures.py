@@ -14,6 +14,8 @@ from everycause.shapes import Float, UInt8
 
 MOST_NAMES = 40
 """Classes of a heat map. Of more classes, the 20 that share least and the 20 that share most are shown."""
+COLUMNS = 10
+"""Images side by side: with more they are too small on a printed page."""
 LONGEST = 24
 """Characters of a name before it is cut."""
 TINT = np.array([230, 20, 90])
@@ -27,9 +29,9 @@ def shortened(name: str) -> str:
 
 
 def gallery(pictures: Pictures) -> Figure:
-    """Original, removed regions and counterfactual image, column by column."""
+    """Original, removed regions and counterfactual image, column by column; the page shows those of all classes."""
     images, removed, filled = (pictures.tensors[name].numpy() for name in ("images", "removed", "counterfactuals"))
-    titles, count = pictures.description["titles"], len(images)
+    titles, count = pictures.description["titles"], min(COLUMNS, len(images))
     figure, axes = plt.subplots(3, count, figsize=(1.45 * count, 4.6), squeeze=False)
     for column in range(count):
         picture, after = images[column].transpose(1, 2, 0), filled[column].transpose(1, 2, 0)

@@ -212,6 +212,8 @@ def test_the_gallery_tints_what_is_removed() -> None:
     assert whole.get_title() == "a → b" and (after.images[0].get_array() == 101).all()
     shown = tinted.images[0].get_array()
     assert shown[0, 0].tolist() == [197, 40, 92] and (shown[1:] == 100).all()
+    many = {name: value.expand(16, *value.shape[1:]) for name, value in tensors.items()}
+    assert len(pictures.gallery(Pictures(many, {"titles": ["a"] * 16})).axes) == 3 * pictures.COLUMNS
 
 
 @pytest.mark.parametrize("name", ["$igma $", "a_b^{c", r"\alpha $x$", "50%", "{$}"])
